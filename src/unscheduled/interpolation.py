@@ -1,0 +1,67 @@
+"""The interpolation: where between the base iterate z and the average x the gradient is taken.
+
+    y = (1 - beta_t) z + beta_t x
+
+beta = 0 takes it at z (Polyak-Ruppert averaging), beta = 1 at x (primal averaging); Schedule-Free learning
+lies between. An interpolation maps the beta that a parameter group states and the number of steps taken to beta_t.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from unscheduled.interval import require_count, require_within
+
+
+class Interpolation(Protocol):
+    """An interpolation: called with (beta, step), it returns the beta that forms y after ``step`` steps, in [0, 1]."""
+
+    def __call__(self, beta: float, step: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class ConstantInterpolation:
+    """The same beta at every step: beta_t = beta (the paper's choice).
+
+    Example:
+        >>> ConstantInterpolation()(0.9, 1000)
+        0.9
+    """
+
+    def __call__(self, beta: float, step: int) -> float:
+        return beta
+
+
+@dataclass(frozen=True)
+class AnnealedInterpolation:
+    """beta annealed to a maximum, evenly in log(1 - beta): the weight of z shrinks by the same factor every step.
+
+        beta_t = 1 - (1 - beta)^(1 - p) (1 - beta_max)^p,    p = min(t / steps, 1)
+
+    Args:
+        beta_max: beta from step ``steps`` on, in [0, 1).
+        steps: length of the annealing in optimizer steps, an integer >= 1.
+
+    Raises:
+        ValueError: if an argument is out of its range, or, when called, if ``beta`` is 1 (its logarithm is infinite).
+
+    Example:
+        >>> anneal = AnnealedInterpolation(beta_max=0.99, steps=100)
+        >>> round(anneal(0.9, 0), 4), round(anneal(0.9, 50), 4), round(anneal(0.9, 500), 4)
+        (0.9, 0.9684, 0.99)
+
+    Source: Defazio, "ScheduleFree+", arXiv 2605.19095.
+    """
+
+    beta_max: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        require_within("[0, 1)", "beta_max", self.beta_max, "give the beta to end at, such as 0.965")
+        require_count(1, "steps", self.steps, "give the length of the annealing in optimizer steps")
+
+    def __call__(self, beta: float, step: int) -> float:
+        require_within("[0, 1)", "beta", beta, "only a beta below 1 can be annealed")
+        progress = min(step / self.steps, 1.0)
+        log_weight_of_z = (1.0 - progress) * math.log1p(-beta) + progress * math.log1p(-self.beta_max)
+        return -math.expm1(log_weight_of_z)
