@@ -1,0 +1,203 @@
+"""Schedule-Free AdamW."""
+# torch publishes its foreach operations under names with an underscore:
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from unscheduled.averaging import Averaging
+from unscheduled.groups import Group
+from unscheduled.interpolation import Interpolation
+from unscheduled.interval import require_within
+from unscheduled.iterates import Array
+from unscheduled.kernels import Implementation, Rule, Tensors
+from unscheduled.optimizer import ScheduleFreeOptimizer
+
+
+def direction(
+    grad: Array, exp_avg_sq: Array, *, beta2: float, bias_correction2: float, eps: float
+) -> tuple[Array, Array]:
+    """The direction of Adam without momentum, d = g / (sqrt(v / (1 - beta2^t)) + eps)."""
+    exp_avg_sq = beta2 * exp_avg_sq + (1.0 - beta2) * (grad * grad)
+    return grad / ((exp_avg_sq / bias_correction2) ** 0.5 + eps), exp_avg_sq
+
+
+def direction_with_momentum(
+    grad: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    *,
+    inner_momentum: float,
+    bias_correction1: float,
+    beta2: float,
+    bias_correction2: float,
+    eps: float,
+) -> tuple[Array, Array, Array]:
+    """The direction of Adam, d = (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)."""
+    exp_avg = inner_momentum * exp_avg + (1.0 - inner_momentum) * grad
+    exp_avg_sq = beta2 * exp_avg_sq + (1.0 - beta2) * (grad * grad)
+    return (exp_avg / bias_correction1) / ((exp_avg_sq / bias_correction2) ** 0.5 + eps), exp_avg, exp_avg_sq
+
+
+def foreach_direction(
+    grads: Tensors, exp_avg_sqs: Tensors, *, beta2: float, bias_correction2: float, eps: float
+) -> Tensors:
+    """:func:`direction` on lists of tensors."""
+    directions = _reciprocal_denominators(grads, exp_avg_sqs, beta2, bias_correction2, eps)
+    torch._foreach_mul_(directions, grads)
+    return directions
+
+
+def foreach_direction_with_momentum(
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
+    *,
+    inner_momentum: float,
+    bias_correction1: float,
+    beta2: float,
+    bias_correction2: float,
+    eps: float,
+) -> Tensors:
+    """:func:`direction_with_momentum` on lists of tensors."""
+    torch._foreach_mul_(exp_avgs, inner_momentum)
+    torch._foreach_add_(exp_avgs, grads, alpha=1.0 - inner_momentum)
+    directions = _reciprocal_denominators(grads, exp_avg_sqs, beta2, bias_correction2, eps)
+    torch._foreach_mul_(directions, exp_avgs)
+    torch._foreach_div_(directions, bias_correction1)
+    return directions
+
+
+def _reciprocal_denominators(
+    grads: Tensors, exp_avg_sqs: Tensors, beta2: float, bias_correction2: float, eps: float
+) -> Tensors:
+    torch._foreach_mul_(exp_avg_sqs, beta2)
+    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=1.0 - beta2)
+    denominators = torch._foreach_div(exp_avg_sqs, bias_correction2)
+    torch._foreach_sqrt_(denominators)
+    torch._foreach_add_(denominators, eps)
+    torch._foreach_reciprocal_(denominators)
+    return denominators
+
+
+ADAM = Rule(direction, ("exp_avg_sq",), foreach_direction)
+ADAM_WITH_MOMENTUM = Rule(direction_with_momentum, ("exp_avg", "exp_avg_sq"), foreach_direction_with_momentum)
+
+
+def check_adam(group: Group) -> None:
+    """Raise ValueError if ``betas`` or ``eps`` is out of its range."""
+    try:
+        beta, beta2 = group["betas"]
+    except (TypeError, ValueError):
+        raise ValueError(f"betas = {group['betas']} is no pair: give (beta, beta2), such as (0.9, 0.999)") from None
+    require_within("[0, 1]", "betas[0]", beta, "it is the interpolation beta: use 0.9")
+    require_within("[0, 1)", "betas[1]", beta2, "it averages the squared gradient: use 0.999, or 0.99")
+    require_within("(0, inf)", "eps", group["eps"], "use 1e-8")
+
+
+class AdamWScheduleFree(ScheduleFreeOptimizer):
+    """Schedule-Free AdamW: Adam's direction, decoupled weight decay, and no schedule.
+
+        v' = beta2 v + (1 - beta2) g^2
+        z' = z - gamma (g / (sqrt(v' / (1 - beta2^t)) + eps) + lambda w)
+        x' = (1 - c) x + c z',    c = w_t / sum w_i,    w_t = t^r (max gamma)^weight_lr_power
+        y' = (1 - beta) z' + beta x'
+
+    with gamma = lr min(1, t / warmup_steps). The interpolation takes the place of momentum, so it needs the memory
+    of AdamW: v and the gap z - x. With ``inner_momentum`` = beta1 > 0, g in z' is replaced by the moving average of
+    the gradients, m' = beta1 m + (1 - beta1) g over 1 - beta1^t, at the price of a third buffer; with
+    ``averaging=NoAveraging()`` that is ``torch.optim.AdamW``.
+
+    Bias corrections count the gradients that a parameter has seen. Complex parameters are pairs of real ones.
+
+    Args:
+        params: parameters, named parameters or parameter groups.
+        lr: learning rate, a float or a tensor of one element, >= 0. Start at 2 to 4 times AdamW's tuned rate.
+        betas: (beta, beta2): the interpolation in [0, 1], and the average of the squared gradient in [0, 1).
+        eps: epsilon, > 0, added to the root.
+        weight_decay: lambda, >= 0.
+        warmup_steps: steps of linear warmup, an integer >= 0; 2 to 5% of the steps that may be run.
+        r: power of the step in the averaging weights, in (-1, 32]; None is 0.
+        weight_lr_power: power of the learning rate's running maximum in the averaging weights, >= 0; None is 2.
+        foreach: True is ``implementation="foreach"``, False is ``"loop"``.
+        inner_momentum: beta1, in [0, 1), Adam's own momentum; 0 keeps no buffer for it. For very large batches.
+        averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
+        interpolation: how beta changes with the steps; None keeps it constant.
+        decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
+        maximize: follow the gradient upwards.
+        implementation: ``"auto"``, ``"loop"`` or ``"foreach"``.
+
+    Raises:
+        ValueError: if an argument is out of its range, or two of them exclude each other.
+
+    Example:
+        >>> import torch
+        >>> import unscheduled
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = unscheduled.AdamWScheduleFree([weight], lr=0.1, warmup_steps=5)
+        >>> for _ in range(300):
+        ...     optimizer.zero_grad()
+        ...     (weight**2).sum().backward()
+        ...     optimizer.step()
+        >>> with optimizer.averaged_parameters():
+        ...     abs(weight.item()) < 0.01
+        True
+
+    Source: "The Road Less Scheduled", arXiv 2405.15682, Algorithm 1, with the bias correction of the authors'
+    released code: v is divided by 1 - beta2^t, and the step size has no factor sqrt(1 - beta2^t).
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        r: float | None = None,
+        weight_lr_power: float | None = None,
+        foreach: bool | None = None,
+        *,
+        inner_momentum: float = 0.0,
+        averaging: Averaging | None = None,
+        interpolation: Interpolation | None = None,
+        decay_at: Literal["y", "z"] = "y",
+        maximize: bool = False,
+        implementation: Implementation = "auto",
+    ) -> None:
+        options = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "warmup_steps": warmup_steps,
+            "r": r,
+            "weight_lr_power": weight_lr_power,
+            "inner_momentum": inner_momentum,
+            "averaging": averaging,
+            "interpolation": interpolation,
+            "decay_at": decay_at,
+            "maximize": maximize,
+        }
+        super().__init__(params, implementation=implementation, foreach=foreach, options=options)
+
+    def _rule(self, group: Group) -> Rule:
+        return ADAM_WITH_MOMENTUM if group["inner_momentum"] > 0.0 else ADAM
+
+    def _rule_scalars(self, group: Group, step: int) -> dict[str, float]:
+        beta2, inner_momentum = group["betas"][1], group["inner_momentum"]
+        scalars = {"beta2": beta2, "bias_correction2": 1.0 - beta2**step, "eps": group["eps"]}
+        if inner_momentum > 0.0:
+            scalars |= {"inner_momentum": inner_momentum, "bias_correction1": 1.0 - inner_momentum**step}
+        return scalars
+
+    def _beta(self, group: Group) -> float:
+        return group["betas"][0]
+
+    def _check_rule(self, group: Group) -> None:
+        check_adam(group)
+        require_within("[0, 1)", "inner_momentum", group["inner_momentum"], "use 0, or 0.9 for very large batches")

@@ -1,0 +1,43 @@
+"""The averaged weights, for evaluating and saving."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from unscheduled.optimizer import ScheduleFreeOptimizer
+
+
+def averaged_state_dict(model: nn.Module, optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
+    """The state dict of a model with its parameters at the average x, in either mode, without touching them.
+
+    It is a snapshot: later training does not change it. Tensors that the model shares (tied weights) are shared in
+    it. Parameters that the optimizer does not hold, and buffers such as BatchNorm's statistics, are as in the model.
+
+    Args:
+        model: the model, or a part or wrapper of it.
+        optimizer: the optimizer of its parameters.
+
+    Example:
+        >>> import torch
+        >>> import unscheduled
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = unscheduled.AdamWScheduleFree(model.parameters())
+        >>> sorted(unscheduled.averaged_state_dict(model, optimizer))
+        ['bias', 'weight']
+    """
+    snapshots: dict[int, Tensor] = {}
+
+    def snapshot(entry: Any) -> Any:
+        if not isinstance(entry, Tensor):
+            return entry
+        if id(entry) not in snapshots:
+            averaged = (
+                optimizer.iterates(entry).x.to(entry.dtype) if entry in optimizer.state else entry.detach().clone()
+            )
+            snapshots[id(entry)] = averaged
+        return snapshots[id(entry)]
+
+    state_dict = model.state_dict(keep_vars=True)
+    for name, entry in state_dict.items():
+        state_dict[name] = snapshot(entry)
+    return state_dict

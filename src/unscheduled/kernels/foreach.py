@@ -1,0 +1,44 @@
+"""The definition by hand in ``torch._foreach_*``: in place, a few launches for all tensors of a batch."""
+# torch publishes its foreach operations under names with an underscore:
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
+import torch
+from torch import Tensor
+
+from unscheduled.kernels.rule import Batch, Rule, Scalars
+
+
+def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
+    """One step of every parameter of the batch. The arithmetic is done in the dtype of the gap.
+
+    It needs one temporary of the batch's size, and two more if parameters are narrower than their gaps.
+    """
+    assert rule.foreach is not None
+    lr, c, beta, next_beta = scalars.lr, scalars.c, scalars.beta, scalars.next_beta
+    gaps = batch.gaps
+    y, grads = _widened(batch.params, gaps), _widened(batch.grads, gaps)
+    if scalars.maximize:
+        grads = torch._foreach_neg(grads)
+    direction = rule.foreach(grads, *batch.buffers, **scalars.direction)
+
+    if scalars.weight_decay != 0.0:
+        if direction is batch.grads:  # theirs to read only
+            direction = torch._foreach_add(direction, y, alpha=scalars.weight_decay)
+        else:
+            torch._foreach_add_(direction, y, alpha=scalars.weight_decay)
+        if scalars.decay_at_z:
+            torch._foreach_add_(direction, gaps, alpha=scalars.weight_decay * beta)
+
+    torch._foreach_add_(y, gaps, alpha=c * next_beta + beta - next_beta)
+    torch._foreach_add_(y, direction, alpha=-(1.0 - next_beta * (1.0 - c)) * lr)
+    torch._foreach_add_(gaps, gaps, alpha=-c)
+    torch._foreach_add_(gaps, direction, alpha=-(1.0 - c) * lr)
+    if y is not batch.params:
+        torch._foreach_copy_(batch.params, y)
+
+
+def _widened(tensors: list[Tensor], like: list[Tensor]) -> list[Tensor]:
+    """The tensors in the dtype of ``like``: the very list if that is theirs."""
+    if tensors[0].dtype == like[0].dtype:
+        return tensors
+    return [tensor.to(like[0].dtype) for tensor in tensors]

@@ -1,0 +1,51 @@
+"""What a kernel is given: the rule of the algorithm, a batch of tensors, and the scalars of the step."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
+Direction: TypeAlias = Callable[..., Any]
+ForeachDirection: TypeAlias = Callable[..., Tensors]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A base optimizer's rule: how a gradient becomes the direction d in which z moves.
+
+    Args:
+        direction: the definition, plain arithmetic: ``direction(grad, *buffers, **scalars)`` returns
+            (d, \\*next buffers), new arrays.
+        buffers: names of the buffers that it keeps for each parameter, each of the parameter's shape, first all zero.
+        foreach: the same on lists of tensors, or None if there is none: ``foreach(grads, *buffer lists, **scalars)``
+            returns the list of d, which is either ``grads`` itself or new tensors, and updates the buffers in place.
+            It never writes to ``grads``.
+    """
+
+    direction: Direction
+    buffers: tuple[str, ...] = ()
+    foreach: ForeachDirection | None = None
+
+
+class Batch(NamedTuple):
+    """Tensors that are updated together: one device, one dtype, one count of gradients seen."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    gaps: list[Tensor]
+    buffers: list[list[Tensor]]  # one list for each of the rule's buffers
+
+
+class Scalars(NamedTuple):
+    """The numbers of one step, float64."""
+
+    lr: float  # gamma: warmup and rectification included
+    c: float
+    beta: float
+    next_beta: float
+    weight_decay: float
+    decay_at_z: bool
+    maximize: bool
+    direction: Mapping[str, float]  # the rule's own

@@ -1,0 +1,161 @@
+"""Schedule-Free RAdam."""
+# torch publishes its foreach operations under names with an underscore:
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from unscheduled import adamw
+from unscheduled.averaging import Averaging
+from unscheduled.groups import Group
+from unscheduled.interpolation import Interpolation
+from unscheduled.iterates import Array
+from unscheduled.kernels import Implementation, Rule, Tensors
+from unscheduled.optimizer import ScheduleFreeOptimizer
+from unscheduled.step_size import largest_moving_average, rectification
+
+
+def direction(
+    grad: Array, exp_avg_sq: Array, *, rectified: bool, beta2: float, bias_correction2: float, eps: float
+) -> tuple[Array, Array]:
+    """The direction of RAdam: Adam's once its step size can be rectified, SGD's d = g until then."""
+    adaptive, exp_avg_sq = adamw.direction(grad, exp_avg_sq, beta2=beta2, bias_correction2=bias_correction2, eps=eps)
+    return (adaptive if rectified else grad), exp_avg_sq
+
+
+def foreach_direction(
+    grads: Tensors,
+    exp_avg_sqs: Tensors,
+    *,
+    rectified: bool,
+    beta2: float,
+    bias_correction2: float,
+    eps: float,
+) -> Tensors:
+    """:func:`direction` on lists of tensors."""
+    if rectified:
+        return adamw.foreach_direction(grads, exp_avg_sqs, beta2=beta2, bias_correction2=bias_correction2, eps=eps)
+    torch._foreach_mul_(exp_avg_sqs, beta2)
+    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=1.0 - beta2)
+    return grads
+
+
+RADAM = Rule(direction, ("exp_avg_sq",), foreach_direction)
+
+
+class RAdamScheduleFree(ScheduleFreeOptimizer):
+    """Schedule-Free RAdam: the rectified step size replaces the warmup.
+
+        v' = beta2 v + (1 - beta2) g^2
+        z' = z - gamma (g / (sqrt(v' / (1 - beta2^t)) + eps) + lambda w),    gamma = lr r_t
+        x' = (1 - c) x + c z',    c = w_t / sum w_i,    w_t = t^r (max gamma)^weight_lr_power
+        y' = (1 - beta) z' + beta x'
+
+    r_t is RAdam's rectification, :func:`unscheduled.step_size.rectification`. During the first steps (5 at
+    beta2 = 0.999) it does not exist: then nothing moves, and only v is gathered, or, with
+    ``silent_sgd_phase=False``, the steps are those of SGD, gamma = lr and d = g.
+
+    Rectification and bias correction count the gradients that a parameter has seen. Complex parameters are pairs of
+    real ones. Memory: v and the gap z - x.
+
+    Args:
+        params: parameters, named parameters or parameter groups.
+        lr: learning rate, a float or a tensor of one element, >= 0.
+        betas: (beta, beta2): the interpolation in [0, 1], and the average of the squared gradient in [0, 1), above
+            0.6 if ``silent_sgd_phase``.
+        eps: epsilon, > 0, added to the root.
+        weight_decay: lambda, >= 0.
+        r: power of the step in the averaging weights, in (-1, 32]; None is 0.
+        weight_lr_power: power of the learning rate's running maximum in the averaging weights, >= 0; None is 2.
+        foreach: True is ``implementation="foreach"``, False is ``"loop"``.
+        silent_sgd_phase: whether to stand still, rather than to make steps of SGD, until r_t exists.
+        averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
+        interpolation: how beta changes with the steps; None keeps it constant.
+        decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
+        maximize: follow the gradient upwards.
+        implementation: ``"auto"``, ``"loop"`` or ``"foreach"``.
+
+    Raises:
+        ValueError: if an argument is out of its range, two of them exclude each other, or beta2 is so small that
+            r_t never exists and nothing would ever move.
+
+    Example:
+        >>> import torch
+        >>> import unscheduled
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = unscheduled.RAdamScheduleFree([weight], lr=0.1)
+        >>> for _ in range(300):
+        ...     optimizer.zero_grad()
+        ...     (weight**2).sum().backward()
+        ...     optimizer.step()
+        >>> with optimizer.averaged_parameters():
+        ...     abs(weight.item()) < 0.1
+        True
+
+    Source: "The Road Less Scheduled", arXiv 2405.15682; Liu et al., arXiv 1908.03265, Algorithm 2.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        r: float | None = None,
+        weight_lr_power: float | None = None,
+        foreach: bool | None = None,
+        silent_sgd_phase: bool = True,
+        *,
+        averaging: Averaging | None = None,
+        interpolation: Interpolation | None = None,
+        decay_at: Literal["y", "z"] = "y",
+        maximize: bool = False,
+        implementation: Implementation = "auto",
+    ) -> None:
+        options = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "warmup_steps": 0,
+            "r": r,
+            "weight_lr_power": weight_lr_power,
+            "silent_sgd_phase": silent_sgd_phase,
+            "averaging": averaging,
+            "interpolation": interpolation,
+            "decay_at": decay_at,
+            "maximize": maximize,
+        }
+        super().__init__(params, implementation=implementation, foreach=foreach, options=options)
+
+    def _rule(self, group: Group) -> Rule:
+        return RADAM
+
+    def _rule_scalars(self, group: Group, step: int) -> dict[str, float]:
+        beta2 = group["betas"][1]
+        return {
+            "rectified": rectification(step, beta2) is not None,
+            "beta2": beta2,
+            "bias_correction2": 1.0 - beta2**step,
+            "eps": group["eps"],
+        }
+
+    def _lr_factor(self, group: Group, step: int) -> float:
+        factor = rectification(step, group["betas"][1])
+        return float(not group["silent_sgd_phase"]) if factor is None else factor
+
+    def _beta(self, group: Group) -> float:
+        return group["betas"][0]
+
+    def _check_rule(self, group: Group) -> None:
+        adamw.check_adam(group)
+        beta2 = group["betas"][1]
+        if group["silent_sgd_phase"] and largest_moving_average(beta2) <= 4.0:
+            raise ValueError(
+                f"betas[1] = {beta2} is outside (0.6, 1): its moving average is too short to be rectified, so nothing "
+                "would ever move: use 0.999, or silent_sgd_phase=False"
+            )
