@@ -1,0 +1,101 @@
+"""The float64 oracle: Schedule-Free learning with explicit x, y and z, line by line from the papers.
+
+It shares no code with the library, keeps no gap, and updates one parameter at a time.
+"""
+
+from dataclasses import dataclass, field
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
+
+@dataclass
+class Oracle:
+    """One parameter. The arguments are those of the optimizers; ``rule`` is "sgd", "adamw" or "radam"."""
+
+    start: Vector
+    rule: str
+    lr: float
+    beta: float
+    beta2: float = 0.999
+    eps: float = 1e-8
+    inner_momentum: float = 0.0
+    silent_sgd_phase: bool = True
+    weight_decay: float = 0.0
+    decay_at: str = "y"
+    warmup_steps: int = 0
+    r: float = 0.0
+    weight_lr_power: float = 2.0
+    averaging_warmup_steps: int = 0
+    constant_c: float | None = None
+    beta_max: float | None = None
+    anneal_steps: int = 1
+    maximize: bool = False
+
+    t: int = 0
+    lr_max: float = 0.0
+    weight_sum: float = 0.0
+    x: Vector = field(init=False)
+    y: Vector = field(init=False)
+    z: Vector = field(init=False)
+    m: Vector = field(init=False)
+    v: Vector = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.x, self.y, self.z = self.start.copy(), self.start.copy(), self.start.copy()
+        self.m, self.v = np.zeros_like(self.start), np.zeros_like(self.start)
+
+    def step(self, gradient: Vector) -> None:
+        self.t += 1
+        t = self.t
+        g = -gradient if self.maximize else gradient
+        gamma = self.lr
+        if self.warmup_steps and t < self.warmup_steps:
+            gamma = self.lr * t / self.warmup_steps
+
+        # The direction.
+        if self.rule == "sgd":
+            d = g
+        else:
+            self.v = self.beta2 * self.v + (1 - self.beta2) * g**2
+            v_hat = self.v / (1 - self.beta2**t)
+            self.m = self.inner_momentum * self.m + (1 - self.inner_momentum) * g
+            m_hat = self.m / (1 - self.inner_momentum**t)
+            d = m_hat / (np.sqrt(v_hat) + self.eps)
+        if self.rule == "radam":
+            rho_inf = 2 / (1 - self.beta2) - 1
+            rho = rho_inf - 2 * t * self.beta2**t / (1 - self.beta2**t)
+            if rho > 4:
+                gamma *= sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+            elif self.silent_sgd_phase:
+                gamma = 0.0
+            else:
+                d = g
+
+        # z' = z - gamma (d + lambda w)
+        decayed = self.y if self.decay_at == "y" else self.z
+        self.z = self.z - gamma * (d + self.weight_decay * decayed)
+
+        # x' = (1 - c) x + c z'
+        self.lr_max = max(self.lr_max, gamma)
+        if gamma == 0:
+            c = 0.0
+        elif self.constant_c is not None:
+            c = self.constant_c
+        elif t <= self.averaging_warmup_steps:
+            c = 1.0
+        else:
+            w = t**self.r * self.lr_max**self.weight_lr_power
+            self.weight_sum += w
+            c = w / self.weight_sum
+        self.x = (1 - c) * self.x + c * self.z
+
+        # y' = (1 - beta) z' + beta x'
+        beta = self.beta
+        if self.beta_max is not None:
+            p = min(t / self.anneal_steps, 1.0)
+            beta = 1 - np.exp((1 - p) * np.log(1 - self.beta) + p * np.log(1 - self.beta_max))
+        self.y = (1 - beta) * self.z + beta * self.x

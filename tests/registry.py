@@ -1,0 +1,201 @@
+"""Every optimizer, with its configurations, the same for the oracle, and the arguments that it must refuse.
+
+A new algorithm is one entry in OPTIMIZERS; every test of the contract is written once over it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from unscheduled import (
+    AdamWScheduleFree,
+    AnnealedInterpolation,
+    ExponentialAveraging,
+    NoAveraging,
+    PolynomialAveraging,
+    RAdamScheduleFree,
+    ScheduleFreeOptimizer,
+    SGDScheduleFree,
+)
+
+IMPLEMENTATIONS = ["loop", "foreach"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """``arguments`` of the optimizer that stand for ``settings`` of the oracle."""
+
+    desc: str
+    arguments: dict[str, Any]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Arguments that must raise ValueError, and what its message must say."""
+
+    arguments: dict[str, Any]
+    match: str
+
+    @property
+    def desc(self) -> str:
+        return ",".join(f"{name}={value}" for name, value in self.arguments.items())
+
+
+@dataclass(frozen=True)
+class OptimizerInfo:
+    """An optimizer under test."""
+
+    cls: type[ScheduleFreeOptimizer]
+    rule: str  # its name in the oracle
+    lr: float  # a rate at which the random-gradient runs are well scaled
+    beta_arguments: Any  # beta -> arguments
+    own: tuple[Configuration, ...]  # what only this optimizer has
+    refused: tuple[Refused, ...]
+    buffers: frozenset[str]
+    has_warmup: bool = True
+
+    def make(self, params: Any, **arguments: Any) -> ScheduleFreeOptimizer:
+        return self.cls(params, **({"lr": self.lr} | arguments))
+
+    def configurations(self) -> list[Configuration]:
+        """Every axis by itself, and some together."""
+        found = [
+            Configuration("default", {}, {}),
+            *(Configuration(f"beta={beta:g}", self.beta_arguments(beta), {"beta": beta}) for beta in (0.0, 0.5, 1.0)),
+        ]
+        shared: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+            "decay": ({"weight_decay": 0.1}, {"weight_decay": 0.1}),
+            "decay at z": ({"weight_decay": 0.1, "decay_at": "z"}, {"weight_decay": 0.1, "decay_at": "z"}),
+            "r": ({"r": 2.5}, {"r": 2.5}),
+            "r<0": ({"r": -0.5}, {"r": -0.5}),
+            "equal weights": ({"weight_lr_power": 0.0}, {"weight_lr_power": 0.0}),
+            "averaging warmup": (
+                {"averaging": PolynomialAveraging(r=1, warmup_steps=7)},
+                {"r": 1, "averaging_warmup_steps": 7},
+            ),
+            "exponential": ({"averaging": ExponentialAveraging(0.05)}, {"constant_c": 0.05}),
+            "none": ({"averaging": NoAveraging()}, {"constant_c": 1.0}),
+            "annealed": ({"interpolation": AnnealedInterpolation(0.97, 30)}, {"beta_max": 0.97, "anneal_steps": 30}),
+            "maximize": ({"maximize": True, "weight_decay": 0.1}, {"maximize": True, "weight_decay": 0.1}),
+        }
+        if self.has_warmup:
+            shared["warmup"] = ({"warmup_steps": 12}, {"warmup_steps": 12})
+            shared["warmup, r, decay"] = (
+                {"warmup_steps": 12, "r": 0.75, "weight_decay": 0.1},
+                {"warmup_steps": 12, "r": 0.75, "weight_decay": 0.1},
+            )
+        for desc, (arguments, settings) in shared.items():
+            found.append(Configuration(desc, arguments, settings))
+        all_at_once = {"weight_decay": 0.1, "decay_at": "z", "maximize": True}
+        found.append(
+            Configuration(
+                "annealed, exponential, decay at z, maximize",
+                all_at_once
+                | {"averaging": ExponentialAveraging(0.05), "interpolation": AnnealedInterpolation(0.97, 30)},
+                all_at_once | {"constant_c": 0.05, "beta_max": 0.97, "anneal_steps": 30},
+            )
+        )
+        return [*found, *self.own]
+
+    def settings(self, configuration: Configuration) -> dict[str, Any]:
+        """The oracle's settings for a configuration."""
+        return {"rule": self.rule, "lr": self.lr, "beta": 0.9} | configuration.settings
+
+
+REFUSED = (
+    Refused({"lr": -1.0}, r"lr = -1\.0 is outside \[0, inf\)"),
+    Refused({"lr": float("nan")}, r"lr = nan is outside \[0, inf\)"),
+    Refused({"lr": float("inf")}, r"lr = inf is outside \[0, inf\)"),
+    Refused({"weight_decay": -0.1}, r"weight_decay = -0\.1 is outside \[0, inf\)"),
+    Refused({"warmup_steps": -1}, r"warmup_steps = -1 is no integer >= 0"),
+    Refused({"warmup_steps": 0.05}, r"warmup_steps = 0\.05 is no integer >= 0: give a number of steps"),
+    Refused({"r": -1.0}, r"r = -1\.0 is outside \(-1, 32\]"),
+    Refused({"weight_lr_power": -1.0}, r"weight_lr_power = -1\.0 is outside \[0, inf\)"),
+    Refused({"decay_at": "x"}, r"decay_at = 'x' is neither 'y' nor 'z'"),
+    Refused({"averaging": 0.1}, r"averaging = 0\.1 is none"),
+    Refused({"r": 1.0, "averaging": NoAveraging()}, r"r = 1\.0, averaging = NoAveraging\(\) exclude each other"),
+    Refused({"interpolation": "annealed"}, r"interpolation = 'annealed' is none"),
+)
+
+REFUSED_BETAS = (
+    Refused({"betas": (1.9, 0.999)}, r"betas\[0\] = 1\.9 is outside \[0, 1\]"),
+    Refused({"betas": (-0.1, 0.999)}, r"betas\[0\] = -0\.1 is outside \[0, 1\]"),
+    Refused({"betas": (0.9, 1.0)}, r"betas\[1\] = 1\.0 is outside \[0, 1\)"),
+    Refused({"betas": (float("nan"), 0.9)}, r"betas\[0\] = nan is outside \[0, 1\]"),
+    Refused({"betas": 0.9}, r"betas = 0\.9 is no pair"),
+    Refused({"eps": 0.0}, r"eps = 0\.0 is outside \(0, inf\)"),
+    Refused({"eps": -1e-8}, r"eps = -1e-08 is outside \(0, inf\)"),
+)
+
+OPTIMIZERS = (
+    OptimizerInfo(
+        cls=SGDScheduleFree,
+        rule="sgd",
+        lr=0.1,
+        beta_arguments=lambda beta: {"momentum": beta},
+        own=(),
+        refused=(
+            *REFUSED,
+            Refused({"momentum": 1.5}, r"momentum = 1\.5 is outside \[0, 1\]"),
+            Refused({"momentum": -0.5}, r"momentum = -0\.5 is outside \[0, 1\]"),
+            Refused(
+                {"momentum": 1.0, "interpolation": AnnealedInterpolation(0.9, 9)}, r"beta = 1\.0 is outside \[0, 1\)"
+            ),
+        ),
+        buffers=frozenset({"gap"}),
+    ),
+    OptimizerInfo(
+        cls=AdamWScheduleFree,
+        rule="adamw",
+        lr=0.01,
+        beta_arguments=lambda beta: {"betas": (beta, 0.999)},
+        own=(
+            Configuration("beta2, eps", {"betas": (0.95, 0.9), "eps": 1e-3}, {"beta": 0.95, "beta2": 0.9, "eps": 1e-3}),
+            Configuration("inner momentum", {"inner_momentum": 0.8}, {"inner_momentum": 0.8}),
+            Configuration(
+                "inner momentum, decay, warmup",
+                {"inner_momentum": 0.9, "weight_decay": 0.1, "warmup_steps": 9},
+                {"inner_momentum": 0.9, "weight_decay": 0.1, "warmup_steps": 9},
+            ),
+        ),
+        refused=(
+            *REFUSED,
+            *REFUSED_BETAS,
+            Refused({"inner_momentum": 1.0}, r"inner_momentum = 1\.0 is outside \[0, 1\)"),
+        ),
+        buffers=frozenset({"gap", "exp_avg_sq"}),
+    ),
+    OptimizerInfo(
+        cls=RAdamScheduleFree,
+        rule="radam",
+        lr=0.01,
+        beta_arguments=lambda beta: {"betas": (beta, 0.999)},
+        own=(
+            Configuration("loud sgd phase", {"silent_sgd_phase": False}, {"silent_sgd_phase": False}),
+            Configuration("beta2", {"betas": (0.9, 0.9)}, {"beta2": 0.9}),
+            Configuration(
+                "only sgd", {"betas": (0.9, 0.5), "silent_sgd_phase": False}, {"beta2": 0.5, "silent_sgd_phase": False}
+            ),
+        ),
+        refused=(
+            *(refused for refused in REFUSED if "warmup_steps" not in refused.arguments),
+            *REFUSED_BETAS,
+            Refused({"betas": (0.9, 0.6)}, r"betas\[1\] = 0\.6 .* nothing would ever move: use 0\.999"),
+        ),
+        buffers=frozenset({"gap", "exp_avg_sq"}),
+        has_warmup=False,
+    ),
+)
+
+optimizers = pytest.mark.parametrize("info", OPTIMIZERS, ids=lambda info: info.cls.__name__)
+implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+configurations = pytest.mark.parametrize(
+    ("info", "configuration"),
+    [
+        pytest.param(info, configuration, id=f"{info.cls.__name__}-{configuration.desc}")
+        for info in OPTIMIZERS
+        for configuration in info.configurations()
+    ],
+)
