@@ -53,7 +53,7 @@ def checked(
         )
     loaded = Loaded([], {}, all(group.get("training", True) for group in saved_groups))
     for index, (saved, group) in enumerate(zip(saved_groups, param_groups, strict=True)):
-        missing = sorted({*options, *groups.fresh_counters(0.0)} - set(saved))
+        missing = sorted({*options, *groups.fresh_counters(0.0)} - {"differentiable"} - set(saved))  # that is torch's
         if missing:
             raise ValueError(
                 f"the state dict is of another kind of optimizer: parameter group {index} has no {missing[0]!r}"
@@ -93,7 +93,7 @@ def _check_count(saved: Group, group: Group, index: int) -> None:
 def _check_state(state: State, names: set[str], param: Tensor, name: str) -> None:
     if set(state) - {"y"} != names:
         raise ValueError(
-            f"the state dict has {sorted(state)} for {name}, this optimizer keeps {sorted(names)}: "
+            f"the state dict has {sorted(set(state) - {'y'})} for {name}, this optimizer keeps {sorted(names)}: "
             "it was made by another kind of optimizer"
         )
     for buffer, value in state.items():

@@ -54,7 +54,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         x' = (1 - c) x + c z',    c = w_t / sum w_i,    w_t = t^r (max gamma)^weight_lr_power
         y' = (1 - beta) z' + beta x'
 
-    r_t is RAdam's rectification, :func:`unscheduled.step_size.rectification`. During the first steps (5 at
+    r_t is RAdam's rectification, :func:`unscheduled.step_size.rectification`. During the first steps (4 at
     beta2 = 0.999) it does not exist: then nothing moves, and only v is gathered, or, with
     ``silent_sgd_phase=False``, the steps are those of SGD, gamma = lr and d = g.
 

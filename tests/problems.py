@@ -1,0 +1,40 @@
+"""Small problems to step on."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from unscheduled import ScheduleFreeOptimizer
+
+
+def make_params(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Parameter]:
+    """Random parameters, the same at every call within a test."""
+    generator = torch.Generator().manual_seed(1)
+    return [Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape in shapes or ((4, 3), (7,))]
+
+
+def set_gradients(params: Iterable[Tensor], step: int) -> None:
+    """Random gradients, the same for the same step and number of elements."""
+    for param in params:
+        generator = torch.Generator().manual_seed(1000 * step + param.numel())
+        exact = torch.complex128 if param.is_complex() else torch.float64
+        gradient = torch.randn(param.shape, generator=generator, dtype=exact)
+        param.grad = gradient.to(param.device, param.dtype)
+
+
+def train(optimizer: ScheduleFreeOptimizer, steps: Iterable[int]) -> None:
+    """Step on random gradients."""
+    for step in steps:
+        set_gradients([param for group in optimizer.param_groups for param in group["params"]], step)
+        optimizer.step()
+
+
+def copies(params: Iterable[Tensor]) -> list[Tensor]:
+    return [param.detach().clone() for param in params]
+
+
+def equal(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
+    """Whether all are equal, bit for bit."""
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))

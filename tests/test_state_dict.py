@@ -1,0 +1,262 @@
+"""Saving and loading: bit for bit in either mode, and nothing is changed by what does not fit."""
+
+import copy
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from problems import copies, equal, make_params, train
+from registry import OptimizerInfo, configurations, optimizers
+from torch.nn import Parameter
+
+from unscheduled import (
+    AdamWScheduleFree,
+    AnnealedInterpolation,
+    ExponentialAveraging,
+    PolynomialAveraging,
+    SGDScheduleFree,
+)
+
+
+def through_a_file(value: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@configurations
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("model_first", [True, False])
+def test_resume_is_bit_exact(info: OptimizerInfo, configuration: Any, training: bool, model_first: bool) -> None:
+    uninterrupted = make_params()
+    optimizer = info.make(uninterrupted, **configuration.arguments)
+    train(optimizer, range(10))
+    optimizer.train(training)
+    weights, state = through_a_file([param.data for param in uninterrupted]), through_a_file(optimizer.state_dict())
+
+    resumed_params = [Parameter(torch.zeros_like(param)) for param in uninterrupted]
+    resumed = info.make(resumed_params, **configuration.arguments)
+    for load_model in (model_first, not model_first):
+        if load_model:
+            for param, weight in zip(resumed_params, weights, strict=True):
+                param.data.copy_(weight)
+        else:
+            resumed.load_state_dict(state)
+    assert resumed.training == training
+    assert equal(resumed_params, uninterrupted)
+    for each in (optimizer, resumed):
+        each.train()
+    assert equal(resumed_params, uninterrupted)
+    for each in (optimizer, resumed):
+        train(each, range(10, 20))
+        each.eval()
+    assert equal(resumed_params, uninterrupted)
+
+
+@optimizers
+def test_a_checkpoint_made_while_evaluating_costs_nothing(info: OptimizerInfo) -> None:
+    """Saving in eval mode and going on is going on."""
+    params, plain = make_params(), make_params()
+    optimizer, reference = info.make(params), info.make(plain)
+    for step in range(10):
+        train(optimizer, [step])
+        train(reference, [step])
+        optimizer.eval()
+        optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+        optimizer.train()
+    assert equal(params, plain)
+
+
+@optimizers
+def test_loaded_with_other_weights_they_become_the_average(info: OptimizerInfo) -> None:
+    params = make_params(dtype=torch.float64)
+    optimizer = info.make(params)
+    train(optimizer, range(10))
+    state = optimizer.eval().state_dict()
+    others = [Parameter(torch.randn_like(param)) for param in params]
+    expected = copies(others)
+    resumed = info.make(others)
+    resumed.load_state_dict(state)
+    resumed.train()
+    for param, x in zip(others, expected, strict=True):
+        torch.testing.assert_close(resumed.iterates(param).x, x, rtol=1e-14, atol=1e-15)
+
+
+@optimizers
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_state_stays_float32_under_narrow_parameters(info: OptimizerInfo, dtype: torch.dtype) -> None:
+    params = make_params(dtype=dtype)
+    optimizer = info.make(params)
+    train(optimizer, range(10))
+    loaded = info.make(params)
+    loaded.load_state_dict(through_a_file(optimizer.eval().state_dict()))
+    for param in params:
+        for name in info.buffers:
+            assert loaded.state[param][name].dtype == torch.float32
+            assert torch.equal(loaded.state[param][name], optimizer.state[param][name])
+        assert loaded.state[param]["y"].dtype == dtype
+
+
+@optimizers
+def test_the_file_holds_what_the_documentation_says(info: OptimizerInfo) -> None:
+    params = make_params()
+    optimizer = info.make(params)
+    train(optimizer, range(3))
+    assert set(optimizer.state_dict()["state"][0]) == info.buffers | {"step"}
+    assert set(optimizer.eval().state_dict()["state"][0]) == info.buffers | {"step", "y"}
+    assert optimizer.state_dict()["param_groups"][0]["training"] is False
+    assert "training" not in optimizer.param_groups[0]
+
+
+@optimizers
+def test_loading_does_not_share_memory_with_the_state_dict(info: OptimizerInfo) -> None:
+    params = make_params()
+    optimizer = info.make(params)
+    train(optimizer, range(3))
+    state = optimizer.state_dict()
+    twin = info.make(make_params())
+    twin.load_state_dict(state)
+    bits = copy.deepcopy(state)
+    train(twin, range(3, 6))
+    assert torch.equal(state["state"][0]["gap"], bits["state"][0]["gap"])
+
+
+@optimizers
+def test_hooks_of_users_see_a_whole_optimizer(info: OptimizerInfo) -> None:
+    params = make_params()
+    optimizer = info.make(params)
+    train(optimizer, range(3))
+    seen = []
+    loaded = info.make(make_params())
+    loaded.register_load_state_dict_pre_hook(lambda _, state_dict: state_dict["inner"])
+    loaded.register_load_state_dict_post_hook(lambda self: seen.append(len(self.state)))
+    loaded.load_state_dict({"inner": optimizer.state_dict()})
+    assert seen == [len(params)]
+
+
+def test_numbers_of_the_groups_come_from_the_file() -> None:
+    """As in torch: lr, betas and the powers of the averaging; a scheduler's own entries stay."""
+    optimizer = AdamWScheduleFree(make_params(), lr=0.5, betas=(0.8, 0.9), r=2.0)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    other = AdamWScheduleFree(make_params(), lr=0.1)
+    other.load_state_dict(through_a_file(optimizer.state_dict()))
+    (group,) = other.param_groups
+    assert (group["lr"], group["betas"], group["initial_lr"]) == (0.5, (0.8, 0.9), 0.5)
+    assert group["averaging"] == PolynomialAveraging(r=2.0)
+
+
+@optimizers
+def test_resume_in_a_new_process(info: OptimizerInfo, tmp_path: Path) -> None:
+    params = make_params()
+    optimizer = info.make(params)
+    train(optimizer, range(10))
+    optimizer.eval()
+    torch.save(
+        {"params": [param.data for param in params], "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint"
+    )
+    script = f"""
+import torch, unscheduled
+from problems import train
+checkpoint = torch.load("checkpoint", weights_only=True)
+params = [torch.nn.Parameter(param) for param in checkpoint["params"]]
+optimizer = unscheduled.{info.cls.__name__}(params)
+optimizer.load_state_dict(checkpoint["optimizer"])
+train(optimizer.train(), range(10, 15))
+torch.save([param.data for param in params], "result")
+"""
+    environment = {"PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+    train(optimizer.train(), range(10, 15))
+    assert equal(torch.load(tmp_path / "result", weights_only=True), params)
+
+
+MODEL = {"embedding": (5, 2), "hidden": (4, 3), "head": (3, 4)}
+
+
+def named(shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, Parameter]]:
+    return [(name, Parameter(torch.ones(shape))) for name, shape in shapes.items()]
+
+
+def drop_gap(state: dict[str, Any]) -> dict[str, Any]:
+    del state["state"][1]["gap"]
+    return state
+
+
+def spoil_lr(state: dict[str, Any]) -> dict[str, Any]:
+    state["param_groups"][0]["lr"] = float("nan")
+    return state
+
+
+@pytest.mark.parametrize(
+    ("shapes", "change", "match"),
+    [
+        (MODEL | {"extra": (1,)}, lambda s: s, r"group 0 .* has 4 parameters, this optimizer's has 3: .* is extra"),
+        (
+            {"embedding": (5, 2), "hidden": (4, 3)},
+            lambda s: s,
+            r"has 2 parameters, .* has 3: .* is head \(shape \(3, 4\)",
+        ),
+        (MODEL | {"hidden": (9, 3)}, lambda s: s, r"'gap' of shape \(9, 3\) for hidden \(shape \(4, 3\)\)"),
+        ({name: MODEL[name] for name in ("embedding", "head", "hidden")}, lambda s: s, r"\(3, 4\) for hidden .* order"),
+        (
+            MODEL,
+            drop_gap,
+            r"\['exp_avg_sq', 'step'\] for hidden .*, this optimizer keeps \['exp_avg_sq', 'gap', 'step'\]",
+        ),
+        (MODEL, spoil_lr, r"parameter group 0: lr = nan is outside \[0, inf\)"),
+    ],
+    ids=["more", "fewer", "shape", "order", "buffer", "lr"],
+)
+def test_a_state_dict_of_other_parameters_is_refused(shapes: Any, change: Any, match: str) -> None:
+    theirs = AdamWScheduleFree(named(shapes))
+    train(theirs, range(3))
+    refused(named(MODEL), change(theirs.eval().state_dict()), match)
+
+
+def refused(params: list[tuple[str, Parameter]], state: dict[str, Any], match: str) -> None:
+    """``state`` raises ValueError, and everything is as before."""
+    optimizer = AdamWScheduleFree(params, lr=0.5)
+    train(optimizer, range(3))
+    weights, before = copies(param for _, param in params), copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=match):
+        optimizer.load_state_dict(state)
+    after = optimizer.state_dict()
+    assert optimizer.training
+    assert after["param_groups"] == before["param_groups"]
+    assert all(torch.equal(after["state"][i]["gap"], before["state"][i]["gap"]) for i in range(3))
+    assert equal((param for _, param in params), weights)
+    optimizer.load_state_dict(before)  # and a right one still loads
+
+
+def test_the_state_of_other_optimizers_is_refused() -> None:
+    params = named(MODEL)
+    plain = torch.optim.AdamW(params)
+    sgd = SGDScheduleFree(params)
+    momentum = AdamWScheduleFree(params, inner_momentum=0.9)
+    exponential = AdamWScheduleFree(params, averaging=ExponentialAveraging(0.1))
+    annealed = AdamWScheduleFree(params, interpolation=AnnealedInterpolation(0.99, 10))
+    for each in (sgd, momentum, exponential, annealed):
+        train(each, range(2))
+    refused(named(MODEL), plain.state_dict(), r"another kind of optimizer: parameter group 0 has no 'averaging'")
+    refused(named(MODEL), sgd.state_dict(), r"another kind of optimizer: parameter group 0 has no 'betas'")
+    refused(
+        named(MODEL), exponential.state_dict(), r"made with averaging = ExponentialAveraging, .* PolynomialAveraging"
+    )
+    refused(named(MODEL), annealed.state_dict(), r"made with interpolation = AnnealedInterpolation")
+    AdamWScheduleFree(named(MODEL)).load_state_dict(momentum.state_dict())  # a number of the group, so the file's holds
+
+
+def test_another_number_of_groups_is_refused() -> None:
+    split = [{"params": [param]} for _, param in named(MODEL)]
+    with pytest.raises(ValueError, match=r"has 1 parameter groups, this optimizer has 3"):
+        AdamWScheduleFree(split).load_state_dict(AdamWScheduleFree(named(MODEL)).state_dict())
+
+
+def test_without_names_a_message_counts() -> None:
+    with pytest.raises(ValueError, match=r"the first without a counterpart is parameter 1 of group 0 \(shape \(2,\)\)"):
+        AdamWScheduleFree(make_params((3,), (2,))).load_state_dict(AdamWScheduleFree(make_params((3,))).state_dict())
