@@ -10,18 +10,17 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Self
 
-from unscheduled import groups, iterates, kernels, loading
+from unscheduled import groups, kernels, loading
 from unscheduled.groups import Group
 from unscheduled.kernels import Implementation, Rule, Scalars
 from unscheduled.state import (
     Iterates,
     batches,
     fresh_state,
-    gradient_point,
     put_average,
     put_gradient_point,
     put_reinterpolated,
-    state_dtype,
+    read,
 )
 from unscheduled.step_size import linear_warmup
 
@@ -267,13 +266,7 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
             ValueError: if ``param`` is none of them.
         """
         group, _ = self._find(param)
-        dtype = state_dtype(param)
-        state, beta = self.state.get(param), group["beta"]
-        if not state:
-            return Iterates(*(param.to(dtype, copy=True) for _ in range(3)))
-        y = param if self.training else gradient_point(param, state, beta)
-        y = y.detach().to(dtype, copy=True)
-        return Iterates(iterates.averaged(y, state["gap"], beta), y, iterates.base(y, state["gap"], beta))
+        return read(param, self.state.get(param), group["beta"], self.training)
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log, of the last step; with several groups each name is preceded by ``group0/``, ``group1/``, …

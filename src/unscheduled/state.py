@@ -68,20 +68,37 @@ def put_average(param: Tensor, state: State, beta: float) -> None:
 
 
 def put_gradient_point(param: Tensor, state: State, beta: float) -> None:
-    """Put y into a parameter that holds x."""
-    param.copy_(gradient_point(param, state, beta))
+    """Put y into a parameter that holds x: the bits kept aside, or, if weights were written meanwhile, theirs."""
+    y = _kept(param, state, beta)
+    gap = cast(Tensor, state["gap"])
+    param.copy_(iterates.gradient_point(param.to(gap.dtype), gap, beta) if y is None else y)
     state.pop("y", None)
 
 
-def gradient_point(param: Tensor, state: State, beta: float) -> Tensor:
-    """The y of a parameter that holds x: the bits kept aside, unless x is another than the one that belongs to them."""
+def read(param: Tensor, state: State | None, beta: float, training: bool) -> Iterates:
+    """The three sequences of a parameter that holds y (``training``) or x, as new tensors of the state's precision."""
+    here = param.detach().to(state_dtype(param), copy=True)
+    if not state:
+        return Iterates(here, here.clone(), here.clone())
     gap = cast(Tensor, state["gap"])
+    if training:
+        x, y = iterates.averaged(here, gap, beta), here
+    elif (kept := _kept(param, state, beta)) is not None:
+        y = kept.to(here.dtype, copy=True)
+        x = iterates.averaged(y, gap, beta)
+    else:
+        x, y = here, iterates.gradient_point(here, gap, beta)
+    return Iterates(x, y, iterates.base(y, gap, beta))
+
+
+def _kept(param: Tensor, state: State, beta: float) -> Tensor | None:
+    """The y kept aside for a parameter that holds x, unless it holds another x than the one that belongs to it."""
     y = cast(Tensor | None, state.get("y"))
-    if y is not None:
-        x = iterates.averaged(y.to(gap.dtype), gap, beta).to(param.dtype)
-        if bool(((param == x) | ((param != param) & (x != x))).all()):  # NaN is the same as NaN
-            return y
-    return iterates.gradient_point(param.to(gap.dtype), gap, beta)
+    if y is None:
+        return None
+    x = iterates.averaged(y.to(state["gap"].dtype), state["gap"], beta).to(param.dtype)
+    same = (param == x) | ((param != param) & (x != x))  # NaN is the same as NaN
+    return y if bool(same.all()) else None
 
 
 def put_reinterpolated(param: Tensor, state: State, beta: float, next_beta: float) -> None:
