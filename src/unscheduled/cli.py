@@ -1,0 +1,102 @@
+"""The command ``unscheduled``. Each subcommand imports what it needs only when it is called."""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+LAB_LIBRARIES = ("jinja2", "joblib", "matplotlib", "numpy", "rich", "sklearn")
+
+RACE = """\
+What do you lose if you drop the learning-rate schedule? One schedule-free run, evaluated at every horizon, races
+against a run of AdamW with warmup and decay for each horizon: same initial weights, same batches, same warmup, and
+learning rates tuned on grids of the same size.
+
+The finished runs are kept in the output folder: start an interrupted race again and it goes on where it was.
+"""
+
+EXAMPLES = """\
+examples:
+  unscheduled race                              the small GPT on Python's own source
+  unscheduled race digits --seeds 10
+  unscheduled race my_task.py --tune            your own task: a file that defines `task = Task(...)`
+                                                (help(unscheduled.lab.task.Task) tells how)
+  unscheduled race --steps 500 --horizons 100,500 --contenders schedule-free,linear
+"""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(self.prog, message)
+
+
+def fail(command: str, message: str) -> NoReturn:
+    """Say in one line what is wrong, and exit with 2."""
+    print(f"{command}: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of all subcommands."""
+    root = OneLineParser(prog="unscheduled", description="Schedule-Free optimizers for PyTorch.")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    race = commands.add_parser(
+        "race",
+        help="compare one schedule-free run with a scheduled run for each horizon",
+        description=RACE,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    race.add_argument("task", nargs="?", default="char-lm", help="a task's name or your own file (default: char-lm)")
+    race.add_argument("--list", action="store_true", help="list the tasks and the contenders, and stop")
+    race.add_argument("--steps", type=int, metavar="N", help="the budget in steps (default: the task's)")
+    race.add_argument(
+        "--horizons",
+        type=integers,
+        metavar="N,N,...",
+        help="where to compare (default: 1/8, 1/4, 1/2 and 1 of the steps)",
+    )
+    race.add_argument("--seeds", type=int, metavar="N", help="how many seeds (default: the task's)")
+    race.add_argument(
+        "--contenders", type=names, metavar="A,B,...", help="the first is compared with the others (default: all)"
+    )
+    race.add_argument("--tune", action="store_true", help="search the learning rates again, on grids of the same size")
+    race.add_argument("--jobs", type=int, metavar="N", help="runs side by side, one thread each (default: all cores)")
+    race.add_argument("--out", type=Path, metavar="DIR", help="the output folder (default: race/TASK)")
+    race.set_defaults(run=run_race)
+    return root
+
+
+def integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"want integers with commas between them, got {text!r}") from None
+
+
+def names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def run_race(arguments: argparse.Namespace) -> int:
+    """``unscheduled race``."""
+    missing = [library for library in LAB_LIBRARIES if importlib.util.find_spec(library) is None]
+    if missing:
+        fail("unscheduled race", f"needs {', '.join(missing)}: pip install 'unscheduled[lab]'")
+    from unscheduled.lab.command import run
+    from unscheduled.lab.task import RaceError
+
+    try:
+        return run(arguments)
+    except RaceError as error:
+        fail("unscheduled race", str(error))
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a subcommand and exit."""
+    arguments = parser().parse_args(argv)
+    raise SystemExit(arguments.run(arguments))

@@ -1,0 +1,145 @@
+"""The picture of a race: loss against steps, and how the first contender compares at each horizon."""
+# matplotlib leaves the types of its keyword arguments open:
+# pyright: reportUnknownMemberType=false
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
+
+# Okabe and Ito's palette, told apart by colour-blind eyes; each contender has a marker of its own as well.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+CLOSE = 1.4
+"""Horizons within this factor would have overlapping labels."""
+WIDE_RANGE = 5.0
+"""Losses that differ by more than this factor are shown on a logarithmic axis."""
+
+
+def draw(record: Mapping[str, Any], file: Path) -> None:
+    """Write the picture as PNG."""
+    figure = Figure(figsize=(11, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    draw_curves(left, record)
+    draw_differences(right, record)
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(labelled(record["horizons"])))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("steps (logarithmic)")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file)
+
+
+def labelled(horizons: Sequence[int]) -> list[int]:
+    """The horizons far enough from each other to have their labels side by side, the last one among them."""
+    labels: list[int] = []
+    for horizon in reversed(horizons):
+        if not labels or labels[-1] > CLOSE * horizon:
+            labels.append(horizon)
+    return labels
+
+
+def draw_curves(axes: Axes, record: Mapping[str, Any]) -> None:
+    """The mean curve of each run, and the frontier: what the best scheduled run reached at each horizon."""
+    lowest_shown = record["horizons"][0] / 3
+    shown: list[float] = []
+    for index, name in enumerate(record["contenders"]):
+        lengths = sorted({run["horizon"] for run in record["runs"] if run["contender"] == name})
+        for length in lengths:
+            steps, means = mean_curve(record, name, length)
+            axes.plot(
+                steps,
+                means,
+                color=COLOURS[index % len(COLOURS)],
+                linewidth=2.6 if index == 0 else 1.1,
+                zorder=3 if index == 0 else 2,
+            )
+            shown += [mean for step, mean in zip(steps, means, strict=True) if step >= lowest_shown]
+        results = [result for result in record["results"] if result["contender"] == name and result["mean"] is not None]
+        axes.plot(
+            [result["horizon"] for result in results],
+            [result["mean"] for result in results],
+            linestyle="none",
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=7,
+            color=COLOURS[index % len(COLOURS)],
+            markeredgecolor="white",
+            label=f"{name} ({'one run' if len(lengths) == 1 else f'{len(lengths)} runs'} a seed)",
+            zorder=4,
+        )
+    _, *others = record["contenders"]
+    frontier = [
+        (horizon, min(means))
+        for horizon in record["horizons"]
+        if (
+            means := [
+                result["mean"]
+                for result in record["results"]
+                if result["horizon"] == horizon and result["contender"] in others and result["mean"] is not None
+            ]
+        )
+    ]
+    if frontier:
+        axes.plot(
+            *zip(*frontier, strict=True),
+            color="#333333",
+            linestyle="--",
+            linewidth=1.2,
+            label="frontier: the best of the others",
+        )
+    if shown and min(shown) > 0.0 and max(shown) > WIDE_RANGE * min(shown):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_ylim(0.9 * min(shown), 1.1 * max(shown))
+    elif shown:
+        margin = 0.05 * (max(shown) - min(shown)) or 0.1
+        axes.set_ylim(min(shown) - margin, max(shown) + margin)
+    axes.set_xlim(lowest_shown, record["horizons"][-1] * 1.08)
+    axes.set_ylabel(record["task"]["metric"])
+    axes.set_title(f"{record['task']['name']}: mean of {record['seeds']} seeds", loc="left")
+    axes.legend(frameon=False)
+
+
+def mean_curve(record: Mapping[str, Any], name: str, length: int) -> tuple[list[int], list[float]]:
+    """The mean over the seeds at every step where none of them had diverged."""
+    curves = [dict(run["curve"]) for run in record["runs"] if (run["contender"], run["horizon"]) == (name, length)]
+    steps = sorted(set[int].intersection(*({*curve} for curve in curves)))
+    return steps, [fmean(curve[step] for curve in curves) for step in steps]
+
+
+def draw_differences(axes: Axes, record: Mapping[str, Any]) -> None:
+    """The first contender minus each other one, with bars of two standard errors: a bar over the line is a tie."""
+    first, *others = record["contenders"]
+    axes.axhline(0.0, color=COLOURS[0], linewidth=2.0)
+    for index, name in enumerate(others, start=1):
+        results = [
+            result for result in record["results"] if result["contender"] == name and result["difference"] is not None
+        ]
+        spread = 1.0 + 0.05 * (index - (len(others) + 1) / 2)
+        axes.errorbar(
+            [result["horizon"] * spread for result in results],
+            [result["difference"] for result in results],
+            yerr=[2.0 * (result["difference_standard_error"] or 0.0) for result in results],
+            linestyle="none",
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=7,
+            capsize=4,
+            color=COLOURS[index % len(COLOURS)],
+            label=f"against {name}",
+        )
+    axes.set_xlim(record["horizons"][0] / 1.25, record["horizons"][-1] * 1.25)
+    axes.set_ylabel(f"{first} minus the other")
+    axes.set_title("below 0 it is better; bars: two standard errors", loc="left", fontsize="medium")
+    if others:
+        axes.legend(frameon=False)

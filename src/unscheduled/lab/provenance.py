@@ -1,0 +1,27 @@
+"""Where numbers come from: the versions and the machine."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def versions() -> dict[str, str]:
+    """The versions that the numbers depend on."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "unscheduled": version("unscheduled")}
+
+
+def machine() -> dict[str, str | int]:
+    """The machine, without its name."""
+    return {"processor": _processor(), "cores": os.cpu_count() or 1, "system": platform.platform()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,149 @@
+"""The race: tuned contenders over several seeds, compared at every horizon."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from rich.console import Console
+
+from unscheduled.lab.contenders import CONTENDERS
+from unscheduled.lab.execution import run_all, write_json
+from unscheduled.lab.plan import Plan
+from unscheduled.lab.provenance import machine, versions
+from unscheduled.lab.statistics import Estimate, compare, estimate
+from unscheduled.lab.task import RaceError
+from unscheduled.lab.tuning import TunedRates, find_tuned_rates, tune, value_at
+
+RACE_FILE = "race.json"
+
+
+def race(plan: Plan, tune_first: bool, console: Console) -> dict[str, Any]:
+    """Run what is not on disk yet, and write and return the contents of ``race.json``."""
+    head = plan.record()
+    tuned = None if tune_first else find_tuned_rates(plan)
+    if tuned is None:
+        if not tune_first:
+            console.print(f"{plan.loaded.name}: no tuned learning rates for these contenders yet, so they come first")
+        tuned = tune(plan, console)
+    rates = learning_rates(plan, tuned)
+    cells = [(rate["contender"], rate["horizon"], rate["lr"]) for rate in rates]
+    settings = [plan.settings(*cell, seed) for cell in cells for seed in range(plan.seeds)]
+    runs = run_all(plan.loaded, settings, plan.out, plan.jobs, console, f"racing {plan.loaded.name}")
+    check_fairness(plan, runs)
+    results = compare_all(plan, runs)
+    record = {
+        **head,
+        "seeds": plan.seeds,
+        "learning_rates": rates,
+        "results": results,
+        "verdict": verdict(plan, results),
+        "seconds_of_training": sum(run["seconds"] for run in runs),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": machine(),
+        "runs": runs,
+    }
+    write_json(plan.out / RACE_FILE, record)
+    return record
+
+
+def learning_rates(plan: Plan, tuned: TunedRates) -> list[dict[str, Any]]:
+    """For each run of each contender its learning rate, and where it was tuned."""
+    rates: list[dict[str, Any]] = []
+    for contender in plan.contenders:
+        for horizon in plan.runs_of(contender):
+            choice = tuned.choice(contender, horizon)
+            rates.append(
+                {
+                    "contender": contender,
+                    "horizon": horizon,
+                    "lr": choice["lr"],
+                    "tuned_at_horizon": choice["horizon"],
+                    "edge_of_grid": choice["edge_of_grid"],
+                    "file": tuned.source,
+                }
+            )
+    return rates
+
+
+def check_fairness(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Raise RaceError unless the runs of a seed started from the same weights with the same batch."""
+    for seed in range(plan.seeds):
+        for name in ("initial_weights", "first_batch"):
+            if len({run[f"{name}_sha256"] for run in runs if run["seed"] == seed}) > 1:
+                raise RaceError(
+                    f"{plan.loaded.name}: the runs of a seed differ in {name.replace('_', ' ')}: `model` may draw from "
+                    "torch's global generator only, `batches` from the generator it is given only"
+                )
+
+
+def compare_all(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each horizon and contender: its values, their mean, and how the first contender compares with it."""
+    results: list[dict[str, Any]] = []
+    for horizon in plan.horizons:
+        values = {contender: values_at(plan, runs, contender, horizon) for contender in plan.contenders}
+        first = values[plan.contenders[0]]
+        for contender in plan.contenders:
+            mean = estimate(values[contender])
+            result: dict[str, Any] = {
+                "horizon": horizon,
+                "contender": contender,
+                "values": values[contender],
+                "mean": mean.mean,
+                "standard_error": mean.standard_error,
+            }
+            if contender != plan.contenders[0]:
+                comparison = compare(first, values[contender])
+                result |= {
+                    "difference": comparison.difference.mean,
+                    "difference_standard_error": comparison.difference.standard_error,
+                    "verdict": comparison.verdict,
+                }
+            results.append(result)
+    return results
+
+
+def values_at(plan: Plan, runs: Sequence[Mapping[str, Any]], contender: str, horizon: int) -> list[float | None]:
+    """One value a seed, from the run that serves the horizon; None for a run that had diverged by then."""
+    length = horizon if horizon in plan.runs_of(contender) else plan.horizons[-1]
+    serving = [run for run in runs if (run["contender"], run["horizon"]) == (contender, length)]
+    return [value_at(run, horizon) for run in sorted(serving, key=lambda run: run["seed"])]
+
+
+def verdict(plan: Plan, results: Sequence[Mapping[str, Any]]) -> str:
+    """The question of the race, answered for the last horizon."""
+    first, *others = [result for result in results if result["horizon"] == plan.horizons[-1]]
+    answer = f"At {plan.horizons[-1]:,} steps {first['contender']} ({shown(first)})"
+    if not others:
+        return answer + "."
+    answer += " is " + " and ".join(compared_with(other) for other in others) + "."
+    verdicts = {other["verdict"] for other in others}
+    drops_the_schedule = CONTENDERS[first["contender"]].anytime and not any(
+        CONTENDERS[other["contender"]].anytime for other in others
+    )
+    if drops_the_schedule and verdicts <= {"better", "tie"}:
+        answer += f" Dropping the schedule costs nothing{' measurable' if 'tie' in verdicts else ''} here."
+    elif drops_the_schedule and "worse" in verdicts:
+        answer += " Dropping the schedule costs something here."
+    return answer
+
+
+def compared_with(other: Mapping[str, Any]) -> str:
+    """How the first contender does against another one at one horizon."""
+    relations = {
+        "better": "better than",
+        "worse": "worse than",
+        "tie": "tied with",
+        "diverged": "as divergent as",
+        "one seed": "not comparable, with one seed, to",
+    }
+    numbers = shown(other)
+    if other["difference"] is not None:
+        difference = Estimate(other["difference"], other["difference_standard_error"])
+        numbers += f"; difference {difference.shown('+')}"
+    return f"{relations[other['verdict']]} {other['contender']} ({numbers})"
+
+
+def shown(result: Mapping[str, Any]) -> str:
+    """Mean and standard error of one contender at one horizon."""
+    return str(Estimate(result["mean"], result["standard_error"]))

@@ -1,0 +1,87 @@
+"""What a race leaves behind for people: a table in the terminal, a picture and a page."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from unscheduled.lab.figure import draw
+from unscheduled.lab.statistics import Estimate
+
+PICTURE_FILE = "race.png"
+PAGE_FILE = "race.html"
+STYLES = {"better": "green", "tie": "default", "worse": "red", "diverged": "red", "one seed": "default"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One contender at one horizon: its mean, and how the first contender compares ("" for the first itself)."""
+
+    mean: str
+    verdict: str = ""
+    difference: str = ""
+
+
+def cells(record: Mapping[str, Any]) -> list[tuple[int, list[Cell]]]:
+    """The table of the race: for each horizon a cell for each contender."""
+    return [
+        (horizon, [cell(result) for result in record["results"] if result["horizon"] == horizon])
+        for horizon in record["horizons"]
+    ]
+
+
+def cell(result: Mapping[str, Any]) -> Cell:
+    """One cell; a difference is shown with no more decimals than the mean above it."""
+    mean = Estimate(result["mean"], result["standard_error"])
+    if "verdict" not in result:
+        return Cell(str(mean))
+    difference = Estimate(result["difference"], result["difference_standard_error"])
+    shown = "" if difference.mean is None else difference.shown("+", most_decimals=mean.decimals())
+    return Cell(str(mean), result["verdict"], shown)
+
+
+def print_table(record: Mapping[str, Any], console: Console) -> None:
+    """The table and the verdict, for the terminal."""
+    first = next(iter(record["contenders"]))
+    seeds = f"mean ± standard error of {record['seeds']} seeds" if record["seeds"] > 1 else "one seed"
+    table = Table(box=SIMPLE_HEAD, title=f"{record['task']['name']}: {record['task']['metric']}, {seeds}")
+    table.add_column("steps", justify="right")
+    for name in record["contenders"]:
+        table.add_column(name, justify="right")
+    for horizon, row in cells(record):
+        table.add_row(f"{horizon:,}", *(text(each) for each in row))
+    console.print(table)
+    if len(record["contenders"]) > 1:
+        console.print(f"(the second lines: {first} compared with the other, and {first} minus it)")
+    console.print(record["verdict"])
+
+
+def text(cell: Cell) -> Text:
+    """The mean, and below it in colour how the first contender compares."""
+    comparison = f"\n{cell.verdict} {cell.difference}".rstrip() if cell.verdict else ""
+    return Text.assemble(cell.mean, (comparison, STYLES.get(cell.verdict, "")))
+
+
+def write_report(record: Mapping[str, Any], out: Path) -> None:
+    """Write ``race.png`` and ``race.html``, which needs no other file and no network."""
+    draw(record, out / PICTURE_FILE)
+    environment = Environment(
+        loader=PackageLoader("unscheduled.lab", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("race.html.jinja").render(
+        record=record,
+        table=cells(record),
+        picture=base64.b64encode((out / PICTURE_FILE).read_bytes()).decode(),
+    )
+    (out / PAGE_FILE).write_text(page, encoding="utf-8")

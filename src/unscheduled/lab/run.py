@@ -1,0 +1,128 @@
+"""One training run of a race: from seeded weights to a dictionary of numbers."""
+# torch leaves some of its arguments without types:
+# pyright: reportUnknownMemberType=false
+
+import hashlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from unscheduled.lab.contenders import CONTENDERS, Contender
+from unscheduled.lab.task import Task
+
+BATCH_NORM_BATCHES = 20
+BATCH_NORM_SEED = 0
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All that one run depends on, beside the task's file and the versions of the libraries."""
+
+    contender: str
+    lr: float
+    options: dict[str, Any]
+    warmup_steps: int
+    horizon: int
+    evaluate_at: tuple[int, ...]
+    seed: int
+
+
+def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> dict[str, Any]:
+    """Train once and evaluate along the way.
+
+    Args:
+        task: what is trained.
+        settings: how.
+        report: called after every step with the number of steps done.
+
+    Returns:
+        The settings; ``curve``, a list of [step, metric]; ``diverged_at``, the step at which the loss or the metric
+        was no finite number and the run ended, or None; the checksums of what all contenders with one seed must
+        share; and the seconds it took.
+    """
+    contender = CONTENDERS[settings.contender]
+    started = time.perf_counter()
+    torch.manual_seed(settings.seed)
+    model = task.model()
+    initial_weights = checksum(model.state_dict().values())
+    training = contender.prepare(model, settings.lr, settings.options, settings.warmup_steps, settings.horizon)
+    batches = task.batches(torch.Generator().manual_seed(settings.seed))
+    first_batch = next(batches)
+    first_batch_checksum = checksum(tensors_in(first_batch))
+
+    curve: list[tuple[int, float]] = []
+    diverged_at: int | None = None
+    step = 0
+    torch.manual_seed(settings.seed)
+    for step, batch in enumerate(itertools.islice(itertools.chain([first_batch], batches), settings.horizon), start=1):
+        loss = task.loss(model, batch)
+        training.optimizer.zero_grad()
+        loss.backward()
+        training.optimizer.step()
+        if training.schedule is not None:
+            training.schedule.step()
+        finite = math.isfinite(loss.item())
+        if finite and step in settings.evaluate_at:
+            with training.judged_weights():
+                value = evaluate(task, model, contender)
+            finite = math.isfinite(value)
+            if finite:
+                curve.append((step, value))
+        if not finite:
+            diverged_at = step
+            break
+        report(step)
+    if step < settings.horizon and diverged_at is None:
+        raise ValueError(f"batches ended after {step} of {settings.horizon} steps; they must be endless")
+    return {
+        **asdict(settings),
+        "curve": curve,
+        "diverged_at": diverged_at,
+        "initial_weights_sha256": initial_weights,
+        "first_batch_sha256": first_batch_checksum,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def evaluate(task: Task, model: nn.Module, contender: Contender) -> float:
+    """The metric at the weights the parameters hold now; leaves no trace in the buffers, modes or random numbers."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+        if contender.averages:
+            batches = task.batches(torch.Generator().manual_seed(BATCH_NORM_SEED))
+            update_bn(itertools.islice(batches, BATCH_NORM_BATCHES), model)
+        model.eval()
+        value = float(task.metric(model))
+        for buffer, kept in buffers:
+            buffer.copy_(kept)
+    for module, mode in modes:
+        module.training = mode
+    return value
+
+
+def tensors_in(batch: object) -> Iterable[Tensor]:
+    """The tensors of a batch made of tuples, lists and dictionaries, in order."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in cast("Mapping[Any, object]", batch).values():
+            yield from tensors_in(value)
+    elif isinstance(batch, (tuple, list)):
+        for value in cast("Sequence[object]", batch):
+            yield from tensors_in(value)
+
+
+def checksum(tensors: Iterable[Tensor]) -> str:
+    """The sha256 of the values, in order."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
