@@ -6,9 +6,11 @@ import functools
 import hashlib
 import json
 import os
+import signal
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -63,11 +65,22 @@ def run_all(
             leftover.unlink(missing_ok=True)
         with Watch(console, title, {run.progress_file: run.settings.horizon for run in missing}) as watch:
             parallel = Parallel(n_jobs=min(jobs, len(missing)), return_as="generator_unordered")
-            finished = parallel(delayed(execute)(run, loaded.source_sha256, os.getpid()) for run in missing)
+            with interrupts_ignored():  # by the workers that start here, for good: Ctrl-C is the race's to answer
+                finished = parallel(delayed(execute)(run, loaded.source_sha256, os.getpid()) for run in missing)
             for run, result in cast("Iterable[tuple[Run, dict[str, Any]]]", finished):
                 results[run.file] = result
                 watch.finished(run.progress_file)
     return [results[run.file] for run in runs]
+
+
+@contextmanager
+def interrupts_ignored() -> Generator[None, None, None]:
+    """Ctrl-C does nothing in this process for now, nor ever in those that it starts meanwhile."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
