@@ -1,0 +1,46 @@
+"""The README says what is: its example runs, and its figures are those of the files that it names."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    model = nn.Linear(2, 1)
+    names: dict[str, Any] = {
+        "model": model,
+        "loader": [(torch.randn(4, 2), torch.randn(4, 1))] * 3,
+        "loss_fn": nn.MSELoss(),
+        "torch": torch,
+    }
+    exec(example, names)
+    x = names["optimizer"].iterates(model.weight).x
+    assert torch.equal(torch.load("model.pt", weights_only=True)["weight"], x)
+    assert not torch.equal(model.weight, x)  # training goes on from y
+
+
+@pytest.mark.parametrize("task", ["char-lm", "digits"])
+def test_the_figures_are_those_of_the_race(task: str) -> None:
+    name = f"docs/results/{task}/race.json"
+    assert f"]({name})" in README
+    race = json.loads((ROOT / name).read_text())
+    for horizon in race["horizons"]:
+        results = [result for result in race["results"] if result["horizon"] == horizon]
+        figures = [f"{result['mean']:.3f} ± {result['standard_error']:.3f}" for result in results]
+        assert f"| {horizon:,} | {' | '.join(figures)} |" in README
+
+
+def test_every_file_it_points_to_is_there() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("https://")]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
