@@ -54,7 +54,6 @@ class OptimizerInfo:
     own: tuple[Configuration, ...]  # what only this optimizer has
     refused: tuple[Refused, ...]
     buffers: frozenset[str]
-    has_warmup: bool = True
 
     def make(self, params: Any, **arguments: Any) -> ScheduleFreeOptimizer:
         return self.cls(params, **({"lr": self.lr} | arguments))
@@ -66,6 +65,11 @@ class OptimizerInfo:
             *(Configuration(f"beta={beta:g}", self.beta_arguments(beta), {"beta": beta}) for beta in (0.0, 0.5, 1.0)),
         ]
         shared: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+            "warmup": ({"warmup_steps": 12}, {"warmup_steps": 12}),
+            "warmup, r, decay": (
+                {"warmup_steps": 12, "r": 0.75, "weight_decay": 0.1},
+                {"warmup_steps": 12, "r": 0.75, "weight_decay": 0.1},
+            ),
             "decay": ({"weight_decay": 0.1}, {"weight_decay": 0.1}),
             "decay at z": ({"weight_decay": 0.1, "decay_at": "z"}, {"weight_decay": 0.1, "decay_at": "z"}),
             "r": ({"r": 2.5}, {"r": 2.5}),
@@ -80,12 +84,6 @@ class OptimizerInfo:
             "annealed": ({"interpolation": AnnealedInterpolation(0.97, 30)}, {"beta_max": 0.97, "anneal_steps": 30}),
             "maximize": ({"maximize": True, "weight_decay": 0.1}, {"maximize": True, "weight_decay": 0.1}),
         }
-        if self.has_warmup:
-            shared["warmup"] = ({"warmup_steps": 12}, {"warmup_steps": 12})
-            shared["warmup, r, decay"] = (
-                {"warmup_steps": 12, "r": 0.75, "weight_decay": 0.1},
-                {"warmup_steps": 12, "r": 0.75, "weight_decay": 0.1},
-            )
         for desc, (arguments, settings) in shared.items():
             found.append(Configuration(desc, arguments, settings))
         all_at_once = {"weight_decay": 0.1, "decay_at": "z", "maximize": True}
@@ -112,11 +110,15 @@ REFUSED = (
     Refused({"warmup_steps": -1}, r"warmup_steps = -1 is no integer >= 0"),
     Refused({"warmup_steps": 0.05}, r"warmup_steps = 0\.05 is no integer >= 0: give a number of steps"),
     Refused({"r": -1.0}, r"r = -1\.0 is outside \(-1, 32\]"),
-    Refused({"weight_lr_power": -1.0}, r"weight_lr_power = -1\.0 is outside \[0, inf\)"),
+    Refused({"weight_lr_power": -1.0}, r"weight_lr_power = -1\.0 is outside \[0, 8\]"),
+    Refused({"weight_lr_power": 9.0}, r"weight_lr_power = 9\.0 is outside \[0, 8\]"),
+    Refused({"lr": "1e-3"}, r"lr = '1e-3' is not a number"),
+    Refused({"weight_decay": "0.1"}, r"weight_decay = '0\.1' is not a number: use 0 for none"),
+    Refused({"averaging": NoAveraging}, r"averaging = NoAveraging is a class: make an object of it, with parentheses"),
     Refused({"decay_at": "x"}, r"decay_at = 'x' is neither 'y' nor 'z'"),
-    Refused({"averaging": 0.1}, r"averaging = 0\.1 is none"),
+    Refused({"averaging": 0.1}, r"averaging = 0\.1 is not an averaging"),
     Refused({"r": 1.0, "averaging": NoAveraging()}, r"r = 1\.0, averaging = NoAveraging\(\) exclude each other"),
-    Refused({"interpolation": "annealed"}, r"interpolation = 'annealed' is none"),
+    Refused({"interpolation": "annealed"}, r"interpolation = 'annealed' is not an interpolation"),
 )
 
 REFUSED_BETAS = (
@@ -125,8 +127,8 @@ REFUSED_BETAS = (
     Refused({"betas": (0.9, 1.0)}, r"betas\[1\] = 1\.0 is outside \[0, 1\)"),
     Refused({"betas": (float("nan"), 0.9)}, r"betas\[0\] = nan is outside \[0, 1\]"),
     Refused({"betas": 0.9}, r"betas = 0\.9 is no pair"),
-    Refused({"eps": 0.0}, r"eps = 0\.0 is outside \(0, inf\)"),
-    Refused({"eps": -1e-8}, r"eps = -1e-08 is outside \(0, inf\)"),
+    Refused({"eps": 0.0}, r"eps = 0\.0 is outside \[1e-30, inf\)"),
+    Refused({"eps": -1e-8}, r"eps = -1e-08 is outside \[1e-30, inf\)"),
 )
 
 OPTIMIZERS = (
@@ -180,12 +182,11 @@ OPTIMIZERS = (
             ),
         ),
         refused=(
-            *(refused for refused in REFUSED if "warmup_steps" not in refused.arguments),
+            *REFUSED,
             *REFUSED_BETAS,
             Refused({"betas": (0.9, 0.6)}, r"betas\[1\] = 0\.6 .* nothing would ever move: use 0\.999"),
         ),
         buffers=frozenset({"gap", "exp_avg_sq"}),
-        has_warmup=False,
     ),
 )
 

@@ -55,6 +55,51 @@ def test_gradients_are_not_overwritten(info: OptimizerInfo, implementation: str)
 
 @optimizers
 @implementations
+@pytest.mark.parametrize("first", [torch.bfloat16, torch.float32])
+def test_gradients_of_several_dtypes(info: OptimizerInfo, implementation: str, first: torch.dtype) -> None:
+    """A parameter may ask for gradients of another dtype; each is widened by itself and none is written to."""
+    if not hasattr(Parameter(torch.ones(1)), "grad_dtype"):
+        pytest.skip("this torch has no grad_dtype")
+    dtypes = [first, torch.float32 if first == torch.bfloat16 else torch.bfloat16]
+    together, alone = make_params((3,), (3,), dtype=torch.bfloat16), make_params((3,), (3,), dtype=torch.bfloat16)
+    gradients = [torch.tensor([0.5, -2.0, 1.0]).to(dtype) for dtype in dtypes]
+    optimizer = info.make(together, implementation=implementation, weight_decay=0.5)
+    singles = [info.make([param], implementation="loop", weight_decay=0.5) for param in alone]
+    for param, other, dtype in zip(together, alone, dtypes, strict=True):
+        param.grad_dtype = other.grad_dtype = dtype
+    for _ in range(8):
+        for param, other, gradient in zip(together, alone, gradients, strict=True):
+            param.grad, other.grad = gradient.clone(), gradient.clone()
+        optimizer.step()
+        assert equal([param.grad for param in together if param.grad is not None], gradients)
+        for single in singles:
+            single.step()
+    for param, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(optimizer.iterates(param).z, singles[param is together[1]].iterates(other).z)
+
+
+@optimizers
+@implementations
+def test_narrow_parameters_are_updated_in_float32(info: OptimizerInfo, implementation: str) -> None:
+    """One step from the same point: the bits are those of the float32 step, rounded once."""
+    (narrow,) = make_params((1000,), dtype=torch.bfloat16)
+    wide = Parameter(narrow.detach().float())
+    optimizer = info.make([narrow], implementation=implementation, weight_decay=0.1)
+    reference = info.make([wide], implementation=implementation, weight_decay=0.1)
+    for step in range(8):
+        set_gradients([narrow], step)
+        assert narrow.grad is not None
+        wide.data.copy_(narrow)
+        wide.grad = narrow.grad.float()
+        optimizer.step()
+        reference.step()
+        assert torch.equal(narrow, wide.bfloat16())
+        for name in info.buffers:
+            assert torch.equal(optimizer.state[narrow][name], reference.state[wide][name])
+
+
+@optimizers
+@implementations
 def test_parameters_keep_their_storage(info: OptimizerInfo, implementation: str) -> None:
     params = make_params()
     addresses = [param.data_ptr() for param in params]
@@ -88,6 +133,27 @@ def test_schedulers_drive_the_lr(info: OptimizerInfo) -> None:
         scheduler.step()
     assert equal(scheduled, by_hand)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
+
+
+@optimizers
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_one_cycle_drives_lr_and_beta(info: OptimizerInfo, as_tensor: bool) -> None:
+    """OneCycleLR writes both; x and z depend on the lr alone when the gradients do not depend on y."""
+    params, reference = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
+    lr = torch.tensor(info.lr, dtype=torch.float64) if as_tensor else info.lr
+    optimizer, other = info.make(params, lr=lr), info.make(reference)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=info.lr, total_steps=20)
+    betas = set()
+    for step in range(20):
+        other.param_groups[0]["lr"] = float(optimizer.param_groups[0]["lr"])
+        train(optimizer, [step])
+        train(other, [step])
+        betas.add(optimizer.param_groups[0]["beta"])
+        if step < 19:
+            scheduler.step()
+    assert len(betas) > 5
+    for param, expected in zip(params, reference, strict=True):
+        torch.testing.assert_close(optimizer.iterates(param).x, other.iterates(expected).x, rtol=1e-6, atol=1e-9)
 
 
 @optimizers
@@ -217,6 +283,7 @@ def test_memory_layout_does_not_matter(info: OptimizerInfo, implementation: str)
     optimizer.eval()
     for param in params[1:]:
         torch.testing.assert_close(param, params[0], rtol=1e-6, atol=1e-7)
+    assert all(optimizer.state[param]["gap"].stride() == param.stride() for param in params[:3])
 
 
 @optimizers

@@ -9,7 +9,7 @@ from problems import copies, equal, make_params, set_gradients, train
 from registry import OPTIMIZERS, OptimizerInfo, Refused, implementations, optimizers
 from torch import Tensor, nn
 
-from unscheduled import AdamWScheduleFree, NoAveraging
+from unscheduled import AdamWScheduleFree, AnnealedInterpolation, NoAveraging
 from unscheduled.groups import Group
 from unscheduled.kernels import Rule
 from unscheduled.optimizer import ScheduleFreeOptimizer
@@ -70,6 +70,27 @@ def test_what_torch_refuses(info: OptimizerInfo) -> None:
 
 
 @optimizers
+def test_what_is_no_group(info: OptimizerInfo) -> None:
+    first, second = make_params()
+    with pytest.raises(TypeError, match="param_group must be a dict with the key 'params', but got <class 'list'>"):
+        info.make([first]).add_param_group([second])  # type: ignore[arg-type]
+
+
+@optimizers
+@pytest.mark.parametrize("choice", [{"foreach": False}, {"implementation": "loop"}])
+def test_the_implementation_of_a_group(info: OptimizerInfo, choice: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"parameter group 0: .* in a group: .* give it to the constructor"):
+        info.make([{"params": make_params(), **choice}])
+
+
+@optimizers
+def test_a_parameter_that_is_a_conjugated_view(info: OptimizerInfo) -> None:
+    view = nn.Parameter(torch.randn(3, dtype=torch.complex64).conj())
+    with pytest.raises(ValueError, match=r"conjugated view: make it of tensor\.resolve_conj\(\)"):
+        info.make([view])
+
+
+@optimizers
 def test_a_tensor_of_learning_rates(info: OptimizerInfo) -> None:
     with pytest.raises(ValueError, match=r"lr = a tensor of shape \(2,\): it must have one element"):
         info.make(make_params(), lr=torch.ones(2))
@@ -86,7 +107,7 @@ def test_two_ways_to_choose_the_implementation(info: OptimizerInfo, foreach: boo
 
 @optimizers
 def test_an_unknown_implementation(info: OptimizerInfo) -> None:
-    with pytest.raises(ValueError, match="implementation = 'fast' is none of 'auto', 'loop', 'foreach'"):
+    with pytest.raises(ValueError, match="implementation = 'fast' is unknown: use 'auto', 'loop', 'foreach'"):
         info.make(make_params(), implementation="fast")
 
 
@@ -140,12 +161,40 @@ def test_a_scheduler_that_went_wrong(info: OptimizerInfo, bad: float | Tensor) -
 
 
 @optimizers
+def test_a_beta_that_went_wrong(info: OptimizerInfo) -> None:
+    first, second = make_params()
+    optimizer = info.make([{"params": [first]}, {"params": [second]}])
+    train(optimizer, range(6))
+    before = copies([first, second])
+    optimizer.param_groups[1].update(info.beta_arguments(1.9))
+    with pytest.raises(
+        ValueError, match=r"parameter group 1: beta of ConstantInterpolation\(\) = 1\.9 is outside \[0, 1\]"
+    ):
+        train(optimizer, [6])
+    assert equal([first, second], before)
+
+
+def test_an_averaging_that_went_wrong() -> None:
+    @dataclass(frozen=True)
+    class Broken:
+        def __call__(self, step: int, lr_max: float, weight_sum: float) -> tuple[float, float]:
+            return float("nan"), weight_sum
+
+    params = make_params()
+    before = copies(params)
+    with pytest.raises(ValueError, match=r"parameter group 0: c of .*Broken.* = nan is outside \[0, 1\]"):
+        train(AdamWScheduleFree(params, averaging=Broken()), [0])
+    assert equal(params, before)
+
+
+@optimizers
 @implementations
 @pytest.mark.parametrize("as_tensor", [False, True])
 @pytest.mark.parametrize("at", [0, 1, 7, 15])
 def test_nothing_moves_at_lr_0(info: OptimizerInfo, implementation: str, as_tensor: bool, at: int) -> None:
     params = make_params()
-    optimizer = info.make(params, implementation=implementation, weight_decay=0.1)
+    interpolation = AnnealedInterpolation(0.99, 18)
+    optimizer = info.make(params, implementation=implementation, weight_decay=0.1, interpolation=interpolation)
     for step in range(20):
         before = [optimizer.iterates(param) for param in params]
         lr = 0.0 if step == at else info.lr

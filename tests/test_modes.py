@@ -6,7 +6,7 @@ from problems import copies, equal, make_params, set_gradients, train
 from registry import OptimizerInfo, optimizers
 from torch import nn
 
-from unscheduled import AdamWScheduleFree, AnnealedInterpolation, averaged_state_dict
+from unscheduled import AdamWScheduleFree, AnnealedInterpolation, SGDScheduleFree, averaged_state_dict, iterates
 
 
 @optimizers
@@ -31,6 +31,76 @@ def test_eval_puts_x_and_train_restores_the_bits_of_y(info: OptimizerInfo, dtype
     assert optimizer.train() is optimizer
     assert optimizer.training
     assert equal(params, y)
+
+
+def test_the_bits_of_y_return_where_a_weight_is_nan() -> None:
+    (param,) = make_params((100,))
+    optimizer = AdamWScheduleFree([param], lr=0.1)
+    train(optimizer, range(10))
+    param.data[3] = float("nan")
+    y = param.detach().clone()
+    optimizer.eval().train()
+    assert torch.equal(param[torch.arange(100) != 3], y[torch.arange(100) != 3])
+    assert param[3].isnan()
+
+
+@optimizers
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("failing", ["averaged", "gradient_point"])
+def test_a_switch_that_is_interrupted_loses_nothing(
+    info: OptimizerInfo, there: bool, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory or Ctrl-C at the second parameter, on the way to x or back."""
+    params = make_params((3,), (4,), (5,))
+    optimizer = info.make(params)
+    train(optimizer, range(10))
+    y = copies(params)
+    x = copies(optimizer.eval().param_groups[0]["params"])
+    if there:
+        optimizer.train()
+    if failing == "gradient_point":
+        params[1].data.add_(0.0 if there else 1.0)
+    calls = 0
+    original = getattr(iterates, failing)
+
+    def interrupted(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 2 or failing == "gradient_point":
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(iterates, failing, interrupted)
+        if there and failing == "gradient_point":
+            optimizer.eval().train()  # which does not need it
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                optimizer.train(not there)
+            assert optimizer.training == there
+    if there:
+        assert equal(params, y)
+        assert equal(optimizer.eval().param_groups[0]["params"], x)
+    optimizer.train()
+    assert torch.equal(params[0], y[0])
+    assert torch.equal(params[2], y[2])
+    if there or failing == "averaged":
+        assert torch.equal(params[1], y[1])
+    else:
+        torch.testing.assert_close(params[1].detach(), y[1] + 1.0)
+
+
+@optimizers
+def test_a_switch_under_inference_mode(info: OptimizerInfo) -> None:
+    params = make_params()
+    optimizer = info.make(params)
+    train(optimizer, range(10))
+    y = copies(params)
+    with torch.inference_mode():
+        optimizer.eval()
+    optimizer.train()
+    assert equal(params, y)
+    train(optimizer, [10])
 
 
 @optimizers
@@ -71,7 +141,10 @@ def test_weights_written_in_eval_mode_become_the_new_average(info: OptimizerInfo
     optimizer.eval()
     target = torch.randn_like(written)
     written.data.copy_(target)  # does not raise the version counter
-    assert torch.equal(optimizer.iterates(written).x, target)
+    x, y, z = optimizer.iterates(written)
+    assert torch.equal(x, target)
+    torch.testing.assert_close(z - x, gap, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(y, 0.9 * x + 0.1 * z, rtol=1e-12, atol=1e-14)
     optimizer.train()
     x, y, z = optimizer.iterates(written)
     torch.testing.assert_close(x, target, rtol=1e-14, atol=1e-15)
@@ -116,6 +189,23 @@ def test_a_closure_that_fails_leaves_the_mode(info: OptimizerInfo) -> None:
         optimizer.step(closure)
     assert not optimizer.training
     assert equal(params, x)
+
+
+@optimizers
+def test_a_closure_that_evaluates_is_stepped_at_y(info: OptimizerInfo) -> None:
+    params, reference = make_params(), make_params()
+    optimizer, plain = info.make(params), info.make(reference)
+    for step in range(10):
+
+        def closure(step: int = step) -> torch.Tensor:
+            set_gradients(params, step)
+            optimizer.eval()
+            return torch.zeros(())
+
+        optimizer.step(closure)
+        assert optimizer.training
+        train(plain, [step])
+    assert equal(params, reference)
 
 
 @optimizers
@@ -240,6 +330,32 @@ def test_averaged_state_dict_is_a_snapshot_at_x(info: OptimizerInfo, training: b
     assert equal(averaged.values(), expected.values())
 
 
+def test_averaged_state_dict_of_a_compiled_model() -> None:
+    model = nn.Linear(3, 2)
+    compiled = torch.compile(model, backend="eager")
+    optimizer = AdamWScheduleFree(compiled.parameters(), lr=0.1)
+    train(optimizer, range(5))
+    averaged = averaged_state_dict(compiled, optimizer)
+    assert list(averaged) == ["_orig_mod.weight", "_orig_mod.bias"]
+    assert torch.equal(averaged["_orig_mod.weight"], optimizer.iterates(model.weight).x)
+
+
+def test_a_model_made_double_goes_on_in_double() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1)
+    train(optimizer, range(5))
+    model.double()
+    with torch.no_grad():
+        model.weight.add_(1e-12)
+    y = copies(model.parameters())
+    optimizer.eval().train()
+    assert equal(model.parameters(), y)
+    for implementation in ("loop", "foreach"):
+        optimizer.implementation = implementation
+        train(optimizer, [5])
+    assert not torch.equal(model.weight, model.weight.float().double())
+
+
 @optimizers
 def test_metrics(info: OptimizerInfo) -> None:
     params = make_params(dtype=torch.float64)
@@ -254,9 +370,11 @@ def test_metrics(info: OptimizerInfo) -> None:
     assert metrics["window"] == pytest.approx(1 / metrics["c"])
     gaps = torch.cat([(optimizer.iterates(p).z - optimizer.iterates(p).x).flatten() for p in params])
     assert metrics["gap_norm"] == pytest.approx(gaps.norm().item(), rel=1e-5)
+    optimizer.param_groups[0].update(info.beta_arguments(torch.tensor(0.9)))
+    train(optimizer, range(2))
+    assert all(type(value) is float for value in optimizer.metrics().values())
     several = info.make([{"params": params[:1]}, {"params": params[1:]}])
     assert {"group0/lr", "group1/c"} < set(several.metrics())
-    if info.has_warmup:
-        warming = info.make(make_params(), warmup_steps=10)
-        train(warming, range(3))
-        assert warming.metrics()["effective_lr"] == pytest.approx(0.3 * info.lr)
+    warming = SGDScheduleFree(make_params(), lr=2.0, warmup_steps=10)
+    train(warming, range(3))
+    assert warming.metrics()["effective_lr"] == pytest.approx(0.6)

@@ -55,6 +55,20 @@ def test_schedulefree_makes_the_first_step_of_a_late_parameter_30_times_too_larg
     assert reference.state[theirs[1]]["z"].min() < -2.0  # the bug is real
 
 
+@implementations
+def test_a_late_parameter_is_rectified_by_its_own_count(implementation: str) -> None:
+    """Its first four steps of RAdam are silent, and the fifth is as small as everybody's fifth."""
+    early, late = (Parameter(torch.zeros(3, dtype=torch.float64)) for _ in range(2))
+    optimizer = RAdamScheduleFree([early, late], lr=0.1, eps=1e-30, implementation=implementation)
+    for step in range(1, 108):
+        early.grad = torch.ones_like(early)
+        late.grad = torch.ones_like(late) if step > 100 else None
+        before = optimizer.iterates(late).z
+        optimizer.step()
+        expected = 0.1 * (rectification(step - 100, 0.999) or 0.0) if step > 100 else 0.0
+        torch.testing.assert_close(before - optimizer.iterates(late).z, torch.full_like(late, expected))
+
+
 @optimizers
 def test_schedulefree_divides_by_beta_in_eval(info: OptimizerInfo) -> None:
     params = make_params()
@@ -111,7 +125,7 @@ def test_optax_keeps_the_averaging_sums_in_the_dtype_of_the_parameters(info: Opt
 def test_pytorch_optimizer_makes_radam_steps_too_small(implementation: str) -> None:
     """With a constant gradient of 1 the direction is 1, so that each step is lr times the rectification."""
     param = Parameter(torch.zeros(2, dtype=torch.float64))
-    optimizer = RAdamScheduleFree([param], lr=0.1, eps=1e-300, implementation=implementation)
+    optimizer = RAdamScheduleFree([param], lr=0.1, eps=1e-30, implementation=implementation)
     for step in range(1, 200):
         before = optimizer.iterates(param).z
         param.grad = torch.ones_like(param)

@@ -11,6 +11,11 @@ import pytest
 import torch
 from problems import copies, equal, make_params, train
 from registry import OptimizerInfo, configurations, optimizers
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.nn import Parameter
 
 from unscheduled import (
@@ -110,7 +115,6 @@ def test_the_file_holds_what_the_documentation_says(info: OptimizerInfo) -> None
     assert set(optimizer.state_dict()["state"][0]) == info.buffers | {"step"}
     assert set(optimizer.eval().state_dict()["state"][0]) == info.buffers | {"step", "y"}
     assert optimizer.state_dict()["param_groups"][0]["training"] is False
-    assert "training" not in optimizer.param_groups[0]
 
 
 @optimizers
@@ -182,13 +186,30 @@ def named(shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, Parameter]]:
     return [(name, Parameter(torch.ones(shape))) for name, shape in shapes.items()]
 
 
-def drop_gap(state: dict[str, Any]) -> dict[str, Any]:
-    del state["state"][1]["gap"]
+def reshape_buffer(name: str) -> Any:
+    def change(state: dict[str, Any]) -> dict[str, Any]:
+        state["state"][1][name] = state["state"][1][name].reshape(3, 4)
+        return state
+
+    return change
+
+
+def spoil(name: str, value: Any) -> Any:
+    def change(state: dict[str, Any]) -> dict[str, Any]:
+        state["param_groups"][0][name] = value
+        return state
+
+    return change
+
+
+def age_averaging(state: dict[str, Any]) -> dict[str, Any]:
+    """As a version with one more field would write it."""
+    state["param_groups"][0]["averaging"]["arguments"]["window"] = 3
     return state
 
 
-def spoil_lr(state: dict[str, Any]) -> dict[str, Any]:
-    state["param_groups"][0]["lr"] = float("nan")
+def drop_gap(state: dict[str, Any]) -> dict[str, Any]:
+    del state["state"][1]["gap"]
     return state
 
 
@@ -202,15 +223,33 @@ def spoil_lr(state: dict[str, Any]) -> dict[str, Any]:
             r"has 2 parameters, .* has 3: .* is head \(shape \(3, 4\)",
         ),
         (MODEL | {"hidden": (9, 3)}, lambda s: s, r"'gap' of shape \(9, 3\) for hidden \(shape \(4, 3\)\)"),
-        ({name: MODEL[name] for name in ("embedding", "head", "hidden")}, lambda s: s, r"\(3, 4\) for hidden .* order"),
+        (
+            {name: MODEL[name] for name in ("embedding", "head", "hidden")},
+            lambda s: s,
+            r"another order: head where this optimizer has hidden",
+        ),
         (
             MODEL,
             drop_gap,
             r"\['exp_avg_sq', 'step'\] for hidden .*, this optimizer keeps \['exp_avg_sq', 'gap', 'step'\]",
         ),
-        (MODEL, spoil_lr, r"parameter group 0: lr = nan is outside \[0, inf\)"),
+        (MODEL, reshape_buffer("exp_avg_sq"), r"'exp_avg_sq' of shape \(3, 4\) for hidden \(shape \(4, 3\)\)"),
+        (MODEL, reshape_buffer("y"), r"'y' of shape \(3, 4\) for hidden \(shape \(4, 3\)\)"),
+        (MODEL, spoil("lr", float("nan")), r"parameter group 0: lr = nan is outside \[0, inf\)"),
+        (MODEL, spoil("beta", 7.0), r"parameter group 0: beta = 7\.0 is outside \[0, 1\]"),
+        (
+            MODEL,
+            spoil("weight_sum", float("nan")),
+            r"weight_sum = nan is outside \[0, inf\): the state dict is damaged",
+        ),
+        (MODEL, spoil("step", -3), r"step = -3 is no integer >= 0"),
+        (
+            MODEL,
+            age_averaging,
+            r"made with averaging = PolynomialAveraging\(r, weight_lr_power, warmup_steps, window\)",
+        ),
     ],
-    ids=["more", "fewer", "shape", "order", "buffer", "lr"],
+    ids=["more", "fewer", "shape", "order", "buffer", "square", "y", "lr", "beta", "sum", "step", "axis"],
 )
 def test_a_state_dict_of_other_parameters_is_refused(shapes: Any, change: Any, match: str) -> None:
     theirs = AdamWScheduleFree(named(shapes))
@@ -245,7 +284,9 @@ def test_the_state_of_other_optimizers_is_refused() -> None:
     refused(named(MODEL), plain.state_dict(), r"another kind of optimizer: parameter group 0 has no 'averaging'")
     refused(named(MODEL), sgd.state_dict(), r"another kind of optimizer: parameter group 0 has no 'betas'")
     refused(
-        named(MODEL), exponential.state_dict(), r"made with averaging = ExponentialAveraging, .* PolynomialAveraging"
+        named(MODEL),
+        exponential.state_dict(),
+        r"made with averaging = ExponentialAveraging\(c\), .* PolynomialAveraging",
     )
     refused(named(MODEL), annealed.state_dict(), r"made with interpolation = AnnealedInterpolation")
     AdamWScheduleFree(named(MODEL)).load_state_dict(momentum.state_dict())  # a number of the group, so the file's holds
@@ -260,3 +301,78 @@ def test_another_number_of_groups_is_refused() -> None:
 def test_without_names_a_message_counts() -> None:
     with pytest.raises(ValueError, match=r"the first without a counterpart is parameter 1 of group 0 \(shape \(2,\)\)"):
         AdamWScheduleFree(make_params((3,), (2,))).load_state_dict(AdamWScheduleFree(make_params((3,))).state_dict())
+
+
+def test_without_names_another_order_shows_in_the_shapes() -> None:
+    theirs = AdamWScheduleFree(make_params((4, 3), (3, 4)))
+    train(theirs, range(2))
+    with pytest.raises(
+        ValueError, match=r"'.*' of shape \(4, 3\) for parameter 0 of group 0 \(shape \(3, 4\)\).* order"
+    ):
+        AdamWScheduleFree(make_params((3, 4), (4, 3))).load_state_dict(theirs.state_dict())
+
+
+def test_a_step_kept_as_a_tensor_is_a_number() -> None:
+    """As torch's own optimizers keep it, and some savers turn it into."""
+    optimizer = AdamWScheduleFree(make_params())
+    train(optimizer, range(3))
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"][0]["step"] = torch.tensor(3.0)
+    optimizer.load_state_dict(state)
+    train(optimizer, [3])
+    assert [each["step"] for each in optimizer.state.values()] == [4, 4]
+
+
+@optimizers
+def test_hooks_of_users_see_and_may_replace_a_whole_state_dict(info: OptimizerInfo) -> None:
+    optimizer = info.make(make_params())
+    train(optimizer, range(3))
+    seen = []
+
+    def wrap(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        seen.append(through_a_file(state_dict))
+        return {"inner": state_dict}
+
+    optimizer.register_state_dict_post_hook(wrap)
+    wrapped = optimizer.state_dict()
+    assert set(wrapped) == {"inner"}
+    info.make(make_params()).load_state_dict(seen[0])
+
+
+@optimizers
+def test_state_goes_to_the_device_of_the_parameters(info: OptimizerInfo) -> None:
+    optimizer = info.make(make_params())
+    train(optimizer, range(3))
+    elsewhere = [Parameter(torch.empty_like(param, device="meta")) for param in make_params()]
+    loaded = info.make(elsewhere)
+    loaded.load_state_dict(optimizer.eval().state_dict())
+    for param in elsewhere:
+        assert {loaded.state[param][name].device.type for name in (*info.buffers, "y")} == {"meta"}
+
+
+@optimizers
+def test_dcp_carries_the_mode_of_a_checkpoint_made_in_eval_mode(info: OptimizerInfo) -> None:
+    """Flattened or not, into a fresh optimizer in train mode: weights saved at x are not trained as y."""
+    for flat in (False, True):
+        options = StateDictOptions(flatten_optimizer_state_dict=flat)
+        model, other = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)
+        optimizer, resumed = info.make(model.parameters()), info.make(other.parameters())
+        train(optimizer, range(10))
+        optimizer.eval()
+        saved = get_optimizer_state_dict(model, optimizer, options=options)
+        other.load_state_dict(model.state_dict())
+        set_optimizer_state_dict(other, resumed, copy.deepcopy(saved), options=options)
+        assert not resumed.training
+        optimizer.train()
+        resumed.train()
+        torch.testing.assert_close(list(other.parameters()), list(model.parameters()), rtol=1e-6, atol=1e-7)
+
+
+@optimizers
+def test_dcp_initialises_an_optimizer_in_eval_mode(info: OptimizerInfo) -> None:
+    model = torch.nn.Linear(3, 2)
+    before = copies(model.parameters())
+    optimizer = info.make(model.parameters()).eval()
+    assert set(get_optimizer_state_dict(model, optimizer)["state"]["weight"]) == info.buffers | {"step"}
+    assert not optimizer.training
+    assert equal(optimizer.train().param_groups[0]["params"], before)

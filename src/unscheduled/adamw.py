@@ -71,11 +71,16 @@ def foreach_direction_with_momentum(
     return directions
 
 
+def foreach_second_moment(grads: Tensors, exp_avg_sqs: Tensors, beta2: float) -> None:
+    """Average the squared gradients."""
+    torch._foreach_mul_(exp_avg_sqs, beta2)
+    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=1.0 - beta2)
+
+
 def _reciprocal_denominators(
     grads: Tensors, exp_avg_sqs: Tensors, beta2: float, bias_correction2: float, eps: float
 ) -> Tensors:
-    torch._foreach_mul_(exp_avg_sqs, beta2)
-    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=1.0 - beta2)
+    foreach_second_moment(grads, exp_avg_sqs, beta2)
     denominators = torch._foreach_div(exp_avg_sqs, bias_correction2)
     torch._foreach_sqrt_(denominators)
     torch._foreach_add_(denominators, eps)
@@ -95,7 +100,7 @@ def check_adam(group: Group) -> None:
         raise ValueError(f"betas = {group['betas']} is no pair: give (beta, beta2), such as (0.9, 0.999)") from None
     require_within("[0, 1]", "betas[0]", beta, "it is the interpolation beta: use 0.9")
     require_within("[0, 1)", "betas[1]", beta2, "it averages the squared gradient: use 0.999, or 0.99")
-    require_within("(0, inf)", "eps", group["eps"], "use 1e-8")
+    require_within("[1e-30, inf)", "eps", group["eps"], "use 1e-8")
 
 
 class AdamWScheduleFree(ScheduleFreeOptimizer):
@@ -117,11 +122,11 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         params: parameters, named parameters or parameter groups.
         lr: learning rate, a float or a tensor of one element, >= 0. Start at 2 to 4 times AdamW's tuned rate.
         betas: (beta, beta2): the interpolation in [0, 1], and the average of the squared gradient in [0, 1).
-        eps: epsilon, > 0, added to the root.
+        eps: epsilon, >= 1e-30, added to the root.
         weight_decay: lambda, >= 0.
         warmup_steps: steps of linear warmup, an integer >= 0; 2 to 5% of the steps that may be run.
         r: power of the step in the averaging weights, in (-1, 32]; None is 0.
-        weight_lr_power: power of the learning rate's running maximum in the averaging weights, >= 0; None is 2.
+        weight_lr_power: power of the learning rate's running maximum in the averaging weights, in [0, 8]; None is 2.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``.
         inner_momentum: beta1, in [0, 1), Adam's own momentum; 0 keeps no buffer for it. For very large batches.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
@@ -196,7 +201,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         return scalars
 
     def _beta(self, group: Group) -> float:
-        return group["betas"][0]
+        return float(group["betas"][0])
 
     def _check_rule(self, group: Group) -> None:
         check_adam(group)

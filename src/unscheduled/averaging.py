@@ -34,7 +34,7 @@ class PolynomialAveraging:
     Args:
         r: power of the step, in (-1, 32] (t^32 is within float64 for 10^9 steps); 0 weighs all steps alike, 1 or more
             the later ones more (long runs).
-        weight_lr_power: p, power of the running maximum of the learning rate, >= 0; the weights of a warmup are
+        weight_lr_power: p, power of the running maximum of the learning rate, in [0, 8]; the weights of a warmup are
             small. 0 ignores the learning rate.
         warmup_steps: steps before the averaging starts, an integer >= 0: until then c = 1 and no weight is counted.
 
@@ -60,7 +60,7 @@ class PolynomialAveraging:
 
     def __post_init__(self) -> None:
         require_within("(-1, 32]", "r", self.r, "use 0 for equal weights, 1 or more to favour late steps")
-        require_within("[0, inf)", "weight_lr_power", self.weight_lr_power, "use 2, or 0 to ignore the learning rate")
+        require_within("[0, 8]", "weight_lr_power", self.weight_lr_power, "use 2, or 0 to ignore the learning rate")
         require_count(0, "warmup_steps", self.warmup_steps, "give the number of steps without averaging")
 
     def __call__(self, step: int, lr_max: float, weight_sum: float) -> tuple[float, float]:

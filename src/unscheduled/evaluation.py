@@ -13,6 +13,9 @@ def averaged_state_dict(model: nn.Module, optimizer: ScheduleFreeOptimizer) -> d
     It is a snapshot: later training does not change it. Tensors that the model shares (tied weights) are shared in
     it. Parameters that the optimizer does not hold, and buffers such as BatchNorm's statistics, are as in the model.
 
+    It is for evaluating and shipping. To resume training from x, save it beside the state of an optimizer in eval mode;
+    beside that of train mode belongs ``model.state_dict()``, which holds y.
+
     Args:
         model: the model, or a part or wrapper of it.
         optimizer: the optimizer of its parameters.

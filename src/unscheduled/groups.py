@@ -26,7 +26,6 @@ Group: TypeAlias = dict[str, Any]
 
 AXES = ("averaging", "interpolation")
 POWERS = ("r", "weight_lr_power")
-LR_REMEDY = "a learning rate is a positive number, or 0 to stand still"
 
 
 def resolved(options: Group, defaults: Group) -> Group:
@@ -48,28 +47,39 @@ def resolved(options: Group, defaults: Group) -> Group:
     return completed
 
 
-def distinct(params: Any) -> Any:
+def listed(params: Any) -> Any:
     """The parameters of a group as a list, unless torch is to refuse them.
 
     Raises:
-        ValueError: if one stands in it twice: it would be stepped twice.
+        ValueError: if one stands in it twice, or is a view to be conjugated, which cannot be written to in place.
     """
     if isinstance(params, Tensor) or not isinstance(params, Iterable) or isinstance(params, Set):
         return cast(Any, params)
     entries = list(cast(Iterable[Tensor | tuple[str, Tensor]], params))
-    tensors = {id(entry[1] if isinstance(entry, tuple) else entry) for entry in entries}
-    if len(tensors) < len(entries):
+    tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
+    if len({id(tensor) for tensor in tensors}) < len(tensors):
         raise ValueError("a parameter stands in it twice: give each once")
+    if any(isinstance(tensor, Tensor) and tensor.is_conj() for tensor in cast(list[Any], tensors)):
+        raise ValueError("a parameter is a conjugated view: make it of tensor.resolve_conj()")
     return entries
 
 
-def fresh_counters(beta: float) -> Group:
+def fresh_counters(beta: float, training: bool) -> Group:
     """The numbers that a group keeps from step to step, before the first one.
 
     ``step`` counts the calls of ``step()``; ``weight_sum`` and ``lr_max`` belong to the averaging; ``beta`` is the
-    one that formed the present y; ``c`` and ``effective_lr`` are those of the last step.
+    one that formed the present y; ``c`` and ``effective_lr`` are those of the last step. ``training`` is a copy of
+    the optimizer's mode, for checkpoints.
     """
-    return {"step": 0, "weight_sum": 0.0, "lr_max": 0.0, "beta": beta, "c": 0.0, "effective_lr": 0.0}
+    return {
+        "step": 0,
+        "weight_sum": 0.0,
+        "lr_max": 0.0,
+        "beta": beta,
+        "c": 0.0,
+        "effective_lr": 0.0,
+        "training": training,
+    }
 
 
 def check(group: Group) -> None:
@@ -80,25 +90,45 @@ def check(group: Group) -> None:
     if group["decay_at"] not in ("y", "z"):
         raise ValueError(f"decay_at = {group['decay_at']!r} is neither 'y' nor 'z': use 'y', or 'z' for very long runs")
     for axis in AXES:
+        if isinstance(group[axis], type):
+            raise ValueError(f"{axis} = {group[axis].__name__} is a class: make an object of it, with parentheses")
         if not (dataclasses.is_dataclass(group[axis]) and callable(group[axis])):
-            raise ValueError(f"{axis} = {group[axis]!r} is none: use an object of unscheduled.{axis}, or one like them")
+            raise ValueError(
+                f"{axis} = {group[axis]!r} is not an {axis}: use an object of a class of unscheduled.{axis}"
+            )
+    for name in ("foreach", "implementation"):
+        if name in group:
+            raise ValueError(
+                f"{name} = {group[name]!r} in a group: it is for all groups, so give it to the constructor"
+            )
 
 
-def check_lr(lr: float | Tensor, where: str = "") -> None:
-    """Raise ValueError unless the learning rate is a finite number >= 0, or a tensor with one such element."""
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"{where}lr = a tensor of shape {tuple(lr.shape)}: it must have one element")
-    require_within("[0, inf)", f"{where}lr", float(lr), LR_REMEDY)
+def check_lr(lr: float | Tensor) -> float:
+    """The learning rate as a float.
+
+    Raises:
+        ValueError: if it is not a finite number >= 0, or a tensor with one such element.
+    """
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"lr = a tensor of shape {tuple(lr.shape)}: it must have one element")
+        lr = float(lr)
+    require_within("[0, inf)", "lr", lr, "a learning rate is a positive number, or 0 to stand still")
+    return float(lr)
 
 
-def check_beta(group: Group, beta: float) -> None:
-    """Raise ValueError if the interpolation does not take the group's beta into [0, 1]."""
-    require_within("[0, 1]", f"beta of {group['interpolation']}", group["interpolation"](beta, 0), "correct it")
+def check_counters(group: Group) -> None:
+    """Raise ValueError if a number that the group keeps from step to step cannot be."""
+    remedy = "the state dict is damaged"
+    require_count(0, "step", group["step"], remedy)
+    require_within("[0, inf)", "weight_sum", group["weight_sum"], remedy)
+    require_within("[0, inf)", "lr_max", group["lr_max"], remedy)
+    require_within("[0, 1]", "beta", group["beta"], remedy)
 
 
 def described_axes(group: Group) -> Group:
     """The axes of a group as plain dictionaries, for a checkpoint."""
-    return {axis: {"name": type(group[axis]).__name__, **dataclasses.asdict(group[axis])} for axis in AXES}
+    return {axis: {"name": type(group[axis]).__name__, "arguments": dataclasses.asdict(group[axis])} for axis in AXES}
 
 
 def restored_axes(saved: Group, group: Group) -> Group:
@@ -109,11 +139,11 @@ def restored_axes(saved: Group, group: Group) -> Group:
     """
     axes: Group = {}
     for axis in AXES:
-        name, numbers = saved[axis]["name"], {key: value for key, value in saved[axis].items() if key != "name"}
-        if name != type(group[axis]).__name__:
+        name, arguments = saved[axis]["name"], saved[axis]["arguments"]
+        if name != type(group[axis]).__name__ or set(arguments) != set(dataclasses.asdict(group[axis])):
             raise ValueError(
-                f"it was made with {axis} = {name}, this optimizer has {group[axis]}: "
+                f"it was made with {axis} = {name}({', '.join(arguments)}), this optimizer has {group[axis]}: "
                 "construct it likewise, and change the axis in param_groups after loading"
             )
-        axes[axis] = type(group[axis])(**numbers)
+        axes[axis] = type(group[axis])(**arguments)
     return axes

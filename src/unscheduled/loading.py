@@ -51,17 +51,19 @@ def checked(
             f"the state dict has {len(saved_groups)} parameter groups, this optimizer has {len(param_groups)}: "
             "construct it with the same groups"
         )
-    loaded = Loaded([], {}, all(group.get("training", True) for group in saved_groups))
+    loaded = Loaded([], {}, saved_groups[0].get("training", True))
     for index, (saved, group) in enumerate(zip(saved_groups, param_groups, strict=True)):
-        missing = sorted({*options, *groups.fresh_counters(0.0)} - {"differentiable"} - set(saved))  # that is torch's
+        expected = {*options, *groups.fresh_counters(0.0, True)} - {"differentiable"}  # which is torch's
+        missing = sorted(expected - set(saved))
         if missing:
             raise ValueError(
                 f"the state dict is of another kind of optimizer: parameter group {index} has no {missing[0]!r}"
             )
         _check_count(saved, group, index)
+        _check_order(saved, group)
         try:
+            groups.check_counters(saved)
             restored = {**saved, **groups.restored_axes(saved, group)}
-            restored.pop("training", None)
             check(restored)
         except ValueError as error:
             raise ValueError(f"the state dict does not fit: parameter group {index}: {error}") from None
@@ -90,6 +92,16 @@ def _check_count(saved: Group, group: Group, index: int) -> None:
         )
 
 
+def _check_order(saved: Group, group: Group) -> None:
+    theirs, ours = saved.get("param_names"), group.get("param_names")
+    if theirs and ours and theirs != ours and sorted(theirs) == sorted(ours):
+        name, other = next((a, b) for a, b in zip(ours, theirs, strict=True) if a != b)
+        raise ValueError(
+            f"the state dict has its parameters in another order: {other} where this optimizer has {name}: "
+            "construct it with the parameters in the order in which they were saved"
+        )
+
+
 def _check_state(state: State, names: set[str], param: Tensor, name: str) -> None:
     if set(state) - {"y"} != names:
         raise ValueError(
@@ -97,7 +109,7 @@ def _check_state(state: State, names: set[str], param: Tensor, name: str) -> Non
             "it was made by another kind of optimizer"
         )
     for buffer, value in state.items():
-        if isinstance(value, Tensor) and value.shape != param.shape:
+        if buffer != "step" and value.shape != param.shape:
             raise ValueError(
                 f"the state dict has {buffer!r} of shape {tuple(value.shape)} for {name}: "
                 "it was made for other parameters, or for these in another order"
@@ -106,6 +118,6 @@ def _check_state(state: State, names: set[str], param: Tensor, name: str) -> Non
 
 def _placed(name: str, value: Any, param: Tensor) -> Any:
     """A copy on the parameter's device, in the precision of its state (y in the parameter's own)."""
-    if not isinstance(value, Tensor):
-        return value
+    if name == "step":
+        return int(value)
     return value.to(device=param.device, dtype=param.dtype if name == "y" else state_dtype(param), copy=True)

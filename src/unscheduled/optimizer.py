@@ -1,28 +1,36 @@
 """The one shell round every Schedule-Free algorithm: groups, state, step, train and eval."""
 
+from __future__ import annotations
+
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from typing_extensions import Self
 
 from unscheduled import groups, kernels, loading
 from unscheduled.groups import Group
+from unscheduled.interval import require_within
 from unscheduled.kernels import Implementation, Rule, Scalars
 from unscheduled.state import (
     Iterates,
     batches,
     fresh_state,
-    put_average,
-    put_gradient_point,
+    put_averages,
+    put_gradient_points,
     put_reinterpolated,
     read,
 )
 from unscheduled.step_size import linear_warmup
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Loss = TypeVar("Loss")
 
 
 class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
@@ -100,34 +108,39 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
             param_group: its ``params``, and the options that differ from the constructor's.
 
         Raises:
+            TypeError: if it is no dictionary, or its ``params`` are no tensors.
             ValueError: if an option is out of its range or a parameter is in a group already; nothing is changed.
         """
+        if not isinstance(param_group, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"param_group must be a dict with the key 'params', but got {type(param_group)}")
         try:
             group = groups.resolved(param_group, self.defaults)
             self._check(group)
-            group["params"] = groups.distinct(group["params"])
+            group["params"] = groups.listed(group["params"])
         except ValueError as error:
             raise ValueError(f"parameter group {len(self.param_groups)}: {error}") from None
-        super().add_param_group(group | groups.fresh_counters(self._next_beta(group, 0)))
+        super().add_param_group(group | groups.fresh_counters(self._next_beta(group, 0), self.training))
 
     def _check(self, group: Group) -> None:
         groups.check(group)
         self._check_rule(group)
-        groups.check_beta(group, self._beta(group))
         kernels.choose(self.implementation, self._rule(group))
+        self._next_beta(group, 0)
 
     def _next_beta(self, group: Group, step: int) -> float:
-        return group["interpolation"](self._beta(group), step)
+        beta = group["interpolation"](self._beta(group), step)
+        require_within("[0, 1]", f"beta of {group['interpolation']}", beta, "it has to stay between z and x")
+        return beta
 
     # The step.
 
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], Loss]) -> Loss: ...
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
         """One optimization step from the gradients at y.
 
         Args:
@@ -139,10 +152,10 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
 
         Raises:
             RuntimeError: in eval mode without a closure, or if a gradient is sparse; nothing is changed.
-            ValueError: if the learning rate of a group has become negative or NaN; nothing is changed.
+            ValueError: if the learning rate or the beta of a group has left its range; nothing is changed.
         """
         if closure is None:
-            if not self.training:
+            if not self.training and not self._only_initialises():
                 raise RuntimeError(
                     "step() in eval mode, where the parameters hold the average x and not y: "
                     "call optimizer.train() before the forward pass of a training step"
@@ -154,48 +167,71 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
         try:
             with torch.enable_grad():
                 loss = closure()
+            self.train()  # should the closure have evaluated
             self._update()
         finally:
             self.train(was_training)
         return loss
 
+    def _only_initialises(self) -> bool:
+        """Whether this is how torch.distributed.checkpoint makes the buffers: a first step, all zero, at lr = 0."""
+        return all(self._nothing_to_learn(group) for group in self.param_groups)
+
+    def _nothing_to_learn(self, group: Group) -> bool:
+        gradients = (param.grad for param in cast(list[Tensor], group["params"]) if param.grad is not None)
+        return group["step"] == 0 and float(group["lr"]) == 0.0 and not any(bool(grad.any()) for grad in gradients)
+
     def _update(self) -> None:
+        plans: list[tuple[float, Group]] = []
         for index, group in enumerate(self.param_groups):  # refuse all before any is changed
-            groups.check_lr(group["lr"], where=f"parameter group {index}: ")
+            try:
+                plans.append(self._plan(group))
+            except ValueError as error:
+                raise ValueError(f"parameter group {index}: {error}") from None
             for param in cast(list[Tensor], group["params"]):
                 if param.grad is not None and param.grad.layout != torch.strided:
                     raise RuntimeError(
                         f"the gradient of {self._find(param)[1]} is sparse, but every step averages every weight: "
                         "make it dense, as with torch.nn.Embedding(sparse=False)"
                     )
-        for group in self.param_groups:
-            self._update_group(group)
+        for group, (warm_lr, counters) in zip(self.param_groups, plans, strict=True):
+            self._update_group(group, warm_lr, counters)
 
-    def _update_group(self, group: Group) -> None:
+    def _plan(self, group: Group) -> tuple[float, Group]:
+        """The learning rate of the next step, warmup included, and the counters after it."""
+        step = group["step"] + 1
+        warm_lr = groups.check_lr(group["lr"]) * linear_warmup(step, group["warmup_steps"])
+        effective_lr = warm_lr * self._lr_factor(group, step)
+        lr_max = max(group["lr_max"], effective_lr)
+        c, weight_sum, next_beta = 0.0, group["weight_sum"], group["beta"]
+        if effective_lr > 0.0:  # else z stays, and so do x and y
+            c, weight_sum = group["averaging"](step, lr_max, weight_sum)
+            require_within("[0, 1]", f"c of {group['averaging']}", c, "it is the weight of z in a mean")
+            next_beta = self._next_beta(group, step)
+        return warm_lr, {
+            "step": step,
+            "weight_sum": weight_sum,
+            "lr_max": lr_max,
+            "beta": next_beta,
+            "c": c,
+            "effective_lr": effective_lr,
+        }
+
+    def _update_group(self, group: Group, warm_lr: float, counters: Group) -> None:
         rule = self._rule(group)
         params = cast(list[Tensor], group["params"])
         active = [(param, self.state[param]) for param in params if param.grad is not None]
         for param, state in active:
             if not state:
                 state.update(fresh_state(param, rule))
-        lr = float(group["lr"])
-        if lr == 0.0 and group["step"] == 0 and not any(bool(cast(Tensor, param.grad).any()) for param, _ in active):
-            return  # how torch.distributed.checkpoint makes the buffers of a fresh optimizer: no step is counted
-
-        step = group["step"] + 1
-        warm_lr = lr * linear_warmup(step, group["warmup_steps"])
-        effective_lr = warm_lr * self._lr_factor(group, step)
-        lr_max = max(group["lr_max"], effective_lr)
-        c, weight_sum, beta, next_beta = 0.0, group["weight_sum"], group["beta"], group["beta"]
-        if effective_lr > 0.0:  # else z stays, and so do x and y
-            c, weight_sum = group["averaging"](step, lr_max, weight_sum)
-            next_beta = self._next_beta(group, step)
-
+        if self._nothing_to_learn(group):
+            return
+        beta, next_beta = group["beta"], counters["beta"]
         update = kernels.choose(self.implementation, rule)
         for seen, batch in batches(active, rule):
             scalars = Scalars(
                 lr=warm_lr * self._lr_factor(group, seen),
-                c=c,
+                c=counters["c"],
                 beta=beta,
                 next_beta=next_beta,
                 weight_decay=group["weight_decay"],
@@ -208,7 +244,7 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
             for param in params:
                 if param.grad is None and (state := self.state.get(param)):
                     put_reinterpolated(param, state, beta, next_beta)
-        group.update(step=step, weight_sum=weight_sum, lr_max=lr_max, beta=next_beta, c=c, effective_lr=effective_lr)
+        group.update(counters)
 
     # The modes.
 
@@ -220,12 +256,18 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
         checkpoint, what was written is the new x, and y is formed from it and the gap.
         """
         if mode != self.training:
+            put = put_gradient_points if mode else put_averages
+            put(
+                [
+                    (param, state, group["beta"])
+                    for group in self.param_groups
+                    for param in cast(list[Tensor], group["params"])
+                    if (state := self.state.get(param))
+                ]
+            )
             self.training = mode
-            put = put_gradient_point if mode else put_average
             for group in self.param_groups:
-                for param in group["params"]:
-                    if state := self.state.get(param):
-                        put(param, state, group["beta"])
+                group["training"] = mode
             torch.clear_autocast_cache()  # it may hold casts of the weights of the other mode
         return self
 
@@ -236,6 +278,8 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
     @contextmanager
     def averaged_parameters(self) -> Generator[Self, None, None]:
         """Within the ``with`` block the parameters hold the average x; afterwards the mode is what it was before.
+
+        Not between a forward pass and its backward: autograd refuses weights that were written in between.
 
         Example:
             >>> import torch
@@ -279,7 +323,6 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
         for index, group in enumerate(self.param_groups):
             prefix = f"group{index}/" if len(self.param_groups) > 1 else ""
             gaps = [self.state[param]["gap"] for param in group["params"] if self.state.get(param)]
-            squares = [float(gap.abs().double().square().sum()) for gap in gaps]
             values = {
                 "step": float(group["step"]),
                 "lr": float(group["lr"]),
@@ -287,7 +330,7 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
                 "beta": group["beta"],
                 "c": group["c"],
                 "window": 1.0 / group["c"] if group["c"] > 0.0 else float("inf"),
-                "gap_norm": sum(squares) ** 0.5,
+                "gap_norm": math.hypot(*(float(gap.norm()) for gap in gaps)),
             }
             metrics.update((prefix + name, value) for name, value in values.items())
         return metrics
@@ -307,17 +350,24 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
 
         In eval mode it carries y beside the gap, so that training resumes bit for bit from a model saved at x.
         """
-        state_dict = super().state_dict()
-        for group in state_dict["param_groups"]:
-            group.update(groups.described_axes(group), training=self.training)
-        return state_dict
+
+        def describe(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+            for group in state_dict["param_groups"]:
+                group.update(groups.described_axes(group))
+
+        hook = self.register_state_dict_post_hook(describe, prepend=True)  # before the hooks of users
+        try:
+            return super().state_dict()
+        finally:
+            hook.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave: numbers of groups, buffers in their own precision, and the mode.
 
-        The parameters are not touched; load the model before or after. Saved in eval mode, the state restores the
-        very bits of y at the next :meth:`train` if the parameters then hold the x that belongs to it; otherwise the
-        parameters are taken as the new x.
+        The parameters are not touched; load the model before or after. The two files belong together: the weights
+        beside the state of train mode are y, those beside the state of eval mode are x. From eval mode the next
+        :meth:`train` restores the very bits of y if the parameters then hold the x that belongs to it; otherwise
+        they are taken as the new x.
 
         Raises:
             ValueError: if it was made by another kind of optimizer, for other parameters (count or shape), with other

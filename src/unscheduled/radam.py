@@ -1,10 +1,7 @@
 """Schedule-Free RAdam."""
-# torch publishes its foreach operations under names with an underscore:
-# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -38,8 +35,7 @@ def foreach_direction(
     """:func:`direction` on lists of tensors."""
     if rectified:
         return adamw.foreach_direction(grads, exp_avg_sqs, beta2=beta2, bias_correction2=bias_correction2, eps=eps)
-    torch._foreach_mul_(exp_avg_sqs, beta2)
-    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=1.0 - beta2)
+    adamw.foreach_second_moment(grads, exp_avg_sqs, beta2)
     return grads
 
 
@@ -47,7 +43,7 @@ RADAM = Rule(direction, ("exp_avg_sq",), foreach_direction)
 
 
 class RAdamScheduleFree(ScheduleFreeOptimizer):
-    """Schedule-Free RAdam: the rectified step size replaces the warmup.
+    """Schedule-Free RAdam: the rectified step size takes the place of a warmup.
 
         v' = beta2 v + (1 - beta2) g^2
         z' = z - gamma (g / (sqrt(v' / (1 - beta2^t)) + eps) + lambda w),    gamma = lr r_t
@@ -66,12 +62,13 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         lr: learning rate, a float or a tensor of one element, >= 0.
         betas: (beta, beta2): the interpolation in [0, 1], and the average of the squared gradient in [0, 1), above
             0.6 if ``silent_sgd_phase``.
-        eps: epsilon, > 0, added to the root.
+        eps: epsilon, >= 1e-30, added to the root.
         weight_decay: lambda, >= 0.
         r: power of the step in the averaging weights, in (-1, 32]; None is 0.
-        weight_lr_power: power of the learning rate's running maximum in the averaging weights, >= 0; None is 2.
+        weight_lr_power: power of the learning rate's running maximum in the averaging weights, in [0, 8]; None is 2.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``.
         silent_sgd_phase: whether to stand still, rather than to make steps of SGD, until r_t exists.
+        warmup_steps: steps of linear warmup besides, an integer >= 0.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
         decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
@@ -110,6 +107,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         foreach: bool | None = None,
         silent_sgd_phase: bool = True,
         *,
+        warmup_steps: int = 0,
         averaging: Averaging | None = None,
         interpolation: Interpolation | None = None,
         decay_at: Literal["y", "z"] = "y",
@@ -121,7 +119,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
-            "warmup_steps": 0,
+            "warmup_steps": warmup_steps,
             "r": r,
             "weight_lr_power": weight_lr_power,
             "silent_sgd_phase": silent_sgd_phase,
@@ -149,7 +147,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         return float(not group["silent_sgd_phase"]) if factor is None else factor
 
     def _beta(self, group: Group) -> float:
-        return group["betas"][0]
+        return float(group["betas"][0])
 
     def _check_rule(self, group: Group) -> None:
         adamw.check_adam(group)

@@ -1,6 +1,6 @@
 """Schedule-Free SGD."""
 
-from typing import Literal, TypeVar
+from typing import Literal
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -9,10 +9,9 @@ from unscheduled.averaging import Averaging
 from unscheduled.groups import Group
 from unscheduled.interpolation import Interpolation
 from unscheduled.interval import require_within
+from unscheduled.iterates import Array
 from unscheduled.kernels import Implementation, Rule, Tensors
 from unscheduled.optimizer import ScheduleFreeOptimizer
-
-Array = TypeVar("Array")
 
 
 def direction(grad: Array) -> tuple[Array]:
@@ -46,7 +45,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
         weight_decay: lambda, >= 0.
         warmup_steps: steps of linear warmup, an integer >= 0.
         r: power of the step in the averaging weights, in (-1, 32]; None is 0.
-        weight_lr_power: power of the learning rate's running maximum in the averaging weights, >= 0; None is 2.
+        weight_lr_power: power of the learning rate's running maximum in the averaging weights, in [0, 8]; None is 2.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
@@ -112,7 +111,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
         return {}
 
     def _beta(self, group: Group) -> float:
-        return group["momentum"]
+        return float(group["momentum"])
 
     def _check_rule(self, group: Group) -> None:
         require_within("[0, 1]", "momentum", group["momentum"], "it is the interpolation beta: use 0.9")

@@ -20,6 +20,7 @@ from unscheduled import iterates
 from unscheduled.kernels import Batch, Rule
 
 State: TypeAlias = dict[str, Any]
+Started: TypeAlias = tuple[Tensor, State, float]  # a parameter that has seen a gradient, its state, the beta of its y
 
 
 class Iterates(NamedTuple):
@@ -47,32 +48,54 @@ def batches(params_and_states: list[tuple[Tensor, State]], rule: Rule) -> Iterat
 
     Complex tensors are pairs of real numbers, as in ``torch.optim``.
     """
-    found: dict[tuple[torch.device, torch.dtype, int], Batch] = {}
+    found: dict[tuple[Any, ...], Batch] = {}
     for param, state in params_and_states:
         state["step"] += 1
-        key = (param.device, param.dtype, state["step"])
+        grad = cast(Tensor, param.grad).resolve_conj()
+        key = (state["step"], param.device, param.dtype, grad.dtype, state["gap"].dtype)
         batch = found.setdefault(key, Batch([], [], [], [[] for _ in rule.buffers]))
         batch.params.append(_real(param))
-        batch.grads.append(_real(cast(Tensor, param.grad)))
+        batch.grads.append(_real(grad))
         batch.gaps.append(_real(state["gap"]))
         for buffers, name in zip(batch.buffers, rule.buffers, strict=True):
             buffers.append(_real(state[name]))
-    for (_, _, seen), batch in found.items():
+    for (seen, *_), batch in found.items():
         yield seen, batch
 
 
-def put_average(param: Tensor, state: State, beta: float) -> None:
-    """Put x into a parameter that holds y, and keep the bits of y aside."""
-    state["y"] = param.detach().clone()
-    param.copy_(iterates.averaged(param.to(state["gap"].dtype), state["gap"], beta))
+def put_averages(started: list[Started]) -> None:
+    """Put x into parameters that hold y, and keep the bits of y aside: into all or, if it fails, into none."""
+    try:
+        for param, state, _ in started:
+            state["y"] = param.detach().clone()
+        for param, state, beta in started:
+            param.copy_(iterates.averaged(_widened(param, state["gap"]), state["gap"], beta))
+    except BaseException:  # out of memory, or interrupted
+        for param, state, _ in started:
+            if "y" in state:
+                param.copy_(state.pop("y"))
+        raise
 
 
-def put_gradient_point(param: Tensor, state: State, beta: float) -> None:
-    """Put y into a parameter that holds x: the bits kept aside, or, if weights were written meanwhile, theirs."""
-    y = _kept(param, state, beta)
+def put_gradient_points(started: list[Started]) -> None:
+    """Put y into parameters that hold x: the bits kept aside, or, if weights were written meanwhile, theirs.
+
+    What was written is the new x. Until all is done, it can be done again.
+    """
+    for param, state, beta in started:
+        if not _keeps_its_gradient_point(param, state, beta):
+            gap = cast(Tensor, state["gap"])
+            state["y"] = iterates.gradient_point(_widened(param, gap), gap, beta).to(param.dtype)
+    for param, state, _ in started:
+        param.copy_(state["y"])
+    for _, state, _ in started:
+        del state["y"]
+
+
+def put_reinterpolated(param: Tensor, state: State, beta: float, next_beta: float) -> None:
+    """Form the y of a parameter anew with another beta: x and z stay."""
     gap = cast(Tensor, state["gap"])
-    param.copy_(iterates.gradient_point(param.to(gap.dtype), gap, beta) if y is None else y)
-    state.pop("y", None)
+    param.copy_(iterates.reinterpolated(_widened(param, gap), gap, beta, next_beta))
 
 
 def read(param: Tensor, state: State | None, beta: float, training: bool) -> Iterates:
@@ -83,29 +106,31 @@ def read(param: Tensor, state: State | None, beta: float, training: bool) -> Ite
     gap = cast(Tensor, state["gap"])
     if training:
         x, y = iterates.averaged(here, gap, beta), here
-    elif (kept := _kept(param, state, beta)) is not None:
-        y = kept.to(here.dtype, copy=True)
+    elif _keeps_its_gradient_point(param, state, beta):
+        y = cast(Tensor, state["y"]).to(here.dtype, copy=True)
         x = iterates.averaged(y, gap, beta)
     else:
         x, y = here, iterates.gradient_point(here, gap, beta)
     return Iterates(x, y, iterates.base(y, gap, beta))
 
 
-def _kept(param: Tensor, state: State, beta: float) -> Tensor | None:
-    """The y kept aside for a parameter that holds x, unless it holds another x than the one that belongs to it."""
+def _keeps_its_gradient_point(param: Tensor, state: State, beta: float) -> bool:
+    """Whether the y kept aside belongs to what the parameter holds: to its x, or y itself, put there already."""
     y = cast(Tensor | None, state.get("y"))
     if y is None:
-        return None
-    x = iterates.averaged(y.to(state["gap"].dtype), state["gap"], beta).to(param.dtype)
-    same = (param == x) | ((param != param) & (x != x))  # NaN is the same as NaN
-    return y if bool(same.all()) else None
+        return False
+    x = iterates.averaged(_widened(y, state["gap"]), state["gap"], beta).to(param.dtype)
+    return _same_bits(param, x) or _same_bits(param, y)
 
 
-def put_reinterpolated(param: Tensor, state: State, beta: float, next_beta: float) -> None:
-    """Form the y of a parameter anew with another beta: x and z stay."""
-    gap = cast(Tensor, state["gap"])
-    param.copy_(iterates.reinterpolated(param.to(gap.dtype), gap, beta, next_beta))
+def _same_bits(some: Tensor, other: Tensor) -> bool:
+    return bool(((some == other) | ((some != some) & (other != other))).all())  # NaN is the same as NaN
+
+
+def _widened(param: Tensor, gap: Tensor) -> Tensor:
+    """The parameter in the precision of the arithmetic."""
+    return param.to(torch.promote_types(param.dtype, gap.dtype))
 
 
 def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -30,7 +30,7 @@ def choose(implementation: str, rule: Rule) -> Update:
     if implementation == "auto":
         return UPDATES["loop" if rule.foreach is None else "foreach"]
     if implementation not in UPDATES:
-        raise ValueError(f"implementation = {implementation!r} is none of 'auto', {str(list(UPDATES))[1:-1]}")
+        raise ValueError(f"implementation = {implementation!r} is unknown: use 'auto', {str(list(UPDATES))[1:-1]}")
     if implementation == "foreach" and rule.foreach is None:
         raise ValueError("implementation = 'foreach' is not there for this rule: use 'auto' or 'loop'")
     return UPDATES[implementation]

@@ -9,9 +9,10 @@ from unscheduled.kernels.rule import Batch, Rule, Scalars
 
 
 def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
-    """One step of every parameter of the batch. The arithmetic is done in the dtype of the gap.
+    """One step of every parameter of the batch, in the precision of the gaps or of the parameters if that is higher.
 
-    It needs one temporary of the batch's size, and two more if parameters are narrower than their gaps.
+    It needs one temporary of the batch's size, one more to maximize, and two more if parameters are narrower than
+    their gaps.
     """
     assert rule.foreach is not None
     lr, c, beta, next_beta = scalars.lr, scalars.c, scalars.beta, scalars.next_beta
@@ -37,8 +38,7 @@ def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
         torch._foreach_copy_(batch.params, y)
 
 
-def _widened(tensors: list[Tensor], like: list[Tensor]) -> list[Tensor]:
-    """The tensors in the dtype of ``like``: the very list if that is theirs."""
-    if tensors[0].dtype == like[0].dtype:
-        return tensors
-    return [tensor.to(like[0].dtype) for tensor in tensors]
+def _widened(tensors: list[Tensor], gaps: list[Tensor]) -> list[Tensor]:
+    """The tensors in the precision of the arithmetic: the very list if that is theirs."""
+    dtype = torch.promote_types(tensors[0].dtype, gaps[0].dtype)
+    return tensors if tensors[0].dtype == dtype else [tensor.to(dtype) for tensor in tensors]

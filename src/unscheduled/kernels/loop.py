@@ -1,13 +1,16 @@
 """The definition itself, on one tensor after the other: any device, any dtype, any rule."""
 
+import torch
+
 from unscheduled import iterates
 from unscheduled.kernels.rule import Batch, Rule, Scalars
 
 
 def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
-    """One step of every parameter of the batch. The arithmetic is done in the dtype of the gap."""
+    """One step of every parameter of the batch, in the precision of the gaps or of the parameters if that is higher."""
     for param, grad, gap, *buffers in zip(batch.params, batch.grads, batch.gaps, *batch.buffers, strict=True):
-        y, grad = param.to(gap.dtype), grad.to(gap.dtype)
+        dtype = torch.promote_types(param.dtype, gap.dtype)
+        y, grad = param.to(dtype), grad.to(dtype)
         direction, *next_buffers = rule.direction(-grad if scalars.maximize else grad, *buffers, **scalars.direction)
         move = iterates.base_move(direction, y, gap, scalars.beta, scalars.lr, scalars.weight_decay, scalars.decay_at_z)
         next_y, next_gap = iterates.advance(y, gap, move, scalars.c, scalars.beta, scalars.next_beta)

@@ -30,7 +30,7 @@ class Rule:
 
 
 class Batch(NamedTuple):
-    """Tensors that are updated together: one device, one dtype, one count of gradients seen."""
+    """Tensors that are updated together: one count of gradients seen, one device, and one dtype in each list."""
 
     params: list[Tensor]
     grads: list[Tensor]
