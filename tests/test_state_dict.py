@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import schedulefree
 import torch
 from problems import copies, equal, make_params, train
 from registry import OptimizerInfo, configurations, optimizers
@@ -281,6 +282,11 @@ def test_the_state_of_other_optimizers_is_refused() -> None:
     annealed = AdamWScheduleFree(params, interpolation=AnnealedInterpolation(0.99, 10))
     for each in (sgd, momentum, exponential, annealed):
         train(each, range(2))
+    theirs = schedulefree.AdamWScheduleFree(params)
+    theirs.train()
+    theirs.step()
+    refused(named(MODEL), theirs.state_dict(), r"another kind of optimizer: parameter group 0 has no 'averaging'")
+    refused(named(MODEL), {"model": {}}, r"not that of an optimizer: it has \['model'\]")
     refused(named(MODEL), plain.state_dict(), r"another kind of optimizer: parameter group 0 has no 'averaging'")
     refused(named(MODEL), sgd.state_dict(), r"another kind of optimizer: parameter group 0 has no 'betas'")
     refused(
@@ -366,6 +372,29 @@ def test_dcp_carries_the_mode_of_a_checkpoint_made_in_eval_mode(info: OptimizerI
         optimizer.train()
         resumed.train()
         torch.testing.assert_close(list(other.parameters()), list(model.parameters()), rtol=1e-6, atol=1e-7)
+
+
+@optimizers
+def test_dcp_restores_every_buffer_into_a_fresh_optimizer(info: OptimizerInfo) -> None:
+    model, other = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)
+    optimizer, resumed = info.make(model.parameters()), info.make(other.parameters())
+    train(optimizer, range(10))
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
+    other.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(other, resumed, saved)
+    train(optimizer, range(10, 15))
+    train(resumed, range(10, 15))
+    assert equal(other.parameters(), model.parameters())
+
+
+def test_the_names_of_the_parameters_stay_ours() -> None:
+    """A compiled model has others, and an optimizer without names gets none."""
+    saved = AdamWScheduleFree([(f"_orig_mod.{name}", param) for name, param in named(MODEL)]).state_dict()
+    with_names, without = AdamWScheduleFree(named(MODEL)), AdamWScheduleFree([param for _, param in named(MODEL)])
+    with_names.load_state_dict(saved)
+    without.load_state_dict(saved)
+    assert with_names.param_groups[0]["param_names"] == list(MODEL)
+    assert "param_names" not in without.param_groups[0]
 
 
 @optimizers

@@ -45,6 +45,8 @@ def checked(
     Raises:
         ValueError: if they do not fit; the message names the parameter.
     """
+    if not {"state", "param_groups"} <= set(state_dict):
+        raise ValueError(f"the state dict is not that of an optimizer: it has {sorted(state_dict)}")
     saved_groups: list[Group] = state_dict["param_groups"]
     if len(saved_groups) != len(param_groups):
         raise ValueError(
@@ -63,10 +65,11 @@ def checked(
         _check_order(saved, group)
         try:
             groups.check_counters(saved)
-            restored = {**saved, **groups.restored_axes(saved, group)}
+            restored = saved | groups.restored_axes(saved, group)
             check(restored)
         except ValueError as error:
             raise ValueError(f"the state dict does not fit: parameter group {index}: {error}") from None
+        restored.pop("param_names", None)  # ours stay
         loaded.param_groups.append(restored)
         names = {"step", "gap", *rule(restored).buffers}
         for position, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
@@ -80,12 +83,10 @@ def checked(
 def _check_count(saved: Group, group: Group, index: int) -> None:
     theirs, ours = len(saved["params"]), len(group["params"])
     if theirs != ours:
-        longer, position = (group, theirs) if ours > theirs else (saved, ours)
-        name = (
-            param_name(group, index, position)
-            if ours > theirs
-            else longer.get("param_names", {position: position})[position]
-        )
+        if ours > theirs:
+            name = param_name(group, index, theirs)
+        else:
+            name = saved["param_names"][ours] if "param_names" in saved else f"its parameter {ours}"
         raise ValueError(
             f"group {index} of the state dict has {theirs} parameters, this optimizer's has {ours}: "
             f"the first without a counterpart is {name}"
