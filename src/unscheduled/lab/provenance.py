@@ -15,7 +15,8 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, str | int]:
     """The machine, without its name."""
-    return {"processor": _processor(), "cores": os.cpu_count() or 1, "system": platform.platform()}
+    system = f"{platform.system()} {platform.machine()}"
+    return {"processor": _processor(), "cores": os.cpu_count() or 1, "system": system}
 
 
 def _processor() -> str:
