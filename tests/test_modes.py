@@ -91,6 +91,33 @@ def test_a_switch_that_is_interrupted_loses_nothing(
 
 
 @optimizers
+def test_a_switch_back_that_stopped_half_way_can_be_done_again(
+    info: OptimizerInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = make_params((3,), (4,), (5,))
+    optimizer = info.make(params)
+    train(optimizer, range(10))
+    y = copies(params)
+    optimizer.eval()
+    copy_, calls = torch.Tensor.copy_, 0
+
+    def interrupted(self: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return copy_(self, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "copy_", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.train()
+    assert not optimizer.training
+    optimizer.train()
+    assert equal(params, y)
+
+
+@optimizers
 def test_a_switch_under_inference_mode(info: OptimizerInfo) -> None:
     params = make_params()
     optimizer = info.make(params)
