@@ -74,6 +74,7 @@ def test_folder_that_cannot_be_written(tiny_task: Path, capsys: pytest.CaptureFi
         ("import torch\n\nraise LookupError('no data\\nhere')\n", "LookupError: no data here (broken.py, line 3)"),
         ("import no_such_library\n", "ModuleNotFoundError: No module named 'no_such_library' (broken.py, line 1)"),
         ("x = (\n", "SyntaxError: '(' was never closed"),
+        ("raise SystemExit\n", "SystemExit: (broken.py, line 1)"),
         ("task = 3\n", "defines no `task = Task(...)`"),
     ],
 )
@@ -87,6 +88,23 @@ def test_grids_of_different_sizes(tiny_task: Path, capsys: pytest.CaptureFixture
     source = tiny_task.read_text().replace("[0.01, 0.03], {", "[0.01], {", 1)
     tiny_task.write_text(source)
     assert "a grid of the same size" in refusal([str(tiny_task)], capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("[0.01, 0.03]", "[0.01, -0.03]"), "want different numbers above 0"),
+        (("[0.01, 0.03]", "[0.03, 0.03]"), "want different numbers above 0"),
+        (("seeds=2", "seeds=0"), "seeds = 0"),
+        (("evaluations=4", "evaluations=0"), "evaluations = 0"),
+        (("warmup_steps=4", "warmup_steps=16"), "warmup_steps = 16"),
+    ],
+)
+def test_a_task_out_of_range(
+    tiny_task: Path, change: tuple[str, str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_task.write_text(tiny_task.read_text().replace(*change))
+    assert told in refusal([str(tiny_task)], capsys)
 
 
 def test_missing_libraries(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,9 @@ def test_race_of_a_users_task(tiny_task: Path, capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out
     assert "no tuned learning rates" in printed
     assert record["verdict"] in " ".join(printed.split())
+    (doubt,) = record["doubts"]  # a grid of two has nothing but ends
+    assert doubt.startswith("doubtful: the best learning rate lies at an end of its grid")
+    assert doubt in " ".join(printed.split())
     assert "\x1b" not in printed
 
     # One run a seed for schedule-free, four for each schedule; each evaluated at its horizons.
@@ -82,6 +85,14 @@ def test_race_of_a_users_task(tiny_task: Path, capsys: pytest.CaptureFixture[str
     for result in record["results"]:
         assert str(Estimate(result["mean"], result["standard_error"])) in page
 
+    # A result that was cut short is run again.
+    cut, *_ = (out / "runs").glob("linear-16-*-seed0-*.json")
+    whole = json.loads(cut.read_text())
+    cut.write_text(cut.read_text()[:50])
+    race(tiny_task)
+    assert json.loads(cut.read_text())["curve"] == whole["curve"]
+    capsys.readouterr()
+
     # Again: nothing is run, nothing is tuned.
     before = kept(out)
     assert len(before) == 18 + 36
@@ -106,7 +117,16 @@ def test_learning_rates_of_the_nearest_tuned_horizon(tiny_task: Path) -> None:
     # log 3 is nearer to log 4 than to log 2, log 7 nearer to log 8, log 12 nearer to log 16.
     assert tuned_at == {("schedule-free", 12): 16, ("linear", 3): 4, ("linear", 7): 8, ("linear", 12): 16}
     assert record["warmup_steps"] == {"3": 1, "7": 3, "12": 3}
-    assert [result["verdict"] for result in record["results"] if result["contender"] == "linear"] == ["one seed"] * 3
+    record = race(tiny_task, "--steps", "30", "--contenders", "schedule-free,linear", "--seeds", "1")
+    assert "tuned for another number of steps, so give --tune: schedule-free at 30 (tuned at 16)" in record["doubts"][1]
+    assert {result["verdict"] for result in record["results"] if result["contender"] == "linear"} == {"one seed"}
+
+
+def test_a_task_may_import_its_neighbours_when_it_runs(tiny_task: Path) -> None:
+    (tiny_task.parent / "neighbour_of_the_task.py").write_text("WIDTH = 8\n")
+    source = tiny_task.read_text().replace("def model():\n", "def model():\n    import neighbour_of_the_task\n")
+    tiny_task.write_text(source)
+    assert race(tiny_task, "--contenders", "schedule-free", "--seeds", "1")["verdict"].startswith("At 16 steps")
 
 
 def test_divergence_is_shown(tiny_task: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,15 +36,12 @@ class Contender:
         theory: one line that says what it is.
         optimizer: the class whose ``OptimizerSettings`` of the task it takes.
         anytime: whether one run serves every horizon; otherwise each horizon has a run of its own.
-        averages: whether the weights it is judged at are not those it trains at, so that the running statistics
-            of BatchNorm must be re-estimated there.
         prepare: given the model, the learning rate, the other options, the steps of warmup and the horizon.
     """
 
     theory: str
     optimizer: str
     anytime: bool
-    averages: bool
     prepare: Callable[[nn.Module, float, Mapping[str, Any], int, int], Training]
 
 
@@ -78,7 +75,6 @@ def scheduled_adamw(name: str, decay: Callable[[float], float]) -> Contender:
         theory=f"AdamW, linear warmup, then {name} decay to 0 at the horizon: one run for each horizon",
         optimizer="AdamW",
         anytime=False,
-        averages=False,
         prepare=prepare,
     )
 
@@ -92,7 +88,6 @@ def schedule_free_adamw() -> Contender:
         theory="Schedule-Free AdamW, linear warmup, no decay, judged at the averaged weights: one run for all horizons",
         optimizer="AdamWScheduleFree",
         anytime=True,
-        averages=True,
         prepare=prepare,
     )
 

@@ -10,17 +10,18 @@ import signal
 import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from joblib import Parallel, delayed
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.console import Console
 
 from unscheduled.lab.progress import Watch
-from unscheduled.lab.provenance import versions
+from unscheduled.lab.provenance import code_sha256, versions
 from unscheduled.lab.run import RunSettings, train
 from unscheduled.lab.task import LoadedTask, RaceError, describe_error, load_task
 
@@ -43,7 +44,13 @@ class Run:
 
 def plan_run(loaded: LoadedTask, settings: RunSettings, out: Path) -> Run:
     """The run, kept in a file whose name has a checksum of all that its result depends on."""
-    everything = {"settings": asdict(settings), "task": loaded.source_sha256, "versions": versions()}
+    everything = {
+        "settings": asdict(settings),
+        "task": loaded.source_sha256,
+        "facts": dict(loaded.task.facts()),
+        "versions": versions(),
+        "code": code_sha256(),
+    }
     digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
     name = f"{settings.contender}-{settings.horizon}-lr{settings.lr:g}-seed{settings.seed}-{digest}.json"
     return Run(loaded.reference, settings, out / "runs" / name)
@@ -67,9 +74,12 @@ def run_all(
             parallel = Parallel(n_jobs=min(jobs, len(missing)), return_as="generator_unordered")
             with interrupts_ignored():  # by the workers that start here, for good: Ctrl-C is the race's to answer
                 finished = parallel(delayed(execute)(run, loaded.source_sha256, os.getpid()) for run in missing)
-            for run, result in cast("Iterable[tuple[Run, dict[str, Any]]]", finished):
-                results[run.file] = result
-                watch.finished(run.progress_file)
+            try:
+                for run, result in cast("Iterable[tuple[Run, dict[str, Any]]]", finished):
+                    results[run.file] = result
+                    watch.finished(run.progress_file)
+            except TerminatedWorkerError as error:
+                raise RaceError("a worker was killed, perhaps for want of memory: try fewer --jobs") from error
     return [results[run.file] for run in runs]
 
 
@@ -84,10 +94,10 @@ def interrupts_ignored() -> Generator[None, None, None]:
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
-    """The result of a finished run, or None."""
+    """The result of a finished run, or None if there is none or its file was cut short."""
     try:
         return json.loads(file.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
 
 
@@ -104,7 +114,8 @@ def execute(run: Run, source_sha256: str, race_process: int) -> tuple[Run, dict[
         nonlocal last_report
         if time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
             last_report = time.monotonic()
-            run.progress_file.write_text(str(step))
+            with suppress(OSError):  # a full disk is found out where a result is to be kept
+                run.progress_file.write_text(str(step))
 
     try:
         result = train(loaded.task, run.settings, report)

@@ -23,12 +23,16 @@ WIDE_RANGE = 5.0
 
 def draw(record: Mapping[str, Any], file: Path) -> None:
     """Write the picture as PNG."""
-    figure = Figure(figsize=(11, 5), dpi=150, layout="constrained")
+    compared = len(record["contenders"]) > 1
+    figure = Figure(figsize=(11 if compared else 7, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    left, *right = figure.subplots(1, 2 if compared else 1, width_ratios=(1.6, 1) if compared else None, squeeze=False)[
+        0
+    ]
     draw_curves(left, record)
-    draw_differences(right, record)
-    for axes in (left, right):
+    for axes in right:
+        draw_differences(axes, record)
+    for axes in (left, *right):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(labelled(record["horizons"])))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -98,8 +102,9 @@ def draw_curves(axes: Axes, record: Mapping[str, Any]) -> None:
         )
     if shown and min(shown) > 0.0 and max(shown) > WIDE_RANGE * min(shown):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        if max(shown) < 1000.0 * min(shown):
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylim(0.9 * min(shown), 1.1 * max(shown))
     elif shown:
@@ -107,7 +112,8 @@ def draw_curves(axes: Axes, record: Mapping[str, Any]) -> None:
         axes.set_ylim(min(shown) - margin, max(shown) + margin)
     axes.set_xlim(lowest_shown, record["horizons"][-1] * 1.08)
     axes.set_ylabel(record["task"]["metric"])
-    axes.set_title(f"{record['task']['name']}: mean of {record['seeds']} seeds", loc="left")
+    seeds = record["seeds"]
+    axes.set_title(f"{record['task']['name']}: {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}", loc="left")
     axes.legend(frameon=False)
 
 
@@ -141,5 +147,4 @@ def draw_differences(axes: Axes, record: Mapping[str, Any]) -> None:
     axes.set_xlim(record["horizons"][0] / 1.25, record["horizons"][-1] * 1.25)
     axes.set_ylabel(f"{first} minus the other")
     axes.set_title("below 0 it is better; bars: two standard errors", loc="left", fontsize="medium")
-    if others:
-        axes.legend(frameon=False)
+    axes.legend(frameon=False)

@@ -1,5 +1,7 @@
 """Where numbers come from: the versions and the machine."""
 
+import functools
+import hashlib
 import os
 import platform
 from importlib.metadata import version
@@ -11,6 +13,16 @@ import torch
 def versions() -> dict[str, str]:
     """The versions that the numbers depend on."""
     return {"python": platform.python_version(), "torch": torch.__version__, "unscheduled": version("unscheduled")}
+
+
+@functools.cache
+def code_sha256() -> str:
+    """The checksum of the library's own source: numbers of another version of it are not these."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.parent.rglob("*.py")):
+        if file.parent.name != "tasks":  # each task has a checksum of its own
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def machine() -> dict[str, str | int]:

@@ -15,6 +15,8 @@ from unscheduled.lab.task import RaceError
 from unscheduled.lab.tuning import TunedRates, find_tuned_rates, tune, value_at
 
 RACE_FILE = "race.json"
+FAR = 1.5
+"""Horizons further apart than by this factor want learning rates of their own."""
 
 
 def race(plan: Plan, tune_first: bool, console: Console) -> dict[str, Any]:
@@ -26,6 +28,8 @@ def race(plan: Plan, tune_first: bool, console: Console) -> dict[str, Any]:
             console.print(f"{plan.loaded.name}: no tuned learning rates for these contenders yet, so they come first")
         tuned = tune(plan, console)
     rates = learning_rates(plan, tuned)
+    for warning in doubts(rates):
+        console.print(warning)
     cells = [(rate["contender"], rate["horizon"], rate["lr"]) for rate in rates]
     settings = [plan.settings(*cell, seed) for cell in cells for seed in range(plan.seeds)]
     runs = run_all(plan.loaded, settings, plan.out, plan.jobs, console, f"racing {plan.loaded.name}")
@@ -35,6 +39,7 @@ def race(plan: Plan, tune_first: bool, console: Console) -> dict[str, Any]:
         **head,
         "seeds": plan.seeds,
         "learning_rates": rates,
+        "doubts": doubts(rates),
         "results": results,
         "verdict": verdict(plan, results),
         "seconds_of_training": sum(run["seconds"] for run in runs),
@@ -64,6 +69,24 @@ def learning_rates(plan: Plan, tuned: TunedRates) -> list[dict[str, Any]]:
                 }
             )
     return rates
+
+
+def doubts(rates: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What makes the learning rates of a race doubtful, a line each: the table is to be read with it in mind."""
+    at_edge = [rate for rate in rates if rate["edge_of_grid"]]
+    elsewhere = [rate for rate in rates if not 1 / FAR <= rate["horizon"] / rate["tuned_at_horizon"] <= FAR]
+    edges = ", ".join(f"{rate['contender']} at {rate['horizon']:,} ({rate['edge_of_grid']})" for rate in at_edge)
+    others = ", ".join(
+        f"{rate['contender']} at {rate['horizon']:,} (tuned at {rate['tuned_at_horizon']:,})" for rate in elsewhere
+    )
+    lines: list[str] = []
+    if at_edge:
+        lines.append(
+            f"doubtful: the best learning rate lies at an end of its grid, so widen the grids of the task: {edges}"
+        )
+    if elsewhere:
+        lines.append(f"doubtful: learning rates tuned for another number of steps, so give --tune: {others}")
+    return lines
 
 
 def check_fairness(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> None:
@@ -121,8 +144,10 @@ def verdict(plan: Plan, results: Sequence[Mapping[str, Any]]) -> str:
     drops_the_schedule = CONTENDERS[first["contender"]].anytime and not any(
         CONTENDERS[other["contender"]].anytime for other in others
     )
-    if drops_the_schedule and verdicts <= {"better", "tie"}:
-        answer += f" Dropping the schedule costs nothing{' measurable' if 'tie' in verdicts else ''} here."
+    if drops_the_schedule and verdicts == {"better"}:
+        answer += " Dropping the schedule costs nothing here."
+    elif drops_the_schedule and verdicts <= {"better", "tie"}:
+        answer += f" No cost of dropping the schedule was found with {plan.seeds} seeds."
     elif drops_the_schedule and "worse" in verdicts:
         answer += " Dropping the schedule costs something here."
     return answer

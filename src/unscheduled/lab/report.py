@@ -60,7 +60,8 @@ def print_table(record: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     if len(record["contenders"]) > 1:
         console.print(f"(the second lines: {first} compared with the other, and {first} minus it)")
-    console.print(record["verdict"])
+    for line in (record["verdict"], *record["doubts"]):
+        console.print(line)
 
 
 def text(cell: Cell) -> Text:

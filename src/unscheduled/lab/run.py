@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from unscheduled.lab.contenders import CONTENDERS, Contender
+from unscheduled.lab.contenders import CONTENDERS
 from unscheduled.lab.task import Task
 
 BATCH_NORM_BATCHES = 20
-BATCH_NORM_SEED = 0
+BATCH_NORM_SEED = 2**31 - 1  # the batches of no run
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> d
         finite = math.isfinite(loss.item())
         if finite and step in settings.evaluate_at:
             with training.judged_weights():
-                value = evaluate(task, model, contender)
+                value = evaluate(task, model)
             finite = math.isfinite(value)
             if finite:
                 curve.append((step, value))
@@ -91,14 +91,16 @@ def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> d
     }
 
 
-def evaluate(task: Task, model: nn.Module, contender: Contender) -> float:
-    """The metric at the weights the parameters hold now; leaves no trace in the buffers, modes or random numbers."""
+def evaluate(task: Task, model: nn.Module) -> float:
+    """The metric at the weights the parameters hold now; leaves no trace in the buffers, modes or random numbers.
+
+    BatchNorm's running statistics are re-estimated at these weights, whoever the contender is.
+    """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     modes = [(module, module.training) for module in model.modules()]
     with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
-        if contender.averages:
-            batches = task.batches(torch.Generator().manual_seed(BATCH_NORM_SEED))
-            update_bn(itertools.islice(batches, BATCH_NORM_BATCHES), model)
+        batches = task.batches(torch.Generator().manual_seed(BATCH_NORM_SEED))
+        update_bn(itertools.islice(batches, BATCH_NORM_BATCHES), model)  # does nothing without BatchNorm
         model.eval()
         value = float(task.metric(model))
         for buffer, kept in buffers:

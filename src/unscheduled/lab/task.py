@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import importlib.util
+import math
 import re
 import sys
 import traceback
@@ -60,7 +61,8 @@ class Task:
             ``steps`` it is scaled in proportion; a schedule that ends before twice the warmup warms up over the
             first half of its steps.
         optimizers: for each optimizer class name (``AdamW``, ``AdamWScheduleFree``), its ``OptimizerSettings``.
-        evaluations: how many times the longest run is evaluated, at steps in geometric progression.
+        evaluations: how many times the longest run is evaluated besides at the horizons, at steps in geometric
+            progression.
         seeds: how many seeds are raced unless the user asks for another number.
         facts: what to record about the data, such as its size and checksum.
 
@@ -74,7 +76,7 @@ class Task:
         >>> def loss(model, batch):
         ...     return nn.functional.mse_loss(model(batch[0]), batch[1])
         >>> def metric(model):
-        ...     return loss(model, next(batches(torch.Generator().manual_seed(0)))).item()
+        ...     return loss(model, next(batches(torch.Generator().manual_seed(12345)))).item()
         >>> task = Task(
         ...     summary="a linear model learns to add",
         ...     model=lambda: nn.Linear(2, 1),
@@ -85,8 +87,8 @@ class Task:
         ...     steps=800,
         ...     warmup_steps=40,
         ...     optimizers={
-        ...         "AdamW": OptimizerSettings([0.003, 0.01, 0.03], {"weight_decay": 0.0}),
-        ...         "AdamWScheduleFree": OptimizerSettings([0.01, 0.03, 0.1]),
+        ...         "AdamW": OptimizerSettings([0.01, 0.03, 0.1, 0.3, 1.0], {"weight_decay": 0.0}),
+        ...         "AdamWScheduleFree": OptimizerSettings([0.01, 0.03, 0.1, 0.3, 1.0]),
         ...     },
         ... )
     """
@@ -109,6 +111,12 @@ class Task:
             raise ValueError(
                 f"steps = {self.steps}, warmup_steps = {self.warmup_steps}: want 0 <= warmup_steps < steps"
             )
+        if self.evaluations < 1 or self.seeds < 1:
+            raise ValueError(f"evaluations = {self.evaluations}, seeds = {self.seeds}: both must be at least 1")
+        for name, settings in self.optimizers.items():
+            rates = list(settings.learning_rates)
+            if len(set(rates)) < len(rates) or not all(0.0 < rate < math.inf for rate in rates):
+                raise ValueError(f"learning_rates of {name} = {rates}: want different numbers above 0")
         sizes = {name: len(settings.learning_rates) for name, settings in self.optimizers.items()}
         if not sizes or len(set(sizes.values())) > 1 or 0 in sizes.values():
             raise ValueError(f"learning_rates: every optimizer needs a grid of the same size, got {sizes}")
@@ -169,13 +177,12 @@ def _import_file(path: Path) -> ModuleType:
         raise RaceError(f"{path.name} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    sys.path.insert(0, str(path.parent))
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))  # and left there, for functions that import when they are called
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RaceError(f"{path.name} failed to import: {describe_error(error, path)}") from error
-    finally:
-        sys.path.remove(str(path.parent))
     return module
 
 

@@ -117,7 +117,7 @@ task = Task(
     metric=validation_loss,
     metric_name="validation loss (nats per character)",
     steps=2000,
-    warmup_steps=200,  # 5% is worse for all contenders
+    warmup_steps=200,
     optimizers={"AdamW": settings, "AdamWScheduleFree": settings},
     facts=facts,
 )
