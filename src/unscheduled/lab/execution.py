@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,16 +42,10 @@ class Run:
         return self.file.with_suffix(".progress")
 
 
-def plan_run(loaded: LoadedTask, settings: RunSettings, out: Path) -> Run:
-    """The run, kept in a file whose name has a checksum of all that its result depends on."""
-    everything = {
-        "settings": asdict(settings),
-        "task": loaded.source_sha256,
-        "facts": dict(loaded.task.facts()),
-        "versions": versions(),
-        "code": code_sha256(),
-    }
-    digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
+def plan_run(loaded: LoadedTask, settings: RunSettings, shared: Mapping[str, Any], out: Path) -> Run:
+    """The run, kept in a file whose name has a checksum of its settings and of what all runs of the race share."""
+    everything = json.dumps({"settings": asdict(settings), **shared}, sort_keys=True)
+    digest = hashlib.sha256(everything.encode()).hexdigest()[:12]
     name = f"{settings.contender}-{settings.horizon}-lr{settings.lr:g}-seed{settings.seed}-{digest}.json"
     return Run(loaded.reference, settings, out / "runs" / name)
 
@@ -60,7 +54,13 @@ def run_all(
     loaded: LoadedTask, settings: Sequence[RunSettings], out: Path, jobs: int, console: Console, title: str
 ) -> list[dict[str, Any]]:
     """The results in the order of ``settings``. Those on disk are read, the others are run, the longest first."""
-    runs = [plan_run(loaded, each, out) for each in settings]
+    shared = {
+        "task": loaded.source_sha256,
+        "facts": dict(loaded.task.facts()),
+        "versions": versions(),
+        "code": code_sha256(),
+    }
+    runs = [plan_run(loaded, each, shared, out) for each in settings]
     results = {run.file: result for run in runs if (result := read_result(run.file)) is not None}
     missing = [run for run in runs if run.file not in results]
     if results:
