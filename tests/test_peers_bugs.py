@@ -88,7 +88,7 @@ def test_torch_dcp_initialises_a_fresh_optimizer_with_a_step_that_must_not_count
     optimizer = info.make(model.parameters(), lr=lr, weight_decay=0.1, weight_lr_power=0.0)
     before = copies(model.parameters())
     saved = get_optimizer_state_dict(model, optimizer)
-    assert set(saved["state"]["weight"]) == info.buffers | {"step"}
+    assert set(saved["state"]["weight"]) == info.buffers | {"step", "y"}
     assert equal(model.parameters(), before)
     (group,) = optimizer.param_groups
     assert (group["step"], group["weight_sum"], group["lr_max"]) == (0, 0.0, 0.0)

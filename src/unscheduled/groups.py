@@ -89,6 +89,8 @@ def check(group: Group) -> None:
     require_count(0, "warmup_steps", group["warmup_steps"], "give a number of steps, not a fraction; 0 is no warmup")
     if group["decay_at"] not in ("y", "z"):
         raise ValueError(f"decay_at = {group['decay_at']!r} is neither 'y' nor 'z': use 'y', or 'z' for very long runs")
+    if not isinstance(group["maximize"], bool):
+        raise ValueError(f"maximize = {group['maximize']!r} is neither True nor False")
     for axis in AXES:
         if isinstance(group[axis], type):
             raise ValueError(f"{axis} = {group[axis].__name__} is a class: make an object of it, with parentheses")
@@ -124,6 +126,8 @@ def check_counters(group: Group) -> None:
     require_within("[0, inf)", "weight_sum", group["weight_sum"], remedy)
     require_within("[0, inf)", "lr_max", group["lr_max"], remedy)
     require_within("[0, 1]", "beta", group["beta"], remedy)
+    require_within("[0, 1]", "c", group["c"], remedy)
+    require_within("[0, inf)", "effective_lr", group["effective_lr"], remedy)
 
 
 def described_axes(group: Group) -> Group:

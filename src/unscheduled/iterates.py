@@ -96,6 +96,16 @@ def gradient_point(x: Array, gap: Array, beta: float) -> Array:
     return x + (1.0 - beta) * gap
 
 
+def gap_between(y: Array, z: Array, beta: float) -> Array:
+    """The gap f = (z - y) / beta of a gradient point and a base iterate; beta = 0 does not tell it.
+
+    Example:
+        >>> gap_between(1.0, 1.25, beta=0.5)
+        0.5
+    """
+    return (z - y) / beta
+
+
 def reinterpolated(y: Array, gap: Array, beta: float, next_beta: float) -> Array:
     """The gradient point formed anew with another beta: x and z stay, y' = y + (beta - beta') f.
 

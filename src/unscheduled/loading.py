@@ -1,7 +1,7 @@
 """What may be loaded into an optimizer: everything is checked before anything is changed."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -26,6 +26,76 @@ def param_name(group: Group, index: int, position: int) -> str:
     return f"{names[position] if names else f'parameter {position} of group {index}'} (shape {shape})"
 
 
+def plain_name(name: str) -> str:
+    """The name of a parameter without what ``torch.compile`` and data parallelism put before it."""
+    return ".".join(part for part in name.removeprefix("module.").split(".") if part != "_orig_mod")
+
+
+def regrouped(state_dict: dict[str, Any], param_groups: list[Group], names: dict[Tensor, str]) -> dict[str, Any]:
+    """A state dict in the order and the groups of an optimizer, if both have names; else the very same.
+
+    Raises:
+        ValueError: if the names differ, or parameters that are one group here belong to groups with other values.
+    """
+    saved_groups = _groups_of(state_dict)
+    if not names or not all("param_names" in saved for saved in saved_groups):
+        return state_dict
+    found = {
+        plain_name(name): (saved, key)
+        for saved in saved_groups
+        for name, key in zip(saved["param_names"], saved["params"], strict=False)
+    }
+    ours = [[plain_name(names[param]) for param in group["params"]] for group in param_groups]
+    if not all(ours):
+        return state_dict
+    missing = [name for group in ours for name in group if name not in found]
+    surplus = sorted(set(found) - {name for group in ours for name in group})
+    if missing or surplus:
+        problem = (
+            f"has no {missing[0]}, which this optimizer has" if missing else f"has {surplus[0]}, which this has not"
+        )
+        raise ValueError(
+            f"the state dict is of other parameters: it {problem}: construct the optimizer with the same parameters, "
+            "or rename them in the state dict's 'param_names'"
+        )
+    return {**state_dict, "param_groups": [_joined(group, index, found) for index, group in enumerate(ours)]}
+
+
+def _joined(group: list[str], index: int, found: dict[str, tuple[Group, Any]]) -> Group:
+    """The saved values of these parameters as one group."""
+    first = found[group[0]][0]
+    for name in group:
+        saved = found[name][0]
+        for key in (set(first) | set(saved)) - {"params", "param_names"}:
+            if saved is not first and saved.get(key) != first.get(key):
+                raise ValueError(
+                    f"the state dict does not fit: parameter group {index} has {group[0]} and {name}, which had "
+                    f"{key} = {first.get(key)} and {saved.get(key)} there: leave them in different groups"
+                )
+    return {**first, "params": [found[name][1] for name in group], "param_names": group}
+
+
+def _groups_of(state_dict: Any) -> list[Group]:
+    """The groups of a state dict.
+
+    Raises:
+        ValueError: if it is not that of an optimizer.
+    """
+    if not isinstance(state_dict, dict):
+        raise ValueError(f"the state dict is not that of an optimizer: it is a {type(state_dict).__name__}")
+    entries = cast(dict[str, Any], state_dict)
+    if not {"state", "param_groups"} <= set(entries):
+        raise ValueError(f"the state dict is not that of an optimizer: it has {sorted(map(str, entries))}")
+    found = entries["param_groups"]
+    whole = isinstance(found, list) and all(
+        isinstance(group, dict) and isinstance(cast(Group, group).get("params"), list)
+        for group in cast(list[Any], found)
+    )
+    if not whole or not found or not isinstance(entries["state"], dict):
+        raise ValueError("the state dict is damaged: it has no list of parameter groups, or no dictionary of states")
+    return cast(list[Group], found)
+
+
 def checked(
     state_dict: dict[str, Any],
     param_groups: list[Group],
@@ -45,15 +115,15 @@ def checked(
     Raises:
         ValueError: if they do not fit; the message names the parameter.
     """
-    if not {"state", "param_groups"} <= set(state_dict):
-        raise ValueError(f"the state dict is not that of an optimizer: it has {sorted(state_dict)}")
-    saved_groups: list[Group] = state_dict["param_groups"]
+    saved_groups = _groups_of(state_dict)
     if len(saved_groups) != len(param_groups):
         raise ValueError(
             f"the state dict has {len(saved_groups)} parameter groups, this optimizer has {len(param_groups)}: "
             "construct it with the same groups"
         )
-    loaded = Loaded([], {}, saved_groups[0].get("training", True))
+    loaded = Loaded([], {}, bool(saved_groups[0].get("training", True)))
+    if any(bool(saved.get("training", True)) != loaded.training for saved in saved_groups):
+        raise ValueError("the state dict is damaged: some of its groups are in train mode and some in eval mode")
     for index, (saved, group) in enumerate(zip(saved_groups, param_groups, strict=True)):
         expected = {*options, *groups.fresh_counters(0.0, True)} - {"differentiable"}  # which is torch's
         missing = sorted(expected - set(saved))
@@ -62,7 +132,6 @@ def checked(
                 f"the state dict is of another kind of optimizer: parameter group {index} has no {missing[0]!r}"
             )
         _check_count(saved, group, index)
-        _check_order(saved, group)
         try:
             groups.check_counters(saved)
             restored = saved | groups.restored_axes(saved, group)
@@ -93,26 +162,21 @@ def _check_count(saved: Group, group: Group, index: int) -> None:
         )
 
 
-def _check_order(saved: Group, group: Group) -> None:
-    theirs, ours = saved.get("param_names"), group.get("param_names")
-    if theirs and ours and theirs != ours and sorted(theirs) == sorted(ours):
-        name, other = next((a, b) for a, b in zip(ours, theirs, strict=True) if a != b)
-        raise ValueError(
-            f"the state dict has its parameters in another order: {other} where this optimizer has {name}: "
-            "construct it with the parameters in the order in which they were saved"
-        )
-
-
 def _check_state(state: State, names: set[str], param: Tensor, name: str) -> None:
-    if set(state) - {"y"} != names:
+    kept = set(state) - {"y", "z"}
+    if kept != names:
         raise ValueError(
-            f"the state dict has {sorted(set(state) - {'y'})} for {name}, this optimizer keeps {sorted(names)}: "
+            f"the state dict has {sorted(kept)} for {name}, this optimizer keeps {sorted(names)}: "
             "it was made by another kind of optimizer"
         )
     for buffer, value in state.items():
-        if buffer != "step" and value.shape != param.shape:
+        if buffer == "step":
+            if not float(value) >= 0.0:
+                raise ValueError(f"the state dict is damaged: it has step = {value} for {name}")
+        elif not isinstance(value, Tensor) or value.shape != param.shape:
+            found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"of {type(value)}"
             raise ValueError(
-                f"the state dict has {buffer!r} of shape {tuple(value.shape)} for {name}: "
+                f"the state dict has {buffer!r} {found} for {name}: "
                 "it was made for other parameters, or for these in another order"
             )
 

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from collections.abc import Callable
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from unscheduled import groups, kernels, loading
+from unscheduled import groups, kernels, loading, migration
 from unscheduled.groups import Group
 from unscheduled.interval import require_within
 from unscheduled.kernels import Implementation, Rule, Scalars
-from unscheduled.state import (
-    Iterates,
-    batches,
-    fresh_state,
-    put_averages,
-    put_gradient_points,
-    put_reinterpolated,
-    read,
-)
+from unscheduled.modes import TwoModes
+from unscheduled.state import batches, fresh_state, put_reinterpolated
 from unscheduled.step_size import linear_warmup
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Loss = TypeVar("Loss")
 
 
-class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
+class ScheduleFreeOptimizer(TwoModes, ABC):
     """Schedule-Free learning: gradients are taken at y, between a base iterate z and its running average x.
 
         z' = z - gamma (d(g) + lambda w),    w = y or z
@@ -58,9 +48,6 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
     Source: Defazio et al., "The Road Less Scheduled", arXiv 2405.15682.
     """
 
-    training: bool
-    """Whether the parameters hold y (True, from birth) or x (False)."""
-
     implementation: Implementation
     """Which lowering of the update runs."""
 
@@ -71,7 +58,6 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
             raise ValueError(
                 f"foreach = {foreach} and implementation = {implementation!r} exclude each other: give one of them"
             )
-        self.training = True
         self.implementation = implementation if foreach is None else "foreach" if foreach else "loop"
         defaults = groups.resolved(options, defaults={})
         self._check(defaults)
@@ -119,7 +105,12 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
             group["params"] = groups.listed(group["params"])
         except ValueError as error:
             raise ValueError(f"parameter group {len(self.param_groups)}: {error}") from None
-        super().add_param_group(group | groups.fresh_counters(self._next_beta(group, 0), self.training))
+        training = self.training
+        super().add_param_group(group | groups.fresh_counters(self._next_beta(group, 0), training))
+        if not training:
+            self._averaged.update(self.param_groups[-1]["params"])
+        for attached in self._attachments:  # the model may have new modules as well
+            attached.hook()
 
     def _check(self, group: Group) -> None:
         groups.check(group)
@@ -158,11 +149,17 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
             if not self.training and not self._only_initialises():
                 raise RuntimeError(
                     "step() in eval mode, where the parameters hold the average x and not y: "
-                    "call optimizer.train() before the forward pass of a training step"
+                    f"call {self._switch_name()}.train() before the forward pass of a training step"
+                )
+            if self.training and not all(attached.model.training for attached in self._attachments):
+                warnings.warn(
+                    "step() in train mode while the attached model is in eval mode, with its dropout and BatchNorm: "
+                    "call model.train(), which moves the parameters too, and not optimizer.train()",
+                    stacklevel=3,
                 )
             self._update()
             return None
-        was_training = self.training
+        before, flags = set(self._averaged), self._flags()
         self.train()
         try:
             with torch.enable_grad():
@@ -170,8 +167,17 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
             self.train()  # should the closure have evaluated
             self._update()
         finally:
-            self.train(was_training)
+            if self._flags() == flags:
+                self._put(before, forget=True)
+            else:
+                self.follow()
         return loss
+
+    def _flags(self) -> list[bool]:
+        return [attached.model.training for attached in self._attachments]
+
+    def _switch_name(self) -> str:
+        return "model" if False in self._flags() else "optimizer"
 
     def _only_initialises(self) -> bool:
         """Whether this is how torch.distributed.checkpoint makes the buffers: a first step, all zero, at lr = 0."""
@@ -182,6 +188,8 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
         return group["step"] == 0 and float(group["lr"]) == 0.0 and not any(bool(grad.any()) for grad in gradients)
 
     def _update(self) -> None:
+        self._refuse_gradients_at_average()
+        self._refuse_average_for_gradient_point()
         plans: list[tuple[float, Group]] = []
         for index, group in enumerate(self.param_groups):  # refuse all before any is changed
             try:
@@ -194,6 +202,8 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
                         f"the gradient of {self._find(param)[1]} is sparse, but every step averages every weight: "
                         "make it dense, as with torch.nn.Embedding(sparse=False)"
                     )
+        self._settle()
+        self._forget_file()
         for group, (warm_lr, counters) in zip(self.param_groups, plans, strict=True):
             self._update_group(group, warm_lr, counters)
 
@@ -225,6 +235,9 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
             if not state:
                 state.update(fresh_state(param, rule))
         if self._nothing_to_learn(group):
+            for param, state in active:
+                state["y"] = param.detach().clone()  # a place for that of a file
+            self._loaded_training = self.training
             return
         beta, next_beta = group["beta"], counters["beta"]
         update = kernels.choose(self.implementation, rule)
@@ -246,71 +259,7 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
                     put_reinterpolated(param, state, beta, next_beta)
         group.update(counters)
 
-    # The modes.
-
-    @torch.no_grad()
-    def train(self, mode: bool = True) -> Self:
-        """Put y into the parameters (``mode=True``), where gradients are to be taken; or, False, do :meth:`eval`.
-
-        The bits of y are those from before :meth:`eval`. But if weights were written meanwhile, as by loading a
-        checkpoint, what was written is the new x, and y is formed from it and the gap.
-        """
-        if mode != self.training:
-            put = put_gradient_points if mode else put_averages
-            put(
-                [
-                    (param, state, group["beta"])
-                    for group in self.param_groups
-                    for param in cast(list[Tensor], group["params"])
-                    if (state := self.state.get(param))
-                ]
-            )
-            self.training = mode
-            for group in self.param_groups:
-                group["training"] = mode
-            torch.clear_autocast_cache()  # it may hold casts of the weights of the other mode
-        return self
-
-    def eval(self) -> Self:
-        """Put the average x into the parameters: what to evaluate, save and ship. y is kept aside, bit for bit."""
-        return self.train(False)
-
-    @contextmanager
-    def averaged_parameters(self) -> Generator[Self, None, None]:
-        """Within the ``with`` block the parameters hold the average x; afterwards the mode is what it was before.
-
-        Not between a forward pass and its backward: autograd refuses weights that were written in between.
-
-        Example:
-            >>> import torch
-            >>> import unscheduled
-            >>> weight = torch.nn.Parameter(torch.ones(2))
-            >>> optimizer = unscheduled.SGDScheduleFree([weight], lr=1.0)
-            >>> with optimizer.averaged_parameters():
-            ...     loss = weight.sum()
-            >>> optimizer.training
-            True
-        """
-        was_training = self.training
-        try:
-            yield self.eval()
-        finally:
-            self.train(was_training)
-
     # Looking at it.
-
-    @torch.no_grad()
-    def iterates(self, param: Tensor) -> Iterates:
-        """The three sequences of a parameter, as new tensors in the precision of its state, from either mode.
-
-        Args:
-            param: one of the optimizer's parameters.
-
-        Raises:
-            ValueError: if ``param`` is none of them.
-        """
-        group, _ = self._find(param)
-        return read(param, self.state.get(param), group["beta"], self.training)
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log, of the last step; with several groups each name is preceded by ``group0/``, ``group1/``, …
@@ -335,25 +284,26 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
             metrics.update((prefix + name, value) for name, value in values.items())
         return metrics
 
-    def _find(self, param: Tensor) -> tuple[Group, str]:
-        """The group of a parameter, and what to call it."""
-        for index, group in enumerate(self.param_groups):
-            for position, candidate in enumerate(group["params"]):
-                if candidate is param:
-                    return group, loading.param_name(group, index, position)
-        raise ValueError(f"a tensor of shape {tuple(param.shape)} is no parameter of this optimizer: see param_groups")
-
     # Saving and loading.
 
     def state_dict(self) -> dict[str, Any]:
         """The state, as numbers, strings and tensors: ``torch.load(weights_only=True)`` reads it.
 
-        In eval mode it carries y beside the gap, so that training resumes bit for bit from a model saved at x.
+        Beside the gap and the buffers it has the bits of y, so that training resumes bit for bit whether the model's
+        file holds x or y: ``training`` in its groups tells which (x where a model is attached). The names of the
+        parameters are in it if the optimizer was given names or the models that hold them are attached.
         """
 
         def describe(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-            for group in state_dict["param_groups"]:
-                group.update(groups.described_axes(group))
+            self._settle()
+            names = self._names()
+            for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+                saved.update(groups.described_axes(group), training=self.training and not self._attachments)
+                if names:
+                    saved["param_names"] = [names[param] for param in group["params"]]
+                for param, key in zip(group["params"], saved["params"], strict=True):
+                    if state := self.state.get(param):
+                        state_dict["state"][key] = self._with_gradient_point(param, state, group["beta"])
 
         hook = self.register_state_dict_post_hook(describe, prepend=True)  # before the hooks of users
         try:
@@ -364,24 +314,33 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave: numbers of groups, buffers in their own precision, and the mode.
 
-        The parameters are not touched; load the model before or after. The two files belong together: the weights
-        beside the state of train mode are y, those beside the state of eval mode are x. From eval mode the next
-        :meth:`train` restores the very bits of y if the parameters then hold the x that belongs to it; otherwise
-        they are taken as the new x.
+        Load the model before or after. If its weights are, bit for bit, the y or the x of the state, the parameters get
+        y or x, as the mode asks; otherwise they are taken as the new x, or, in a state of train mode, as y. The mode is
+        that of the attached models, if there are any, else that of the file. Parameters are found by their names, in
+        whatever order and groups, if both sides have names, and by their order otherwise.
+
+        It takes the files of other optimizers too: the ``schedulefree`` package's, whose run goes on, and those of
+        ``torch.optim.Adam`` and ``AdamW``, of which the second moments and their counts are kept: a new run starts from
+        x = y = z at the weights, with this optimizer's options.
 
         Raises:
-            ValueError: if it was made by another kind of optimizer, for other parameters (count or shape), with other
-                axes, or holds a number out of its range; the message names it, and nothing is changed.
+            ValueError: if it was made by another kind of optimizer, for other parameters (names, count or shape), with
+                other axes, or holds a number out of its range; the message names it, and nothing is changed.
         """
         loaded: list[loading.Loaded] = []
 
         def check(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-            loaded.append(loading.checked(state_dict, self.param_groups, self.defaults, self._rule, self._check))
+            try:
+                state_dict = loading.regrouped(state_dict, self.param_groups, self._names())
+                state_dict = migration.recognised(state_dict, self.param_groups, self._rule)
+                loaded.append(loading.checked(state_dict, self.param_groups, self.defaults, self._rule, self._check))
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # of another form
+                raise ValueError(f"the state dict is damaged: {type(error).__name__}: {error}") from error
             return {"state": {}, "param_groups": loaded[0].param_groups}  # torch would cast the buffers
 
         def restore(_: torch.optim.Optimizer) -> None:
             self.state.update(loaded[0].state)
-            self.training = loaded[0].training
+            self._loaded(loaded[0].training)
 
         hooks = [
             self.register_load_state_dict_pre_hook(check),  # after the hooks of users, which may adapt the dict
@@ -393,5 +352,24 @@ class ScheduleFreeOptimizer(torch.optim.Optimizer, ABC):
             for hook in hooks:
                 hook.remove()
 
+    def _names(self) -> dict[Tensor, str]:
+        """What the parameters are called: the names given at construction, or those in the attached models."""
+        names: dict[Tensor, str] = {}
+        for index, attached in enumerate(self._attachments):
+            prefix = f"{index}." if len(self._attachments) > 1 else ""
+            for name, param in attached.model.named_parameters():
+                names.setdefault(param, prefix + loading.plain_name(name))
+        for group in self.param_groups:
+            names.update(zip(group["params"], group.get("param_names", []), strict=False))
+        return names if all(param in names for param in self._params()) else {}
+
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"training": self.training, "implementation": self.implementation}
+        """For copies and pickles, which are attached to nothing; the weights beside them may be x or y."""
+        copied = super().__getstate__() | {"implementation": self.implementation} | self._fresh_modes()
+        copied["_averaged"] = set(self._averaged)
+        if self._attachments:
+            copied["_loaded_training"] = self.training
+            copied["state"] = self.state.copy()
+            for param, state, beta in self._started(set(self._params())):
+                copied["state"][param] = self._with_gradient_point(param, state, beta)
+        return copied

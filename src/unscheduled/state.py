@@ -4,7 +4,8 @@
 |---|---|
 | ``step`` | the number of gradients that the parameter has seen |
 | ``gap`` | z - x |
-| ``y`` | the bits of y, kept aside while the parameter holds x |
+| ``y`` | the bits of y: kept aside while the parameter holds x, and after loading until the first step |
+| ``z`` | after loading from the ``schedulefree`` package until the first step: z, from which the gap is made |
 | others | the buffers of the rule |
 
 A parameter without state has seen no gradient: x = y = z.
@@ -65,31 +66,45 @@ def batches(params_and_states: list[tuple[Tensor, State]], rule: Rule) -> Iterat
 
 def put_averages(started: list[Started]) -> None:
     """Put x into parameters that hold y, and keep the bits of y aside: into all or, if it fails, into none."""
+    kept: list[Tensor] = []
     try:
-        for param, state, _ in started:
-            state["y"] = param.detach().clone()
+        kept.extend(param.detach().clone() for param, _, _ in started)
         for param, state, beta in started:
             param.copy_(iterates.averaged(_widened(param, state["gap"]), state["gap"], beta))
+        for (_, state, _), y in zip(started, kept, strict=True):
+            state.setdefault("y", y)  # that of a file waits for the weights that belong to it
     except BaseException:  # out of memory, or interrupted
-        for param, state, _ in started:
-            if "y" in state:
-                param.copy_(state.pop("y"))
+        for (param, state, _), y in zip(started, kept, strict=False):
+            param.copy_(y)
+            if state.get("y") is y:
+                del state["y"]
         raise
 
 
-def put_gradient_points(started: list[Started]) -> None:
+def put_gradient_points(started: list[Started], forget: bool) -> None:
     """Put y into parameters that hold x: the bits kept aside, or, if weights were written meanwhile, theirs.
 
-    What was written is the new x. Until all is done, it can be done again.
+    What was written is the new x. Until all is done, it can be done again. The bits kept aside are then forgotten, or,
+    if ``forget`` is False, go on waiting for the weights that belong to them.
     """
+    waiting = [] if forget else [state.get("y") for _, state, _ in started]
     for param, state, beta in started:
-        if not _keeps_its_gradient_point(param, state, beta):
-            gap = cast(Tensor, state["gap"])
-            state["y"] = iterates.gradient_point(_widened(param, gap), gap, beta).to(param.dtype)
+        if not keeps_gradient_point(param, state, beta):
+            state["y"] = _formed(param, state, beta)
     for param, state, _ in started:
         param.copy_(state["y"])
     for _, state, _ in started:
         del state["y"]
+    for (_, state, _), y in zip(started, waiting, strict=False):
+        if y is not None:
+            state["y"] = y
+
+
+def gradient_point(param: Tensor, state: State, beta: float, training: bool) -> Tensor:
+    """A copy of the bits of y of a parameter that holds y (``training``) or x."""
+    if training:
+        return param.detach().clone()
+    return state["y"].clone() if keeps_gradient_point(param, state, beta) else _formed(param, state, beta)
 
 
 def put_reinterpolated(param: Tensor, state: State, beta: float, next_beta: float) -> None:
@@ -106,7 +121,7 @@ def read(param: Tensor, state: State | None, beta: float, training: bool) -> Ite
     gap = cast(Tensor, state["gap"])
     if training:
         x, y = iterates.averaged(here, gap, beta), here
-    elif _keeps_its_gradient_point(param, state, beta):
+    elif keeps_gradient_point(param, state, beta):
         y = cast(Tensor, state["y"]).to(here.dtype, copy=True)
         x = iterates.averaged(y, gap, beta)
     else:
@@ -114,13 +129,39 @@ def read(param: Tensor, state: State | None, beta: float, training: bool) -> Ite
     return Iterates(x, y, iterates.base(y, gap, beta))
 
 
-def _keeps_its_gradient_point(param: Tensor, state: State, beta: float) -> bool:
+def keeps_gradient_point(param: Tensor, state: State, beta: float) -> bool:
     """Whether the y kept aside belongs to what the parameter holds: to its x, or y itself, put there already."""
     y = cast(Tensor | None, state.get("y"))
-    if y is None:
-        return False
-    x = iterates.averaged(_widened(y, state["gap"]), state["gap"], beta).to(param.dtype)
-    return _same_bits(param, x) or _same_bits(param, y)
+    return y is not None and (holds_average(param, state, beta) or _same_bits(param, y))
+
+
+def holds_average(param: Tensor, state: State, beta: float) -> bool:
+    """Whether the parameter holds the x that belongs to the y kept aside, bit for bit."""
+    y = cast(Tensor, state["y"])
+    return _same_bits(param, iterates.averaged(_widened(y, state["gap"]), state["gap"], beta).to(param.dtype))
+
+
+def settle(param: Tensor, state: State, beta: float, training: bool) -> None:
+    """Bring together a loaded state and the weights beside it, which are y (``training``) or x, or not loaded yet.
+
+    If the state has the bits of y, they tell which of the two the weights are; if it has z, as from the
+    ``schedulefree`` package, the weights are what ``training`` says, and make the gap.
+    """
+    if param.is_meta:  # not there yet
+        return
+    if "z" in state:
+        weights, z = _widened(param, state["gap"]), cast(Tensor, state["z"])
+        state["gap"].copy_(iterates.gap_between(weights, z, beta) if training else z - weights)
+    elif "y" in state and training != _same_bits(param, state["y"]):
+        if training and holds_average(param, state, beta):
+            param.copy_(state["y"])
+        elif not training and not holds_average(param, state, beta):
+            param.copy_(iterates.averaged(_widened(param, state["gap"]), state["gap"], beta))
+
+
+def _formed(param: Tensor, state: State, beta: float) -> Tensor:
+    """The y of a parameter that holds x."""
+    return iterates.gradient_point(_widened(param, state["gap"]), state["gap"], beta).to(param.dtype)
 
 
 def _same_bits(some: Tensor, other: Tensor) -> bool:

@@ -1,0 +1,187 @@
+"""BatchNorm's running statistics, which belong to the y of the training passes, re-estimated at the average x."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.utils._pytree import tree_map_only  # pyright: ignore[reportUnknownVariableType]
+from torch.utils.hooks import RemovableHandle
+
+
+class Switching(Protocol):
+    """An optimizer that can put the average into the parameters."""
+
+    def averaged_parameters(self) -> AbstractContextManager[Any]:
+        """Within it the parameters hold x."""
+        ...
+
+
+class Moments:
+    """Count, mean and sum of squared deviations for each channel, in float64."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+
+    def merge(self, inputs: Tensor) -> None:
+        """Add a batch: dimension 1 has the channels (Chan, Golub and LeVeque, 1979)."""
+        flat = inputs.detach().to(torch.float64).transpose(0, 1).flatten(1)
+        count, mean = flat.shape[1], flat.mean(1)
+        total = self.count + count
+        shift = mean - self.mean
+        self.squares = self.squares + (flat - mean[:, None]).square().sum(1) + shift**2 * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+        self.batches += 1
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The modules with running statistics."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+
+
+def reestimate(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> None:
+    """Put the pooled statistics of these forward passes into every BatchNorm, at the weights that are there.
+
+    All else is as before, also if a pass fails.
+    """
+    norms = batch_norms(model)
+    moments = {norm: Moments() for norm in norms}
+    flags = [(module, module.training) for module in model.modules()]
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+
+    def gather(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        moments[cast(_BatchNorm, norm)].merge(cast(Tensor, inputs[0]))
+
+    hooks = [norm.register_forward_pre_hook(gather) for norm in norms]
+    try:
+        for module, _ in flags:
+            vars(module)["training"] = module in moments  # no dropout; and an attached model is not to follow
+        with torch.no_grad():
+            for forward in passes:
+                forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for buffer, kept in before:
+            buffer.copy_(kept)
+        for module, flag in flags:
+            vars(module)["training"] = flag
+    for norm, found in moments.items():
+        if found.count > 1:
+            cast(Tensor, norm.running_mean).copy_(cast(Tensor, found.mean))
+            cast(Tensor, norm.running_var).copy_(cast(Tensor, found.squares) / (found.count - 1))
+            cast(Tensor, norm.num_batches_tracked).fill_(found.batches)
+
+
+def update_bn(loader: Iterable[Any], model: nn.Module, optimizer: Switching) -> None:
+    """Re-estimate the running statistics of every BatchNorm at the average x, in either mode of the optimizer.
+
+    Training gathers them at y. Here they become the mean and the unbiased variance over all batches as if these had
+    been one, gathered in float64, whatever the module's ``momentum``; ``num_batches_tracked`` becomes the number of
+    batches. Dropout is off. Parameters, modes, random numbers and gradients are as before, and so is all if it fails.
+
+    Args:
+        loader: batches: tensors; tuples or lists, whose first element is the input; or mappings of keyword arguments.
+            They are moved to the device of the model's parameters. With data parallelism each process has its own.
+        model: the model, attached or not.
+        optimizer: the schedule-free optimizer of its parameters.
+
+    Raises:
+        ValueError: if the loader has no batch.
+
+    Example:
+        >>> import torch
+        >>> import unscheduled
+        >>> model = torch.nn.BatchNorm1d(1)
+        >>> optimizer = unscheduled.SGDScheduleFree(model.parameters())
+        >>> unscheduled.update_bn([torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [6.0]])], model, optimizer)
+        >>> model.running_mean
+        tensor([3.])
+
+    Source: the need is noted in the README of the authors' ``schedulefree`` package.
+    """
+    if not batch_norms(model):
+        return
+    device = next(model.parameters()).device
+    found = 0
+
+    def passes() -> Generator[Callable[[], Any], None, None]:
+        nonlocal found
+        for batch in loader:
+            found += 1
+            yield partial(call, model, batch, device)
+        if not found:
+            raise ValueError("the loader has no batch: BatchNorm's statistics need at least one")
+
+    with optimizer.averaged_parameters():
+        reestimate(model, passes())
+
+
+def call(model: nn.Module, batch: Any, device: torch.device) -> Any:
+    """A forward pass on a batch of a loader."""
+    batch = tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
+    if isinstance(batch, Mapping):
+        return model(**cast(Mapping[str, Any], batch))
+    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
+class RecentBatches:
+    """The inputs of the last training passes of a model, from which its statistics are re-estimated when it evaluates.
+
+    Args:
+        model: the module whose forward passes are watched.
+        count: how many inputs are kept, by reference.
+        optimizer: the schedule-free optimizer of its parameters.
+    """
+
+    def __init__(self, model: nn.Module, count: int, optimizer: Switching) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._inputs: deque[tuple[tuple[Any, ...], dict[str, Any]]] = deque(maxlen=count)
+        self._stale = False
+        self._refreshing = False
+        self._hook: RemovableHandle | None = None
+
+    def watch(self) -> None:
+        """Be called before every forward pass."""
+        if self._hook is None:
+            hook = cast(Any, torch.compiler).disable(self._before_forward)  # else it would be traced, and never run
+            self._hook = self._model.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def ignore(self) -> None:
+        """Be called no longer."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def _before_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a forward pass: keep its input, or see to the statistics."""
+        if self._refreshing:
+            return
+        if self._model.training and torch.is_grad_enabled():
+            self._inputs.append(tree_map_only(Tensor, Tensor.detach, (args, kwargs)))
+            self._stale = True
+        elif not self._model.training:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Re-estimate the statistics at x, unless that was done since the last training pass."""
+        if not self._stale or self._refreshing:
+            return
+        self._refreshing = True
+        try:
+            with self._optimizer.averaged_parameters():
+                reestimate(self._model, [partial(self._model, *args, **kwargs) for args, kwargs in self._inputs])
+            self._stale = False
+        finally:
+            self._refreshing = False

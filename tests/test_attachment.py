@@ -1,0 +1,663 @@
+"""The model's own life cycle is enough: whatever is done to it, the right weights are in it and come out of it."""
+
+import copy
+import io
+import pickle
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import torch
+from problems import copies, equal, train
+from registry import OptimizerInfo, optimizers
+from torch import nn
+
+from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, SGDScheduleFree, averaged_state_dict
+
+
+class Net(nn.Module):
+    """Two layers, a tied weight, BatchNorm and a weight without gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.frozen = nn.Parameter(torch.ones(4), requires_grad=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.norm(self.first(inputs)))) * self.frozen
+
+
+def backward(model: nn.Module, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    model(torch.randn(8, 4, generator=generator)).square().mean().backward()
+
+
+def fit(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        optimizer.zero_grad()
+        backward(model, step)
+        optimizer.step()
+
+
+def trained(info: OptimizerInfo, steps: int = 5, attach: bool = True) -> tuple[Net, ScheduleFreeOptimizer]:
+    torch.manual_seed(7)
+    model = Net()
+    optimizer = info.make(model.parameters())
+    if attach:
+        assert optimizer.attach(model) is optimizer
+    fit(model, optimizer, range(steps))
+    return model, optimizer
+
+
+def at_average(model: nn.Module, optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
+    with optimizer.averaged_parameters():
+        return copy.deepcopy(dict(model.named_parameters(remove_duplicate=False)))
+
+
+def same(some: dict[str, Any], expected: dict[str, Any]) -> bool:
+    return all(torch.equal(some[name], expected[name]) for name in expected)
+
+
+def through_a_file(value: Any, weights_only: bool = True) -> Any:
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=weights_only)
+
+
+# The mode.
+
+
+@optimizers
+def test_the_flag_moves_the_parameters_however_it_is_set(info: OptimizerInfo) -> None:
+    model, optimizer = trained(info)
+    y, x = copies(model.parameters()), at_average(model, optimizer)
+    for to_eval, to_train in [
+        (model.eval, model.train),
+        (lambda: model.train(False), lambda: model.train(True)),
+        (lambda: setattr(model, "training", False), lambda: setattr(model, "training", True)),
+        (nn.Sequential(model).eval, nn.Sequential(model).train),
+    ]:
+        to_eval()
+        assert not optimizer.training
+        assert not model.training
+        assert same(dict(model.named_parameters()), {name: x[name] for name, _ in model.named_parameters()})
+        to_train()
+        assert optimizer.training
+        assert equal(model.parameters(), y)
+
+
+@optimizers
+def test_evaluating_often_changes_nothing(info: OptimizerInfo) -> None:
+    often, optimizer = trained(info)
+    never, plain = trained(info, attach=False)
+    for step in range(5, 25):
+        often.eval()
+        with torch.inference_mode():
+            often(torch.randn(3, 4))
+        often.state_dict()
+        often.train()
+        often.state_dict()
+        fit(often, optimizer, range(step, step + 1))
+        fit(never, plain, range(step, step + 1))
+    assert equal(often.parameters(), never.parameters())
+
+
+def test_flags_of_submodules_do_not_move_the_parameters() -> None:
+    model, optimizer = trained(ADAMW)
+    model.norm.eval()
+    model.first.train(False)
+    assert optimizer.training
+
+
+def test_a_model_in_eval_mode_is_at_the_average_from_the_moment_it_is_attached() -> None:
+    model, optimizer = trained(ADAMW, attach=False)
+    x = at_average(model, optimizer)
+    model.eval()
+    assert optimizer.training
+    optimizer.attach(model)
+    assert not optimizer.training
+    assert torch.equal(model.first.bias, x["first.bias"])
+
+
+def test_an_explicit_switch_holds_until_the_flag_next_changes() -> None:
+    model, optimizer = trained(ADAMW)
+    optimizer.eval()
+    model.train()  # as it is
+    assert not optimizer.training
+    with pytest.raises(RuntimeError, match=r"step\(\) in eval mode.* call optimizer.train\(\)"):
+        optimizer.step()
+    model.eval()
+    model.train()
+    assert optimizer.training
+
+
+def test_a_step_in_eval_mode_says_to_call_the_models_train() -> None:
+    model, optimizer = trained(ADAMW)
+    model.eval()
+    with pytest.raises(RuntimeError, match=r"step\(\) in eval mode.* call model.train\(\)"):
+        optimizer.step()
+
+
+def test_a_step_while_the_model_is_in_eval_mode_warns() -> None:
+    model, optimizer = trained(ADAMW)
+    model.eval()
+    optimizer.train()
+    backward(model, 0)
+    with pytest.warns(UserWarning, match=r"the attached model is in eval mode.* call model.train\(\)"):
+        optimizer.step()
+
+
+def test_a_flag_that_could_not_be_followed_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = trained(ADAMW)
+    y = copies(model.parameters())
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "copy_", lambda *_: pytest.fail("out of memory"))
+        with pytest.raises(pytest.fail.Exception):
+            model.eval()
+    assert model.training
+    assert optimizer.training
+    assert equal(model.parameters(), y)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_closures_leave_the_mode_that_the_flag_asks_for(training: bool) -> None:
+    model, optimizer = trained(ADAMW)
+    reference, plain = trained(ADAMW, attach=False)
+    model.train(training)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        model.train()
+        backward(model, 5)
+        model.eval()
+        return 0.0
+
+    optimizer.step(closure)
+    fit(reference, plain, range(5, 6))
+    assert not optimizer.training
+    model.train()
+    assert equal(model.parameters(), reference.parameters())
+
+
+# Several models, several optimizers.
+
+
+def test_one_optimizer_over_two_models_follows_each() -> None:
+    generator, discriminator = nn.Linear(3, 3), nn.Linear(3, 1)
+    optimizer = AdamWScheduleFree([*generator.parameters(), *discriminator.parameters()], lr=0.1)
+    optimizer.attach(generator).attach(discriminator)
+    train(optimizer, range(5))
+    (x, _), (_, y) = (optimizer.iterates(model.weight)[:2] for model in (generator, discriminator))
+    generator.eval()
+    assert torch.equal(generator.weight, x)
+    assert torch.equal(discriminator.weight, y)
+    with pytest.raises(RuntimeError, match=r"eval mode.* call model.train\(\)"):
+        optimizer.step()
+    both = optimizer.state_dict()
+    discriminator.eval()
+    assert not torch.equal(discriminator.weight, y)
+    assert torch.equal(optimizer.state_dict()["state"][2]["y"], both["state"][2]["y"])
+    generator.train()
+    assert not optimizer.training
+    assert generator.state_dict()["weight"].data_ptr() != generator.weight.data_ptr()
+    assert discriminator.state_dict()["weight"].data_ptr() == discriminator.weight.data_ptr()
+    discriminator.train()
+    assert torch.equal(discriminator.weight, y)
+    train(optimizer, range(5, 7))
+
+
+def test_a_loss_with_weights_of_its_own_goes_with_the_model() -> None:
+    model, loss = nn.Linear(3, 3), nn.Linear(3, 1)
+    optimizer = AdamWScheduleFree([*model.parameters(), *loss.parameters()], lr=0.1).attach(model)
+    train(optimizer, range(5))
+    x = optimizer.iterates(loss.weight).x
+    model.eval()
+    assert torch.equal(loss.weight, x)
+
+
+def test_two_optimizers_on_one_model_follow_it_both() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    some = AdamWScheduleFree(model[0].parameters(), lr=0.1).attach(model)
+    other = SGDScheduleFree(model[1].parameters(), lr=0.1).attach(model)
+    for optimizer in (some, other):
+        train(optimizer, range(5))
+    x = [some.iterates(model[0].weight).x, other.iterates(model[1].weight).x]
+    assert equal([model.state_dict()[name] for name in ("0.weight", "1.weight")], x)
+    model.eval()
+    assert equal([model[0].weight, model[1].weight], x)
+    some.detach()
+    model.train()
+    assert (some.training, other.training) == (False, True)
+
+
+def test_a_second_optimizer_of_the_same_parameters_starts_from_the_average() -> None:
+    model, first = trained(ADAMW)
+    x = at_average(model, first)
+    second = SGDScheduleFree(model.parameters()).attach(model)
+    assert same(dict(model.named_parameters()), {"first.weight": x["first.weight"], "first.bias": x["first.bias"]})
+    model.eval()
+    model.train()
+    assert not first.training
+    assert second.training
+    fit(model, second, range(2))
+
+
+def test_attaching_twice_is_attaching_once() -> None:
+    model, optimizer = trained(ADAMW)
+    cls = type(model)
+    optimizer.attach(model)
+    assert type(model) is cls
+    optimizer.detach()
+    assert type(model) is Net
+
+
+def test_detached_the_model_is_plain() -> None:
+    model, optimizer = trained(ADAMW)
+    plain = Net()
+    assert isinstance(model, Net)
+    assert type(model).__name__ == "Net"
+    optimizer.detach()
+    assert type(model) is Net
+    assert set(vars(model)) == set(vars(plain))
+    for module in model.modules():
+        hooks = module._state_dict_hooks, module._load_state_dict_pre_hooks, module._state_dict_pre_hooks
+        assert hooks == ({}, {}, {})
+    model.eval()
+    assert optimizer.training
+
+
+def test_an_optimizer_and_its_model_can_be_forgotten() -> None:
+    model, optimizer = trained(ADAMW)
+    references = weakref.ref(model), weakref.ref(optimizer)
+    del model, optimizer
+    import gc
+
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
+
+
+# Saving.
+
+
+@optimizers
+@pytest.mark.parametrize("training", [True, False])
+def test_state_dict_gives_the_average_in_either_mode(info: OptimizerInfo, training: bool) -> None:
+    model, optimizer = trained(info)
+    x, y = at_average(model, optimizer), copies(model.parameters())
+    model.train(training)
+    present = copies(model.parameters())
+    saved = model.state_dict()
+    assert list(saved) == list(Net().state_dict())
+    assert same(saved, x)
+    assert saved["first.weight"].data_ptr() == saved["second.weight"].data_ptr()
+    assert not any(value.requires_grad for value in saved.values())
+    assert same(model.second.state_dict(prefix="second."), {"second.bias": x["second.bias"]})
+    assert same(nn.Sequential(model).state_dict(), {f"0.{name}": value for name, value in x.items()})
+    assert same(through_a_file(torch.compile(model, backend="eager").state_dict()), {"_orig_mod.frozen": x["frozen"]})
+    assert same(averaged_state_dict(model, optimizer), x)
+    assert model.state_dict(keep_vars=True)["first.bias"] is model.first.bias
+    assert equal(model.parameters(), present)
+    model.train()
+    assert equal(model.parameters(), y)
+
+
+def test_tied_weights_are_one_tensor_within_a_call_and_two_in_two() -> None:
+    model, optimizer = trained(ADAMW)
+    into: OrderedDict[str, Any] = OrderedDict()
+    first = model.state_dict(destination=into)["first.weight"]
+    fit(model, optimizer, range(5, 6))
+    again = model.state_dict(destination=into)
+    assert again["first.weight"] is again["second.weight"]
+    assert not torch.equal(again["first.weight"], first)
+    assert model.state_dict()["first.weight"] is not model.state_dict()["first.weight"]
+
+
+def test_saving_between_forward_and_backward_is_harmless() -> None:
+    model, optimizer = trained(ADAMW)
+    reference, plain = trained(ADAMW)
+    optimizer.zero_grad()
+    loss = model(torch.ones(8, 4)).square().mean()
+    model.state_dict()
+    optimizer.state_dict()
+    loss.backward()
+    optimizer.step()
+    plain.zero_grad()
+    reference(torch.ones(8, 4)).square().mean().backward()
+    plain.step()
+    assert equal(model.parameters(), reference.parameters())
+
+
+def test_modules_that_came_later_are_saved_right() -> None:
+    model, optimizer = trained(ADAMW)
+    model.head = nn.Linear(4, 2)
+    optimizer.add_param_group({"params": model.head.parameters()})
+    train(optimizer, range(5))
+    assert torch.equal(model.head.state_dict()["weight"], optimizer.iterates(model.head.weight).x)
+    model.eval()
+    assert torch.equal(model.head.weight, optimizer.iterates(model.head.weight).x)
+    model.tail = nn.Linear(4, 2)
+    optimizer.add_param_group({"params": model.tail.parameters()})
+    model.train()
+    train(optimizer, range(5))
+    assert not torch.equal(model.state_dict()["tail.weight"], model.tail.weight)
+
+
+# Loading.
+
+
+@optimizers
+@pytest.mark.parametrize("saved_in", [True, False])
+@pytest.mark.parametrize("loaded_in", [True, False])
+@pytest.mark.parametrize("model_first", [True, False])
+@pytest.mark.parametrize("attached_when_saved", [True, False])
+@pytest.mark.parametrize("attached_when_loaded", [True, False])
+def test_resume_is_bit_exact_in_every_combination(
+    info: OptimizerInfo,
+    saved_in: bool,
+    loaded_in: bool,
+    model_first: bool,
+    attached_when_saved: bool,
+    attached_when_loaded: bool,
+) -> None:
+    model, optimizer = trained(info, attach=attached_when_saved)
+    model.train(saved_in)
+    if not attached_when_saved:
+        optimizer.train(saved_in)
+    weights, state = through_a_file(model.state_dict()), through_a_file(optimizer.state_dict())
+
+    resumed = Net()
+    again = info.make(resumed.parameters())
+    if attached_when_loaded:
+        again.attach(resumed)
+        resumed.train(loaded_in)
+    for load_model in (model_first, not model_first):
+        if load_model:
+            resumed.load_state_dict(weights)
+        else:
+            again.load_state_dict(state)
+    if attached_when_loaded:
+        assert again.training == loaded_in
+        assert same(resumed.state_dict(), at_average(model, optimizer))
+    for net, each in ((model, optimizer), (resumed, again)):
+        net.train()
+        each.train()
+    assert equal(resumed.parameters(), model.parameters())
+    for net, each in ((model, optimizer), (resumed, again)):
+        fit(net, each, range(5, 8))
+    assert equal(resumed.parameters(), model.parameters())
+    assert equal(at_average(resumed, again).values(), at_average(model, optimizer).values())
+    assert equal(resumed.buffers(), model.buffers())
+
+
+@optimizers
+@pytest.mark.parametrize("model_first", [True, False])
+@pytest.mark.parametrize("attached_when_saved", [True, False])
+@pytest.mark.parametrize("saved_in", [True, False])
+def test_going_back_to_a_checkpoint_in_the_same_process_is_bit_exact(
+    info: OptimizerInfo, model_first: bool, attached_when_saved: bool, saved_in: bool
+) -> None:
+    model, optimizer = trained(info, attach=attached_when_saved)
+    (model if attached_when_saved else optimizer).train(saved_in)
+    weights, state = through_a_file(model.state_dict()), through_a_file(optimizer.state_dict())
+    model.train()
+    optimizer.train()
+    y = copies(model.parameters())
+    if not attached_when_saved:
+        optimizer.attach(model)
+    fit(model, optimizer, range(5, 9))
+    for load_model in (model_first, not model_first):
+        if load_model:
+            model.load_state_dict(weights)
+        else:
+            optimizer.load_state_dict(state)
+    assert optimizer.training
+    assert equal(model.parameters(), y)
+
+
+@optimizers
+@pytest.mark.parametrize("training", [True, False])
+def test_rewinding_to_the_best_weights_makes_them_the_new_average(info: OptimizerInfo, training: bool) -> None:
+    model, optimizer = trained(info)
+    best = copy.deepcopy(model.state_dict())
+    fit(model, optimizer, range(5, 10))
+    gap = optimizer.iterates(model.first.weight).z - optimizer.iterates(model.first.weight).x
+    model.train(training)
+    model.load_state_dict(best)
+    model.train()
+    x, y, z = optimizer.iterates(model.first.weight)
+    torch.testing.assert_close(x, best["first.weight"], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(z - x, gap, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(y, 0.9 * x + 0.1 * z, rtol=1e-6, atol=1e-7)
+    fit(model, optimizer, range(10, 12))
+
+
+@optimizers
+def test_loading_what_was_just_saved_changes_no_bit(info: OptimizerInfo) -> None:
+    model, optimizer = trained(info)
+    y = copies(model.parameters())
+    model.load_state_dict(through_a_file(model.state_dict()))
+    model.second.load_state_dict(model.second.state_dict())
+    assert optimizer.training
+    assert equal(model.parameters(), y)
+
+
+def test_loading_a_part_leaves_the_rest() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    train(optimizer, range(5))
+    y = model[0].weight.detach().clone()
+    model[1].load_state_dict(nn.Linear(3, 3).state_dict())
+    assert optimizer.training
+    assert torch.equal(model[0].weight, y)
+
+
+def test_a_load_that_fails_leaves_the_mode() -> None:
+    model, optimizer = trained(ADAMW)
+    y = copies(model.parameters())
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict({"first.weight": torch.zeros(9, 9)}, strict=False)
+    assert optimizer.training
+    assert equal(model.parameters(), y)
+    model.load_state_dict(model.state_dict())
+
+
+def test_assigning_other_parameters_is_refused() -> None:
+    model, optimizer = trained(ADAMW)
+    y = copies(model.parameters())
+    with pytest.raises(RuntimeError, match=r"assign=True.* assign=False"):
+        model.load_state_dict(model.state_dict(), assign=True)
+    assert equal(model.parameters(), y)
+    fit(model, optimizer, range(2))
+
+
+def test_averaged_weights_beside_a_state_of_train_mode_are_noticed() -> None:
+    """Without attach: recognised if the model is loaded first, refused at the step if it is loaded last."""
+    model, optimizer = trained(ADAMW, attach=False)
+    weights, state = through_a_file(averaged_state_dict(model, optimizer)), through_a_file(optimizer.state_dict())
+    for model_first in (True, False):
+        resumed = Net()
+        again = ADAMW.make(resumed.parameters())
+        if model_first:
+            resumed.load_state_dict(weights)
+        again.load_state_dict(state)
+        if model_first:
+            assert equal(resumed.parameters(), model.parameters())
+            fit(resumed, again, range(1))
+            continue
+        resumed.load_state_dict(weights)
+        with pytest.raises(
+            RuntimeError, match=r"the weights of parameter \d of group 0.* average x, but were trained on"
+        ):
+            fit(resumed, again, range(1))
+
+
+# Copies.
+
+
+@optimizers
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_is_a_plain_model_that_holds_the_average(info: OptimizerInfo, training: bool, way: Any) -> None:
+    model, optimizer = trained(info)
+    x, y = at_average(model, optimizer), copies(model.parameters())
+    model.train(training)
+    copied = way(model)
+    assert type(copied) is Net
+    assert copied.training is training
+    assert same(dict(copied.named_parameters(remove_duplicate=False)), x)
+    assert copied.first.weight is copied.second.weight
+    assert not copied.frozen.requires_grad
+    assert not any(module._state_dict_hooks or module._load_state_dict_pre_hooks for module in copied.modules())
+    copied.eval()
+    assert optimizer.training is training
+    model.train()
+    assert equal(model.parameters(), y)
+    assert model.state_dict().keys() == copied.state_dict().keys()
+    assert same(model.state_dict(), x)
+
+
+def test_a_copy_of_a_part_or_a_wrapper_is_plain() -> None:
+    model, optimizer = trained(ADAMW)
+    part = pickle.loads(pickle.dumps(model.first))
+    copy.deepcopy(model.first).load_state_dict(part.state_dict())
+    wrapper = copy.deepcopy(nn.Sequential(model))
+    assert type(wrapper[0]) is Net
+    assert same(wrapper[0].state_dict(), at_average(model, optimizer))
+
+
+def test_a_model_saved_whole_is_at_the_average() -> None:
+    model, optimizer = trained(ADAMW)
+    assert same(through_a_file(model, weights_only=False).state_dict(), at_average(model, optimizer))
+
+
+def test_an_averaged_model_of_it_is_an_ordinary_one() -> None:
+    model, optimizer = trained(ADAMW)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    assert type(average.module) is Net
+    average.update_parameters(model)
+    assert torch.equal(average.module.first.weight, model.first.weight)
+    average.eval()
+    assert optimizer.training
+
+
+def test_model_and_optimizer_copied_together_go_on_together() -> None:
+    model, optimizer = trained(ADAMW)
+    net, copied = copy.deepcopy((model, optimizer))
+    copied.attach(net)
+    assert equal(net.parameters(), model.parameters())
+    for some, each in ((model, optimizer), (net, copied)):
+        fit(some, each, range(5, 8))
+    assert equal(net.parameters(), model.parameters())
+
+
+def test_a_copied_optimizer_that_is_not_attached_does_not_train_the_average() -> None:
+    net, copied = copy.deepcopy(trained(ADAMW))
+    with pytest.raises(RuntimeError, match="average x, but were trained on as y"):
+        fit(net, copied, range(1))
+
+
+# Other life forms.
+
+
+def test_a_compiled_model_is_one_graph_in_each_mode() -> None:
+    torch._dynamo.reset()
+    model, optimizer = trained(ADAMW)
+    x = at_average(model, optimizer)
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    inputs = torch.randn(8, 4)
+    for _ in range(3):
+        compiled.train()
+        assert optimizer.training
+        compiled(inputs)
+        compiled.eval()
+        assert not optimizer.training
+        torch.testing.assert_close(compiled(inputs), model(inputs))
+    assert len(graphs) == 2
+    assert same(dict(model.named_parameters()), {"first.bias": x["first.bias"]})
+    torch._dynamo.reset()
+
+
+def test_attached_through_a_compiled_model() -> None:
+    model = nn.Linear(3, 2)
+    compiled = torch.compile(model, backend="eager")
+    optimizer = AdamWScheduleFree(compiled.parameters(), lr=0.1).attach(compiled)
+    train(optimizer, range(5))
+    for each in (model, compiled):
+        each.eval()
+        assert not optimizer.training
+        each.train()
+        assert optimizer.training
+    assert list(optimizer.state_dict()["param_groups"][0]["param_names"]) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("wrong", ["model", None, 3])
+def test_attaching_to_no_module_is_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"takes the torch.nn.Module that the parameters are of, but got"):
+        AdamWScheduleFree(nn.Linear(2, 2).parameters()).attach(wrong)
+
+
+def test_attaching_to_another_model_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="Linear holds none of this optimizer's parameters"):
+        AdamWScheduleFree(nn.Linear(2, 2).parameters()).attach(model)
+    assert type(model) is nn.Linear
+
+
+# Gradients of the wrong weights.
+
+
+@pytest.mark.parametrize("attach", [True, False])
+def test_gradients_taken_at_the_average_are_not_stepped_with(attach: bool) -> None:
+    model, optimizer = trained(ADAMW, attach=attach)
+    switch = model if attach else optimizer
+    optimizer.zero_grad()
+    switch.eval()
+    backward(model, 3)
+    switch.train()
+    before = copies(model.parameters())
+    with pytest.raises(
+        RuntimeError, match=r"the gradient of parameter \d of group 0 .* was taken in eval mode.* call zero_grad"
+    ):
+        optimizer.step()
+    assert equal(model.parameters(), before)
+    fit(model, optimizer, range(2))
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_at_y_survive_an_evaluation_between_micro_batches(set_to_none: bool) -> None:
+    model, optimizer = trained(ADAMW)
+    reference, plain = trained(ADAMW, attach=False)
+    for net, each in ((model, optimizer), (reference, plain)):
+        each.zero_grad(set_to_none=set_to_none)
+        backward(net, 1)
+        if net is model:
+            model.eval()
+            model(torch.randn(2, 4))
+            model.train()
+        backward(net, 2)
+        each.step()
+    assert equal(model.parameters(), reference.parameters())
+
+
+def test_gradients_at_the_average_that_were_zeroed_are_forgotten() -> None:
+    model, optimizer = trained(ADAMW)
+    model.eval()
+    backward(model, 3)
+    model.train()
+    model.zero_grad(set_to_none=False)
+    backward(model, 4)
+    optimizer.step()
+
+
+ADAMW = OptimizerInfo(AdamWScheduleFree, "adamw", 0.1, None, (), (), frozenset())
