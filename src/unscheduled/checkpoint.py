@@ -1,0 +1,185 @@
+"""The state of an optimizer for other libraries: for the ``schedulefree`` package, and for ``torch.optim.AdamW``."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from unscheduled.adamw import AdamWScheduleFree
+from unscheduled.averaging import PolynomialAveraging
+from unscheduled.groups import Group
+from unscheduled.interpolation import ConstantInterpolation
+from unscheduled.optimizer import ScheduleFreeOptimizer
+from unscheduled.radam import RAdamScheduleFree
+from unscheduled.sgd import SGDScheduleFree
+from unscheduled.state import State
+
+SHARED = ("params", "param_names", "initial_lr", "lr", "momentum", "betas", "eps", "weight_decay", "silent_sgd_phase")
+"""What the groups of the package have under the same name, if they have it; ``initial_lr`` is a scheduler's."""
+
+
+def export_schedulefree_state_dict(optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
+    """A state dict that the ``schedulefree`` package's optimizer of the same name loads, to go on with the run there.
+
+    It goes with the weights that are saved beside ``optimizer.state_dict()``, whose mode becomes ``train_mode``: y in
+    train mode, x in eval mode or where a model is attached. For each parameter it has z, in the parameter's precision,
+    and the second moments. The package counts the gradients of a group, not of a parameter: one that has seen fewer
+    gets another bias correction there.
+
+    ``optimizer.load_state_dict`` of this package takes it too.
+
+    Args:
+        optimizer: an :class:`SGDScheduleFree`, :class:`AdamWScheduleFree` or :class:`RAdamScheduleFree`; it is left as
+            it is.
+
+    Raises:
+        ValueError: if the package cannot express it: an interpolation that changes, another averaging than the
+            polynomial, a warmup of the averaging or of RAdam that is not over, decay at z, ``maximize``, an inner
+            momentum, beta = 0 (or, in SGD, 1), or a beta that was changed since y was formed.
+
+    Example:
+        >>> import torch
+        >>> import unscheduled
+        >>> from unscheduled.checkpoint import export_schedulefree_state_dict
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = unscheduled.SGDScheduleFree([weight], lr=0.5)
+        >>> (weight**2).sum().backward()
+        >>> optimizer.step()
+        >>> state_dict = export_schedulefree_state_dict(optimizer)
+        >>> state_dict["state"][0]
+        {'z': tensor([0.])}
+        >>> state_dict["param_groups"][0]["train_mode"], state_dict["param_groups"][0]["k"]
+        (True, 1)
+    """
+    if not isinstance(optimizer, (AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree)):
+        raise ValueError(
+            f"the schedulefree package has no {type(optimizer).__name__}: "
+            "export SGDScheduleFree, AdamWScheduleFree or RAdamScheduleFree"
+        )
+    exported = optimizer.state_dict()
+    for index, saved in enumerate(exported["param_groups"]):
+        _check_expressible(optimizer.param_groups[index], index, saved["training"])
+    states = {
+        key: {
+            "z": optimizer.iterates(param).z.to(param.dtype),
+            **{name: state[name].to(param.dtype, copy=True) for name in state if name == "exp_avg_sq"},
+        }
+        for key, param, state, _ in _started(optimizer, exported)
+    }
+    param_groups = [
+        {
+            **{name: saved[name] for name in SHARED if name in saved},
+            **({} if "silent_sgd_phase" in saved else {"warmup_steps": saved["warmup_steps"]}),
+            "r": group["averaging"].r,
+            "weight_lr_power": group["averaging"].weight_lr_power,
+            "k": saved["step"],
+            "train_mode": saved["training"],
+            "weight_sum": saved["weight_sum"],
+            "lr_max": saved["lr_max"],
+            "scheduled_lr": saved["effective_lr"],
+            "foreach": optimizer.implementation != "loop",
+        }
+        for group, saved in zip(optimizer.param_groups, exported["param_groups"], strict=True)
+    ]
+    return {"state": states, "param_groups": param_groups}
+
+
+def export_adamw_state_dict(optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
+    """A state dict for ``torch.optim.AdamW``, to go on with it from the average x.
+
+    Load it beside the weights x: those of ``model.state_dict()`` in eval mode, or of
+    :func:`unscheduled.averaged_state_dict`. It has the second moments and the count of gradients of each parameter. The
+    first moments are those of the inner momentum if there is one, and else 0: then the first steps are small, since
+    AdamW takes their bias for corrected. Of the options it has ``lr``, ``eps``, ``weight_decay``, ``maximize`` and
+    beta2; beta1 is the inner momentum, or 0.9. The others are AdamW's defaults.
+
+    ``optimizer.load_state_dict`` of this package takes it too, to start a new run from x.
+
+    Args:
+        optimizer: an :class:`AdamWScheduleFree` or :class:`RAdamScheduleFree`; it is left as it is.
+
+    Raises:
+        ValueError: if the optimizer keeps no second moments.
+
+    Example:
+        >>> import torch
+        >>> import unscheduled
+        >>> from unscheduled.checkpoint import export_adamw_state_dict
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = unscheduled.AdamWScheduleFree([weight], lr=0.1)
+        >>> (weight**2).sum().backward()
+        >>> optimizer.step()
+        >>> _ = optimizer.eval()
+        >>> adamw = torch.optim.AdamW([weight])
+        >>> adamw.load_state_dict(export_adamw_state_dict(optimizer))
+        >>> adamw.param_groups[0]["lr"]
+        0.1
+    """
+    if not isinstance(optimizer, (AdamWScheduleFree, RAdamScheduleFree)):
+        raise ValueError(
+            f"{type(optimizer).__name__} keeps no second moments for AdamW: start AdamW afresh from the average x"
+        )
+    exported = optimizer.state_dict()
+    states: dict[int, State] = {}
+    for key, param, state, group in _started(optimizer, exported):
+        momentum = state["exp_avg"] if _inner_momentum(group) > 0.0 else torch.zeros_like(param)
+        states[key] = {
+            "step": torch.tensor(float(state["step"]), dtype=torch.float32),
+            "exp_avg": momentum.detach().to(param.dtype, copy=True),
+            "exp_avg_sq": state["exp_avg_sq"].to(param.dtype, copy=True),
+        }
+    param_groups: list[Group] = []
+    for saved in exported["param_groups"]:
+        adamw = torch.optim.AdamW(  # whose group has what this version of torch wants
+            [torch.zeros(1)],
+            lr=float(saved["lr"]),
+            betas=(_inner_momentum(saved) or 0.9, saved["betas"][1]),
+            eps=saved["eps"],
+            weight_decay=saved["weight_decay"],
+            maximize=saved["maximize"],
+        )
+        kept = {name: saved[name] for name in ("params", "param_names") if name in saved}
+        param_groups.append({**adamw.param_groups[0], **kept})
+    return {"state": states, "param_groups": param_groups}
+
+
+def _check_expressible(group: Group, index: int, training: bool) -> None:
+    """Raise ValueError if the ``schedulefree`` package has no counterpart of a group."""
+    averaging, interpolation, step = group["averaging"], group["interpolation"], group["step"]
+    beta = group["momentum"] if "momentum" in group else group["betas"][0]
+    warmup = "go on until it is over"
+    unknown = [
+        (not isinstance(interpolation, ConstantInterpolation), "interpolation", "make it ConstantInterpolation()"),
+        (not isinstance(averaging, PolynomialAveraging), "averaging", "only PolynomialAveraging can be exported"),
+        (step < getattr(averaging, "warmup_steps", 0), "averaging", warmup),
+        ("silent_sgd_phase" in group and step < group["warmup_steps"], "warmup_steps", warmup),
+        (group["decay_at"] == "z" and group["weight_decay"] > 0.0, "decay_at", "make it 'y'"),
+        (group["maximize"], "maximize", "minimize the negative"),
+        (_inner_momentum(group) > 0.0, "inner_momentum", "only 0 can be exported"),
+        (beta == 0.0, "momentum" if "momentum" in group else "betas", "beta is to be above 0, since it divides by it"),
+        (group.get("momentum") == 1.0, "momentum", "make it less than 1"),
+    ]
+    for refused, name, remedy in unknown:
+        if refused:
+            raise ValueError(
+                f"parameter group {index}: the schedulefree package has no {name} = {group[name]!r}: {remedy}"
+            )
+    if training and group["beta"] != beta:
+        raise ValueError(
+            f"parameter group {index}: y was formed with beta = {group['beta']}, the next is to be with {beta}: "
+            "export in eval mode, or after the next step"
+        )
+
+
+def _inner_momentum(group: Group) -> float:
+    return group.get("inner_momentum", 0.0)
+
+
+def _started(optimizer: ScheduleFreeOptimizer, exported: dict[str, Any]) -> list[tuple[int, Tensor, State, Group]]:
+    """The parameters that have seen a gradient, with their keys in the optimizer's state dict, and what it has."""
+    return [
+        (key, param, exported["state"][key], group)
+        for group, saved in zip(optimizer.param_groups, exported["param_groups"], strict=True)
+        for param, key in zip(cast(list[Tensor], group["params"]), saved["params"], strict=True)
+        if exported["state"].get(key)
+    ]
