@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +19,10 @@ class Training:
     Args:
         optimizer: stepped once a batch.
         schedule: stepped after the optimizer, if there is one.
-        judged_weights: a context in which the parameters hold the weights to be evaluated.
     """
 
     optimizer: Optimizer
     schedule: LambdaLR | None = None
-    judged_weights: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def scheduled_adamw(name: str, decay: Callable[[float], float]) -> Contender:
 def schedule_free_adamw() -> Contender:
     def prepare(model: nn.Module, lr: float, options: Mapping[str, Any], warmup_steps: int, horizon: int) -> Training:
         optimizer = AdamWScheduleFree(model.parameters(), lr=lr, warmup_steps=warmup_steps, **options)
-        return Training(optimizer, judged_weights=optimizer.averaged_parameters)
+        return Training(optimizer.attach(model))
 
     return Contender(
         theory="Schedule-Free AdamW, linear warmup, no decay, judged at the averaged weights: one run for all horizons",

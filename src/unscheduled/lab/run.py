@@ -2,6 +2,7 @@
 # torch leaves some of its arguments without types:
 # pyright: reportUnknownMemberType=false
 
+import copy
 import hashlib
 import itertools
 import math
@@ -70,8 +71,7 @@ def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> d
             training.schedule.step()
         finite = math.isfinite(loss.item())
         if finite and step in settings.evaluate_at:
-            with training.judged_weights():
-                value = evaluate(task, model)
+            value = evaluate(task, model)
             finite = math.isfinite(value)
             if finite:
                 curve.append((step, value))
@@ -92,22 +92,15 @@ def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> d
 
 
 def evaluate(task: Task, model: nn.Module) -> float:
-    """The metric at the weights the parameters hold now; leaves no trace in the buffers, modes or random numbers.
+    """The metric of a copy of the model, at the average if a schedule-free optimizer is attached; nothing is changed.
 
     BatchNorm's running statistics are re-estimated at these weights, whoever the contender is.
     """
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    modes = [(module, module.training) for module in model.modules()]
+    judged = copy.deepcopy(model)
     with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
         batches = task.batches(torch.Generator().manual_seed(BATCH_NORM_SEED))
-        update_bn(itertools.islice(batches, BATCH_NORM_BATCHES), model)  # does nothing without BatchNorm
-        model.eval()
-        value = float(task.metric(model))
-        for buffer, kept in buffers:
-            buffer.copy_(kept)
-    for module, mode in modes:
-        module.training = mode
-    return value
+        update_bn(itertools.islice(batches, BATCH_NORM_BATCHES), judged)  # does nothing without BatchNorm
+        return float(task.metric(judged.eval()))
 
 
 def tensors_in(batch: object) -> Iterable[Tensor]:
