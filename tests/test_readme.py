@@ -26,7 +26,8 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     exec(example, names)
     x = names["optimizer"].iterates(model.weight).x
     assert torch.equal(torch.load("model.pt", weights_only=True)["weight"], x)
-    assert not torch.equal(model.weight, x)  # training goes on from y
+    assert torch.equal(model.weight, x)
+    assert not torch.equal(model.train().weight, x)  # training goes on from y
 
 
 @pytest.mark.parametrize("task", ["char-lm", "digits"])
