@@ -3,7 +3,8 @@
 import argparse
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -68,6 +69,33 @@ def parser() -> argparse.ArgumentParser:
     race.add_argument("--jobs", type=int, metavar="N", help="runs side by side, one thread each (default: all cores)")
     race.add_argument("--out", type=Path, metavar="DIR", help="the output folder (default: race/TASK)")
     race.set_defaults(run=run_race)
+    average = commands.add_parser(
+        "average",
+        help="write the averaged weights x from a training checkpoint",
+        description="Write the averaged weights x from a training checkpoint, whichever weights it holds.",
+    )
+    inspect = commands.add_parser(
+        "inspect",
+        help="tell what a training checkpoint holds",
+        description="Tell what a training checkpoint holds: whose optimizer, its mode and steps, and which weights.",
+    )
+    for command in (average, inspect):
+        command.add_argument(
+            "checkpoint", type=Path, help="a file of torch.save, or a folder of Transformers, Accelerate or torch's DCP"
+        )
+        command.add_argument(
+            "--optimizer", type=Path, metavar="FILE", help="the optimizer's state, if it is not in the checkpoint"
+        )
+    average.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="what to write: .safetensors, .pt, .pth or .bin",
+    )
+    average.set_defaults(run=run_average)
+    inspect.set_defaults(run=run_inspect)
     return root
 
 
@@ -94,6 +122,38 @@ def run_race(arguments: argparse.Namespace) -> int:
         return run(arguments)
     except RaceError as error:
         fail("unscheduled race", str(error))
+
+
+def run_average(arguments: argparse.Namespace) -> int:
+    from unscheduled import checkpoint_file
+
+    with checkpoint_failures("unscheduled average"):
+        checkpoint_file.check_output(arguments.output, arguments.checkpoint, arguments.optimizer)
+        weights, count = checkpoint_file.averaged(checkpoint_file.read(arguments.checkpoint, arguments.optimizer))
+        checkpoint_file.write(weights, arguments.output)
+        print(f"{arguments.output}: {len(weights)} tensors, of which {count} are the average x")
+    return 0
+
+
+def run_inspect(arguments: argparse.Namespace) -> int:
+    from unscheduled import checkpoint_file
+
+    with checkpoint_failures("unscheduled inspect"):
+        print(checkpoint_file.described(checkpoint_file.read(arguments.checkpoint, arguments.optimizer)))
+    return 0
+
+
+@contextmanager
+def checkpoint_failures(command: str) -> Generator[None, None, None]:
+    """Within the with block a checkpoint of another form than it should be is one line."""
+    from unscheduled.checkpoint_file import CheckpointError
+
+    try:
+        yield
+    except CheckpointError as error:
+        fail(command, str(error))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        fail(command, f"the checkpoint is damaged: {type(error).__name__}: {error}")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -13,8 +13,8 @@ def averaged_state_dict(model: nn.Module, optimizer: ScheduleFreeOptimizer) -> d
     It is a snapshot: later training does not change it. Tensors that the model shares (tied weights) are shared in
     it. Parameters that the optimizer does not hold, and buffers such as BatchNorm's statistics, are as in the model.
 
-    It is for evaluating and shipping. To resume training from x, save it beside the state of an optimizer in eval mode;
-    beside that of train mode belongs ``model.state_dict()``, which holds y.
+    With an attached model it is what ``model.state_dict()`` gives. To resume from it without ``attach``, load it
+    before the optimizer's state, which tells x from y; loaded after a state of train mode, it is refused at the step.
 
     Args:
         model: the model, or a part or wrapper of it.

@@ -1,0 +1,239 @@
+"""The commands ``unscheduled average`` and ``unscheduled inspect``, on the files that people have."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schedulefree
+import torch
+import torch.distributed.checkpoint as dcp
+from problems import copies, equal
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, SGDScheduleFree, averaged_state_dict
+from unscheduled.cli import main
+
+
+class Net(nn.Module):
+    """BatchNorm in the middle, and a tied weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.last = nn.Linear(4, 4)
+        self.last.weight = self.first.weight
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(self.first(inputs)))
+
+
+def fit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4, dtype=next(model.parameters()).dtype)).square().mean().backward()
+        optimizer.step()
+
+
+def trained(attach: bool = True, dtype: torch.dtype = torch.float32) -> tuple[Net, ScheduleFreeOptimizer]:
+    model = Net().to(dtype)
+    decay = [param for param in model.parameters() if param.dim() == 2]
+    rest = [param for param in model.parameters() if param.dim() < 2]
+    split = [{"params": decay, "weight_decay": 0.1}, {"params": rest}] if attach else model.parameters()
+    optimizer = AdamWScheduleFree(split, lr=0.1)
+    if attach:
+        optimizer.attach(model)
+    fit(model, optimizer)
+    return model, optimizer
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return int(exit_info.value.code or 0), output.out, output.err
+
+
+def average(capsys: pytest.CaptureFixture[str], tmp_path: Path, *arguments: Any) -> dict[str, torch.Tensor]:
+    code, out, err = run(capsys, "average", *arguments, "-o", tmp_path / "x.safetensors")
+    assert (code, err) == (0, "")
+    assert "are the average x" in out
+    assert [path.name for path in tmp_path.glob(".*")] == []
+    return load_file(tmp_path / "x.safetensors")
+
+
+def same(some: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return some.keys() == other.keys() and all(torch.equal(some[name], other[name]) for name in some)
+
+
+@pytest.mark.parametrize("attach", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_average_in_a_file(
+    attach: bool, training: bool, dtype: torch.dtype, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, optimizer = trained(attach, dtype)
+    x = averaged_state_dict(model, optimizer)
+    (model if attach else optimizer).train(training)
+    checkpoint = {
+        "step": 5,
+        "nested": [{"model": model.state_dict(), "optimizer_states": [optimizer.state_dict()]}],
+        "ema": {"decay": torch.tensor(0.9)},
+    }
+    torch.save(checkpoint, tmp_path / "checkpoint.ckpt")
+    assert same(average(capsys, tmp_path, tmp_path / "checkpoint.ckpt"), x)
+    _, out, _ = run(capsys, "inspect", tmp_path / "checkpoint.ckpt")
+    assert "optimizer        unscheduled" in out
+    assert ("y, the gradient point" if training and not attach else "x, the average") in out
+    assert f"  mode           {'train' if training and not attach else 'eval'}" in out
+    assert "  steps          5\n" in out
+    assert "  window 1/c     5 steps" in out
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_the_optimizer_in_a_file_of_its_own(names: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = Net()
+    optimizer = SGDScheduleFree(model.named_parameters() if names else model.parameters(), lr=0.1)
+    fit(model, optimizer)
+    weights = {f"module.{name}": value for name, value in model.state_dict().items()}
+    torch.save(weights, tmp_path / "model.bin")
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.bin")
+    found = average(capsys, tmp_path, tmp_path / "model.bin", "--optimizer", tmp_path / "optimizer.bin")
+    x = {f"module.{name}": value for name, value in averaged_state_dict(model, optimizer).items()}
+    assert same(found, x)
+
+
+def test_a_folder_of_transformers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, optimizer = trained()
+    folder = tmp_path / "checkpoint-5"
+    folder.mkdir()
+    save_file({name: value.clone() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    found = average(capsys, tmp_path, folder)
+    assert same(found, model.state_dict())
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("attach", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_dcp(flat: bool, attach: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, optimizer = trained(attach)
+    x = averaged_state_dict(model, optimizer)
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    weights, state = get_state_dict(model, optimizer, options=options)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    assert same(average(capsys, tmp_path, tmp_path / "dcp"), x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["SGDScheduleFree", "AdamWScheduleFree", "RAdamScheduleFree"])
+def test_a_file_of_schedulefree(training: bool, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = Net()
+    optimizer = getattr(schedulefree, name)(model.parameters(), lr=0.01)
+    optimizer.train()
+    fit(model, optimizer)
+    (optimizer.train if training else optimizer.eval)()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
+    found = average(capsys, tmp_path, tmp_path / "checkpoint.pt")
+    optimizer.eval()
+    torch.testing.assert_close(found, dict(model.state_dict()), rtol=1e-5, atol=1e-6)
+    _, out, _ = run(capsys, "inspect", tmp_path / "checkpoint.pt")
+    assert "schedulefree" in out
+    assert ("y (train mode)" if training else "x (eval mode)") in out
+
+
+def test_as_a_command(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
+    command = [sys.executable, "-m", "unscheduled"]
+    subprocess.run([*command, "average", "checkpoint.pt", "-o", "x.pt"], cwd=tmp_path, check=True, capture_output=True)
+    found = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert same(found, model.state_dict())
+    assert equal(copies(Net().parameters()), Net().parameters()) is False
+    Net().load_state_dict(found)
+
+
+def broken(folder: Path) -> dict[str, Path]:
+    """Files that hold no checkpoint, by what the message about them says."""
+    model, optimizer = trained()
+    weights, state = model.state_dict(), optimizer.state_dict()
+    torch.save({"model": weights, "optimizer": state}, folder / "whole.pt")
+    whole = (folder / "whole.pt").read_bytes()
+    files: dict[str, bytes | Any] = {
+        "cannot be read": whole[: len(whole) // 2],
+        "it is damaged or no checkpoint": b"",
+        "tensors, numbers and strings": b"\x00\x01random" * 99,
+        "objects than tensors": json.dumps({"model": 1}).encode(),
+        "has no state of an optimizer": {"model": weights},
+        "has no weights of a model": {"optimizer": state},
+        "not schedule-free": {"model": weights, "optimizer": torch.optim.AdamW(model.parameters()).state_dict()},
+        "which is not among the weights": {"model": {"other": torch.ones(1)}, "optimizer": state},
+        "they are of different models": {
+            "model": {name: torch.ones(3, 3) for name in weights},
+            "optimizer": state,
+        },
+        "of different moments": {
+            "model": {name: value + 1.0 for name, value in weights.items()},
+            "optimizer": state,
+        },
+        "is damaged": {"model": weights, "optimizer": {**state, "state": 3}},
+    }
+    paths: dict[str, Path] = {}
+    for number, (match, content) in enumerate(files.items()):
+        paths[match] = folder / f"{number}.pt"
+        if isinstance(content, bytes):
+            paths[match].write_bytes(content)
+        else:
+            torch.save(content, paths[match])
+    return paths | {"is not there": folder / "nowhere.pt", "is a folder without": folder}
+
+
+def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for match, path in broken(tmp_path).items():
+        code, out, err = run(capsys, "average", path, "-o", tmp_path / "x.pt")
+        assert (code, out) == (2, "")
+        assert match in err
+        assert err.startswith("unscheduled average: ")
+        assert err.count("\n") == 1
+        assert not (tmp_path / "x.pt").exists()
+
+
+def test_parameters_without_names_have_to_line_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, optimizer = trained(attach=False)
+    weights = {**model.state_dict(), "other": torch.ones(2)}
+    torch.save({"model": weights, "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
+    code, _, err = run(capsys, "average", tmp_path / "checkpoint.pt", "-o", tmp_path / "x.pt")
+    assert code == 2
+    assert "5 parameters without names, which do not line up with the 6 weights" in err
+
+
+@pytest.mark.parametrize(
+    ("output", "match"),
+    [
+        ("x.onnx", "ends in .safetensors"),
+        ("checkpoint.pt", "is the checkpoint itself"),
+        ("no/x.pt", "there is no folder"),
+    ],
+)
+def test_where_it_cannot_be_written(
+    output: str, match: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"precious")
+    code, _, err = run(capsys, "average", tmp_path / "checkpoint.pt", "-o", tmp_path / output)
+    assert code == 2
+    assert match in err
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"precious"
+
+
+def test_without_safetensors_the_extra_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    code, _, err = run(capsys, "average", tmp_path / "checkpoint.pt", "-o", tmp_path / "x.safetensors")
+    assert code == 2
+    assert "pip install 'unscheduled[checkpoints]'" in err
