@@ -437,3 +437,43 @@ def test_a_damaged_state_dict_is_refused_or_harmless(names: bool) -> None:
             else:
                 train(optimizer.train(), [3])
     assert refused > 100
+
+
+@optimizers
+@pytest.mark.parametrize("training", [True, False])
+def test_parameters_with_names_are_found_in_another_order_and_grouping(info: OptimizerInfo, training: bool) -> None:
+    first, second = named(MODEL), named(MODEL)
+    one = info.make(first)
+    train(one, range(5))
+    one.train(training)
+    weights, state = {name: param.detach().clone() for name, param in first}, through_a_file(one.state_dict())
+    regrouped = [
+        {"params": [second[2]], "weight_decay": 0.0},
+        {"params": [second[1], ("module.embedding", second[0][1])]},
+    ]
+    other = info.make(regrouped)
+    other.load_state_dict(state)
+    for name, param in second:
+        param.data.copy_(weights[name])
+    for each in (one, other):
+        train(each.train(), range(5, 8))
+        each.eval()
+    assert equal((param for _, param in second), (param for _, param in first))
+    assert other.param_groups[1]["param_names"] == ["hidden", "module.embedding"]
+    back = info.make(named(MODEL))
+    back.load_state_dict(other.state_dict())  # two groups into one
+    other.param_groups[1]["weight_decay"] = 0.5
+    with pytest.raises(ValueError, match=r"has embedding and head, which had weight_decay = 0\.5 and 0\.0 there"):
+        back.load_state_dict(other.state_dict())
+
+
+def test_attached_models_give_the_names() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    optimizer = AdamWScheduleFree(model.parameters()).attach(model)
+    train(optimizer, range(3))
+    other = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    backwards = AdamWScheduleFree(list(other.parameters())[::-1]).attach(other)
+    backwards.load_state_dict(through_a_file(optimizer.state_dict()))
+    other.load_state_dict(through_a_file(model.state_dict()))
+    assert equal(other.parameters(), model.parameters())
+    assert "param_names" not in optimizer.param_groups[0]

@@ -128,11 +128,9 @@ def _entries(tree: Any) -> list[Any]:
 
 
 def _is_optimizer(tree: Any) -> bool:
-    if not isinstance(tree, dict):
-        return False
-    entries = cast(dict[str, Any], tree)
-    groups = entries.get("param_groups") if "state" in entries else None
-    return isinstance(groups, list) and bool(groups) and all("params" in group for group in cast(list[Any], groups))
+    entries = cast(dict[str, Any], tree) if isinstance(tree, dict) else {}
+    groups = cast(list[Any], entries.get("param_groups") or [])
+    return "state" in entries and bool(groups) and all("params" in group for group in groups)
 
 
 def _optimizers(tree: Any) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,50 @@
+"""Two processes: the modes need no communication, shards are saved at x, and checkpoints change their world."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import distributed_run
+import pytest
+import torch
+from distributed_run import CASES, WORLD, assert_close, decay_split, fit, load, net, of, single_process
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 120  # seconds
+
+
+def spawn(run: Callable[[int, str], None], folder: Path) -> None:
+    """Run it in every process; processes that hang are killed."""
+    context = torch.multiprocessing.spawn(run, (str(folder),), nprocs=WORLD, join=False)
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not context.join(timeout=1.0):
+            assert time.monotonic() < deadline, "the processes hang"
+    finally:
+        for process in context.processes:
+            process.kill()
+
+
+def test_data_parallel(tmp_path: Path) -> None:
+    spawn(distributed_run.data_parallel, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")  # those of torch.distributed.checkpoint
+def test_fully_sharded_and_checkpoints_into_one_process(tmp_path: Path) -> None:
+    """Saved by two processes, loaded by one; the flattened form also into other groups."""
+    spawn(distributed_run.fully_sharded, tmp_path)
+    for case, (attach, _, flat) in enumerate(CASES):
+        model = net()
+        with torch.no_grad():
+            for param in model.parameters():
+                param.zero_()
+        optimizer = of(decay_split(model) if flat else model.parameters())
+        if attach:
+            optimizer.attach(model)
+        load(model, optimizer, tmp_path / str(case), flat)
+        model.train()
+        optimizer.train()
+        fit(model, optimizer, range(3, 6))
+        optimizer.eval()
+        assert_close(dict(model.named_parameters()), single_process(range(6)))
