@@ -4,6 +4,7 @@ Some stand in the tests of the contract: gradients overwritten, steps in eval mo
 out of range, the first step at lr = 0. The others are here, named after where they were found.
 """
 
+import copy
 import math
 from itertools import pairwise
 
@@ -15,7 +16,13 @@ from registry import OptimizerInfo, implementations, optimizers
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.nn import Parameter
 
-from unscheduled import AdamWScheduleFree, ExponentialAveraging, RAdamScheduleFree, SGDScheduleFree
+from unscheduled import (
+    AdamWScheduleFree,
+    ExponentialAveraging,
+    RAdamScheduleFree,
+    ScheduleFreeOptimizer,
+    SGDScheduleFree,
+)
 from unscheduled.step_size import rectification
 
 
@@ -219,3 +226,59 @@ def test_bias_correction_uses_each_parameters_own_count_after_a_rest(info: Optim
     assert [optimizer.state[param]["step"] for param in (first, second)] == [6, 3]
     assert optimizer.metrics()["step"] == 6
     assert math.isfinite(optimizer.metrics()["gap_norm"])
+
+
+def fitted(model: torch.nn.Module, optimizer: ScheduleFreeOptimizer, steps: int = 5) -> None:
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        optimizer.step()
+
+
+@optimizers
+def test_schedulefree_evaluates_y_if_one_forgets_to_switch_the_optimizer(info: OptimizerInfo) -> None:
+    model, inputs = torch.nn.Linear(3, 2), torch.randn(5, 3)
+    optimizer = info.make(model.parameters()).attach(model)
+    fitted(model, optimizer)
+    x = [optimizer.iterates(param).x for param in (model.weight, model.bias)]
+    assert torch.equal(model.eval()(inputs), torch.nn.functional.linear(inputs, *x))
+
+
+@optimizers
+def test_schedulefree_saves_y_if_a_trainer_saves_without_evaluating(info: OptimizerInfo) -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = info.make(model.parameters()).attach(model)
+    fitted(model, optimizer)
+    assert model.training
+    assert torch.equal(model.state_dict()["weight"], optimizer.iterates(model.weight).x)
+
+
+@optimizers
+def test_schedulefree_cannot_step_after_resuming_from_a_checkpoint_of_eval_mode(info: OptimizerInfo) -> None:
+    model, resumed = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    optimizer, again = info.make(model.parameters()), info.make(resumed.parameters()).attach(resumed)
+    fitted(model, optimizer)
+    optimizer.eval()
+    again.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(model.state_dict())
+    optimizer.train()
+    fitted(resumed, again)
+    fitted(model, optimizer)
+    assert equal(resumed.parameters(), model.parameters())
+
+
+@optimizers
+def test_lightning_collects_both_states_before_a_hook_can_switch(info: OptimizerInfo) -> None:
+    """Whatever is switched between the two, and after: they belong together."""
+    model, resumed = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    optimizer = info.make(model.parameters()).attach(model)
+    fitted(model, optimizer)
+    for order in ((True, False), (False, True)):
+        collected = {}
+        for weights in order:
+            collected[weights] = copy.deepcopy((model if weights else optimizer).state_dict())
+            model.train(not model.training)
+        again = info.make(resumed.parameters()).attach(resumed)
+        resumed.load_state_dict(collected[True])
+        again.load_state_dict(collected[False])
+        assert equal(resumed.parameters(), model.train().parameters())
