@@ -1,12 +1,14 @@
 """BatchNorm's running statistics at the average: those of all the data as one, and nothing else is touched."""
 
 import copy
+from collections import UserDict
 from typing import Any
 
 import pytest
 import torch
 from problems import copies, equal
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, update_bn
 
@@ -67,7 +69,44 @@ def test_they_are_those_of_all_the_data_at_the_average(attach: bool, training: b
     assert [module.training for module in model.modules()] == flags
 
 
-@pytest.mark.parametrize(("norm", "shape"), [(nn.BatchNorm2d, (6, 3, 4, 5)), (nn.BatchNorm3d, (6, 3, 2, 4, 5))])
+def test_the_mode_of_the_optimizer_and_the_batches_do_not_matter() -> None:
+    """As of a plain copy at x from one batch; those at y are others."""
+    model, optimizer = trained()
+    at_y = model[2].running_mean.clone()
+    gradients = copies(param.grad for param in model.parameters())
+    with optimizer.averaged_parameters():
+        plain = copy.deepcopy(model)
+    plain[1].eval()
+    plain[2].momentum = 1.0
+    plain(torch.cat(batches()))
+    found = []
+    for training in (True, False):
+        optimizer.train(training)
+        update_bn(batches(), model, optimizer)
+        found.append(copies(model.buffers()))
+    assert equal(*found)
+    assert equal([param.grad for param in model.parameters()], gradients)
+    assert not torch.allclose(at_y, model[2].running_mean, atol=1e-2)
+    torch.testing.assert_close(model[2].running_mean, plain[2].running_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model[2].running_var, plain[2].running_var, rtol=1e-5, atol=1e-6)
+
+
+def test_random_numbers_of_the_loader_and_the_model_are_given_back() -> None:
+    class Noisy(nn.BatchNorm1d):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            return super().forward(input + torch.randn_like(input))
+
+    model = Noisy(4)
+    optimizer = AdamWScheduleFree(model.parameters())
+    rng = torch.get_rng_state()
+    update_bn(DataLoader(torch.cat(batches()), batch_size=5, shuffle=True), model, optimizer)
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [(nn.BatchNorm1d, (6, 3, 7)), (nn.BatchNorm2d, (6, 3, 4, 5)), (nn.BatchNorm3d, (6, 3, 2, 4, 5))],
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_in_every_number_of_dimensions_and_precision(norm: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     model = norm(CHANNELS).to(dtype)
@@ -96,6 +135,8 @@ def test_a_loader_that_fails_leaves_all_as_it_was() -> None:
     weights = copies(model.parameters())
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         update_bn([*batches(), torch.zeros(2, 9)], model, optimizer)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        update_bn([*batches(), torch.zeros(1, 4)], model, optimizer)
     with pytest.raises(ValueError, match="the loader has no batch"):
         update_bn([], model, optimizer)
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
@@ -111,19 +152,55 @@ def test_keyword_batches_and_modules_that_see_no_data() -> None:
             self.used, self.unused = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
 
         def forward(self, *, first: Tensor, second: Tensor) -> Tensor:
-            return self.used(first).sum() + self.used(second).sum()
+            return self.used(first).sum() + self.used(input=second).sum()
 
     model = Named()
     optimizer = AdamWScheduleFree(model.parameters())
     first, second = torch.randn(5, 2), torch.randn(4, 2)
-    update_bn([{"first": first, "second": second}], model, optimizer)
+    update_bn([UserDict(first=first, second=second)], model, optimizer)
     torch.testing.assert_close(model.used.running_var, torch.cat([first, second]).var(0))
     assert torch.equal(model.unused.running_mean, torch.zeros(2))
 
 
-def test_without_batch_norm_the_loader_is_not_run() -> None:
+def test_without_batch_norm_the_loader_is_not_run_and_nothing_is_kept() -> None:
     model = nn.Linear(2, 2)
-    update_bn((pytest.fail("run") for _ in range(1)), model, AdamWScheduleFree(model.parameters()))
+    optimizer = AdamWScheduleFree(model.parameters()).attach(model, bn_batches=2)
+    update_bn((pytest.fail("run") for _ in range(1)), model, optimizer)
+    assert not model._forward_pre_hooks
+
+
+def test_a_batch_without_samples_does_not_count() -> None:
+    (model, optimizer), (reference, plain) = trained(), trained()
+    empty = torch.zeros(0, 4)
+    update_bn([empty, *batches(), empty], model, optimizer)
+    update_bn(batches(), reference, plain)
+    assert equal(model.buffers(), reference.buffers())
+
+
+def test_a_compiled_model_is_not_compiled_anew() -> None:
+    compiled = 0
+
+    def backend(graph: Any, _: Any) -> Any:
+        nonlocal compiled
+        compiled += 1
+        return graph.forward
+
+    (model, optimizer), (reference, plain) = trained(attach=True, bn_batches=2), trained(attach=True, bn_batches=2)
+    fast = torch.compile(model, backend=backend, dynamic=True)
+    counts = []
+    for _ in range(2):
+        for net, each in ((fast, optimizer), (reference, plain)):
+            net.train()
+            torch.manual_seed(1)
+            fit(net, each)
+            update_bn(batches(), net, each)
+            fit(net, each)
+            net.eval()
+            net(batches()[0])
+        counts.append(compiled)
+        assert model[2].num_batches_tracked == 2
+        torch.testing.assert_close(list(model.buffers()), list(reference.buffers()))
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("forward", [True, False])
@@ -150,6 +227,47 @@ def test_attached_they_are_estimated_before_the_next_evaluation(forward: bool) -
     assert not copy.deepcopy(model)._forward_pre_hooks
     optimizer.detach()
     assert not model._forward_pre_hooks
+    assert vars(model).keys() == vars(plain).keys()
+
+
+def test_those_of_a_loader_stay_until_training_goes_on() -> None:
+    (model, optimizer), (reference, plain) = trained(attach=True, bn_batches=2), trained()
+    update_bn(batches(), nn.Sequential(model), optimizer)
+    update_bn(batches(), reference, plain)
+    model.eval()
+    model(batches()[0])
+    assert equal(model.buffers(), reference.buffers())
+    model.train()
+    fit(model, optimizer)
+    model.eval()
+    model(batches()[0])
+    assert model[2].num_batches_tracked == 2
+
+
+def test_after_a_failure_they_are_still_to_be_estimated() -> None:
+    model, optimizer = trained(attach=True, bn_batches=2)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        update_bn([torch.zeros(2, 9)], model, optimizer)
+    model.eval()
+    model(batches()[0])
+    assert model[2].num_batches_tracked == 2
+
+
+def test_two_optimizers_of_one_model() -> None:
+    model, reference = net(), net()
+    parts = [AdamWScheduleFree(part.parameters(), lr=0.1).attach(model, bn_batches=2) for part in model[::3]]
+    whole = [AdamWScheduleFree(reference[::3].parameters(), lr=0.1).attach(reference, bn_batches=2)]
+    for each, optimizers in ((model, parts), (reference, whole)):
+        torch.manual_seed(1)
+        for batch in batches():
+            each.zero_grad()
+            each(batch).square().sum().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        each.eval()
+        each(batches()[0])
+    assert equal(model.buffers(), reference.buffers())
+    assert model[2].num_batches_tracked == 2
 
 
 def test_inputs_are_kept_without_their_graph() -> None:

@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.utils._pytree import tree_map_only  # pyright: ignore[reportUnknownVariableType]
 from torch.utils.hooks import RemovableHandle
 
+RECENT = "_unscheduled_recent_batches"  # where a module has those that watch it
+
 
 class Switching(Protocol):
     """An optimizer that can put the average into the parameters."""
@@ -34,6 +36,8 @@ class Moments:
 
     def merge(self, inputs: Tensor) -> None:
         """Add a batch: dimension 1 has the channels (Chan, Golub and LeVeque, 1979)."""
+        if not inputs.numel():
+            return
         flat = inputs.detach().to(torch.float64).transpose(0, 1).flatten(1)
         count, mean = flat.shape[1], flat.mean(1)
         total = self.count + count
@@ -52,21 +56,26 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 def reestimate(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> None:
     """Put the pooled statistics of these forward passes into every BatchNorm, at the weights that are there.
 
-    All else is as before, also if a pass fails.
+    All else is as before, also if a pass fails. Compiled models run eagerly: the hooks would have them compiled anew.
     """
     norms = batch_norms(model)
     moments = {norm: Moments() for norm in norms}
+    recents = recent_batches(model)
     flags = [(module, module.training) for module in model.modules()]
     before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
 
-    def gather(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
-        moments[cast(_BatchNorm, norm)].merge(cast(Tensor, inputs[0]))
+    def gather(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        (inputs,) = (*args, *kwargs.values())
+        moments[cast(_BatchNorm, norm)].merge(inputs)
 
-    hooks = [norm.register_forward_pre_hook(gather) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(gather, with_kwargs=True) for norm in norms]
     try:
+        for recent in recents:
+            recent.paused = True
         for module, _ in flags:
             vars(module)["training"] = module in moments  # no dropout; and an attached model is not to follow
-        with torch.no_grad():
+        gpus = {param.device for param in model.parameters() if param.is_cuda}
+        with cast(Any, torch.random).fork_rng(gpus), torch.compiler.set_stance("force_eager"), torch.no_grad():
             for forward in passes:
                 forward()
     finally:
@@ -76,11 +85,15 @@ def reestimate(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> None:
             buffer.copy_(kept)
         for module, flag in flags:
             vars(module)["training"] = flag
+        for recent in recents:
+            recent.paused = False
     for norm, found in moments.items():
         if found.count > 1:
             cast(Tensor, norm.running_mean).copy_(cast(Tensor, found.mean))
             cast(Tensor, norm.running_var).copy_(cast(Tensor, found.squares) / (found.count - 1))
             cast(Tensor, norm.num_batches_tracked).fill_(found.batches)
+    for recent in recents:
+        recent.stale = False
 
 
 def update_bn(loader: Iterable[Any], model: nn.Module, optimizer: Switching) -> None:
@@ -92,8 +105,8 @@ def update_bn(loader: Iterable[Any], model: nn.Module, optimizer: Switching) -> 
 
     Args:
         loader: batches: tensors; tuples or lists, whose first element is the input; or mappings of keyword arguments.
-            They are moved to the device of the model's parameters. With data parallelism each process has its own.
-        model: the model, attached or not.
+            The input is moved to the device of the model's parameters. With data parallelism each process has its own.
+        model: the model, attached or not. Batches that ``attach`` keeps are not used until training goes on.
         optimizer: the schedule-free optimizer of its parameters.
 
     Raises:
@@ -129,14 +142,19 @@ def update_bn(loader: Iterable[Any], model: nn.Module, optimizer: Switching) -> 
 
 def call(model: nn.Module, batch: Any, device: torch.device) -> Any:
     """A forward pass on a batch of a loader."""
-    batch = tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
+
+    def moved(inputs: Any) -> Any:
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
+
     if isinstance(batch, Mapping):
-        return model(**cast(Mapping[str, Any], batch))
-    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        return model(**moved(dict(cast(Mapping[str, Any], batch))))
+    return model(moved(batch[0] if isinstance(batch, (tuple, list)) else batch))
 
 
 class RecentBatches:
     """The inputs of the last training passes of a model, from which its statistics are re-estimated when it evaluates.
+
+    Nothing is kept of a model without BatchNorm.
 
     Args:
         model: the module whose forward passes are watched.
@@ -145,43 +163,46 @@ class RecentBatches:
     """
 
     def __init__(self, model: nn.Module, count: int, optimizer: Switching) -> None:
+        self.stale = False
+        """Whether there was a training pass since the statistics were last re-estimated."""
+        self.paused = False
+        """Whether they are being re-estimated, by whomever: forward passes do not count."""
         self._model = model
         self._optimizer = optimizer
         self._inputs: deque[tuple[tuple[Any, ...], dict[str, Any]]] = deque(maxlen=count)
-        self._stale = False
-        self._refreshing = False
         self._hook: RemovableHandle | None = None
 
     def watch(self) -> None:
         """Be called before every forward pass."""
-        if self._hook is None:
+        if self._hook is None and batch_norms(self._model):
             hook = cast(Any, torch.compiler).disable(self._before_forward)  # else it would be traced, and never run
             self._hook = self._model.register_forward_pre_hook(hook, with_kwargs=True)
+            vars(self._model)[RECENT] = (*vars(self._model).get(RECENT, ()), self)
 
     def ignore(self) -> None:
         """Be called no longer."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+            others = tuple(recent for recent in vars(self._model).pop(RECENT) if recent is not self)
+            if others:
+                vars(self._model)[RECENT] = others
 
     def _before_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward pass: keep its input, or see to the statistics."""
-        if self._refreshing:
-            return
-        if self._model.training and torch.is_grad_enabled():
-            self._inputs.append(tree_map_only(Tensor, Tensor.detach, (args, kwargs)))
-            self._stale = True
-        elif not self._model.training:
+        if not self._model.training:
             self.refresh()
+        elif torch.is_grad_enabled() and not self.paused:
+            self._inputs.append(tree_map_only(Tensor, Tensor.detach, (args, kwargs)))
+            self.stale = True
 
     def refresh(self) -> None:
         """Re-estimate the statistics at x, unless that was done since the last training pass."""
-        if not self._stale or self._refreshing:
-            return
-        self._refreshing = True
-        try:
+        if self.stale and not self.paused:
             with self._optimizer.averaged_parameters():
                 reestimate(self._model, [partial(self._model, *args, **kwargs) for args, kwargs in self._inputs])
-            self._stale = False
-        finally:
-            self._refreshing = False
+
+
+def recent_batches(model: nn.Module) -> list[RecentBatches]:
+    """Those that watch the model or a part of it."""
+    return [recent for module in model.modules() for recent in vars(module).get(RECENT, ())]
