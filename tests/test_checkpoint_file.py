@@ -108,6 +108,19 @@ def test_the_optimizer_in_a_file_of_its_own(names: bool, tmp_path: Path, capsys:
     assert same(found, x)
 
 
+def test_the_names_of_an_attached_model_tell_weights_of_one_shape_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = SGDScheduleFree([*reversed(list(model.parameters()))], lr=0.1).attach(model)
+    fit(model, optimizer)
+    model.train()
+    weights = copies(model.parameters())
+    saved = {"model": dict(zip(model.state_dict(), weights, strict=True)), "optimizer": optimizer.state_dict()}
+    torch.save(saved, tmp_path / "checkpoint.pt")  # saved by hand at y
+    assert same(average(capsys, tmp_path, tmp_path / "checkpoint.pt"), model.state_dict())
+
+
 def test_a_folder_of_transformers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, optimizer = trained()
     folder = tmp_path / "checkpoint-5"

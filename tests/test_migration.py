@@ -449,7 +449,6 @@ def test_an_attached_model_is_saved_at_the_average() -> None:
     train(optimizer, range(3))
     file = export_schedulefree_state_dict(optimizer)
     assert file["param_groups"][0]["train_mode"] is False
-    assert file["param_groups"][0]["param_names"] == ["weight", "bias"]
     reference = schedulefree.AdamWScheduleFree(torch.nn.Linear(3, 2).parameters())
     reference.load_state_dict(through_a_file(file))
 

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from problems import copies, equal, make_params, train
 from registry import OptimizerInfo, configurations, optimizers
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
+    get_state_dict,
     set_optimizer_state_dict,
+    set_state_dict,
 )
 from torch.nn import Parameter
 
@@ -376,6 +379,68 @@ def test_dcp_restores_every_buffer_into_a_fresh_optimizer(info: OptimizerInfo) -
     train(optimizer, range(10, 15))
     train(resumed, range(10, 15))
     assert equal(other.parameters(), model.parameters())
+
+
+def two_alike() -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 3, bias=False))
+
+
+def over(model: torch.nn.Module, kind: str, *, backwards: bool = False) -> AdamWScheduleFree:
+    """An optimizer of a model's parameters, by their order, by their names, or attached to it."""
+    params = [*model.named_parameters()][:: -1 if backwards else 1]
+    optimizer = AdamWScheduleFree(params if kind == "named" else [param for _, param in params], lr=0.1)
+    return optimizer.attach(model) if kind == "attached" else optimizer
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("kind", ["plain", "named", "attached"])
+def test_dcp_finds_the_parameters_in_another_order(kind: str, flat: bool) -> None:
+    """Two weights of one shape: nothing but their names tells them apart."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    model, other = two_alike(), two_alike()
+    optimizer, resumed = over(model, kind), over(other, kind, backwards=True)
+    train(optimizer, range(4))
+    weights, saved = copy.deepcopy(get_state_dict(model, optimizer, options=options))
+    set_state_dict(other, resumed, model_state_dict=weights, optim_state_dict=saved, options=options)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert equal([optimizer.state[mine]["gap"]], [resumed.state[theirs]["gap"]])
+        assert equal([optimizer.state[mine]["exp_avg_sq"]], [resumed.state[theirs]["exp_avg_sq"]])
+    assert equal(model.parameters(), other.parameters())
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize(("saved_by", "loaded_by"), [("plain", "attached"), ("attached", "plain")])
+def test_dcp_files_are_the_same_attached_or_not(saved_by: str, loaded_by: str, flat: bool, tmp_path: Path) -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    model, other = two_alike(), two_alike()
+    optimizer, resumed = over(model, saved_by), over(other, loaded_by)
+    train(optimizer, range(4))
+    weights, state = get_state_dict(model, optimizer, options=options)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    weights, state = get_state_dict(other, resumed, options=options)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    set_state_dict(other, resumed, model_state_dict=weights, optim_state_dict=state, options=options)
+    for each in (model, optimizer, other, resumed):
+        each.train()
+    for each in (optimizer, resumed):
+        train(each, range(4, 8))
+    assert equal(model.parameters(), other.parameters())
+
+
+@pytest.mark.parametrize("kind", ["plain", "named", "attached"])
+def test_dcp_gives_and_takes_full_state_dicts(kind: str) -> None:
+    """It leaves out what is empty: the axes of the family have no arguments here."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    model, other = two_alike(), two_alike()
+    optimizer, resumed = over(model, kind), over(other, kind)
+    train(optimizer, range(4))
+    weights, state = through_a_file(get_state_dict(model, optimizer, options=options))
+    set_state_dict(other, resumed, model_state_dict=weights, optim_state_dict=state, options=options)
+    for each in (optimizer, resumed):
+        train(each, range(4, 8))
+    assert equal(model.parameters(), other.parameters())
 
 
 def test_the_names_of_the_parameters_stay_ours() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unscheduled import iterates
-from unscheduled.loading import plain_name
+from unscheduled.loading import plain_name, saved_names
 
 Weights = dict[str, Tensor]
 State = dict[str, Any]
@@ -242,10 +242,10 @@ def _located(checkpoint: Checkpoint) -> list[tuple[dict[str, Any], str, Any]]:
     states: dict[Any, State] = checkpoint.optimizer["state"]
     weights = {plain_name(name): name for name in checkpoint.weights}
     keys = [(group, key) for group in checkpoint.groups for key in group["params"]]
-    names = [name for group in checkpoint.groups for name in group.get("param_names", [])]
-    if all(isinstance(key, str) for _, key in keys):
-        names = [key for _, key in keys]
-    if not names:
+    by_key = saved_names(checkpoint.optimizer)
+    if by_key.keys() >= {key for _, key in keys}:
+        names = [by_key[key] for _, key in keys]
+    else:
         names = _in_order(checkpoint.weights, [states.get(key) for _, key in keys])
     missing = [name for name in names if plain_name(name) not in weights]
     if missing:

@@ -143,7 +143,7 @@ def restored_axes(saved: Group, group: Group) -> Group:
     """
     axes: Group = {}
     for axis in AXES:
-        name, arguments = saved[axis]["name"], saved[axis]["arguments"]
+        name, arguments = saved[axis]["name"], saved[axis].get("arguments", {})  # torch's DCP drops empty ones
         if name != type(group[axis]).__name__ or set(arguments) != set(dataclasses.asdict(group[axis])):
             raise ValueError(
                 f"it was made with {axis} = {name}({', '.join(arguments)}), this optimizer has {group[axis]}: "

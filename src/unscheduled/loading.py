@@ -31,20 +31,35 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.removeprefix("module.").split(".") if part != "_orig_mod")
 
 
+def saved_names(state_dict: dict[str, Any]) -> dict[Any, str]:
+    """The names of the parameters by their keys in a state dict, as far as it has them.
+
+    They are in its groups if the optimizer was given names, and beside the groups if attached models have them. torch's
+    DCP makes the names the keys.
+    """
+    names: dict[Any, str] = dict(state_dict.get("param_names", {}))
+    for group in _groups_of(state_dict):
+        names.update(zip(group["params"], group.get("param_names", []), strict=False))
+        names.update((key, key) for key in group["params"] if isinstance(key, str))
+    return names
+
+
 def regrouped(state_dict: dict[str, Any], param_groups: list[Group], names: dict[Tensor, str]) -> dict[str, Any]:
     """A state dict in the order and the groups of an optimizer, if both have names; else the very same.
+
+    Where the names are the keys, torch's DCP has brought them into order already.
 
     Raises:
         ValueError: if the names differ, or parameters that are one group here belong to groups with other values.
     """
     saved_groups = _groups_of(state_dict)
-    if not names or not all("param_names" in saved for saved in saved_groups):
+    theirs = saved_names(state_dict)
+    keys = [(saved, key) for saved in saved_groups for key in saved["params"]]
+    unnamed = any(key not in theirs for _, key in keys)
+    in_order = any(isinstance(key, str) for _, key in keys)
+    if not names or unnamed or in_order:
         return state_dict
-    found = {
-        plain_name(name): (saved, key)
-        for saved in saved_groups
-        for name, key in zip(saved["param_names"], saved["params"], strict=False)
-    }
+    found = {plain_name(theirs[key]): (saved, key) for saved, key in keys}
     ours = [[plain_name(names[param]) for param in group["params"]] for group in param_groups]
     if not all(ours):
         return state_dict

@@ -297,10 +297,10 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
         def describe(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
             self._settle()
             names = self._names()
+            if names:  # beside the groups: in them, DCP would look for them in the files of unattached optimizers
+                state_dict["param_names"] = dict(enumerate(names[param] for param in self._params()))
             for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
                 saved.update(groups.described_axes(group), training=self.training and not self._attachments)
-                if names:
-                    saved["param_names"] = [names[param] for param in group["params"]]
                 for param, key in zip(group["params"], saved["params"], strict=True):
                     if state := self.state.get(param):
                         state_dict["state"][key] = self._with_gradient_point(param, state, group["beta"])
