@@ -1,10 +1,12 @@
 """A training run that is killed again and again: a script, so that torch is imported once for all its lives.
 
-``python killed_run.py DIRECTORY OPTIMIZER ATTACHED SEED`` forks a child for each life and kills all but the last. It
-leaves in the directory ``reference`` and ``killed``, what the uninterrupted and the killed run ended with, and prints
-how the killed one went.
+``python killed_run.py DIRECTORY OPTIMIZER ATTACHED SEED`` forks a child for each life and kills all but the last: after
+some steps of its life and a random while, or, every fifth, in the middle of writing a checkpoint. It leaves in the
+directory ``reference`` and ``killed``, what the uninterrupted and the killed run ended with, and prints how the killed
+one went.
 """
 
+import io
 import json
 import os
 import random
@@ -20,9 +22,22 @@ from torch import nn
 import unscheduled
 
 KILLS = 50
-STEPS = 510
+STEPS_OF_A_LIFE = 10  # at most
+STEPS = STEPS_OF_A_LIFE * (KILLS + 1)
 EVALUATE_EVERY = 3
-SLEEP = 0.0005  # seconds a step
+
+
+class KillingFile(io.FileIO):
+    """A file in whose first write its process is killed."""
+
+    def write(self, data: object) -> int:
+        super().write(memoryview(data)[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def dies_saving(life: int) -> bool:
+    return life < KILLS and life % 5 == 0
 
 
 def trained(
@@ -31,7 +46,7 @@ def trained(
     directory: Path | None = None,
     life: int = 0,
     limit: int = STEPS,
-    begin: Callable[[int], object] = lambda _: None,
+    report: Callable[[int], object] = lambda _: None,
     steps: int = STEPS,
 ) -> tuple[nn.Module, unscheduled.ScheduleFreeOptimizer]:
     """Train to the end. With a directory: evaluate and save on the way, resume from there, and stop at the limit."""
@@ -54,8 +69,8 @@ def trained(
         for each, state in both if life % 2 else reversed(both):
             each.load_state_dict(state)
         switch(True)
-    begin(start)
     for step in range(start + 1, steps + 1):
+        report(step - 1)
         while step > limit and os.getppid() == parent:
             time.sleep(0.1)  # until it is killed
         generator = torch.Generator().manual_seed(step)
@@ -71,10 +86,11 @@ def trained(
             switch(step % 2 == 0)  # saved in either mode
             states = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
             temporary = directory / f"{life}.temporary"
-            torch.save(states, temporary)
+            kind = KillingFile if dies_saving(life) and step > limit - 3 else io.FileIO
+            with kind(temporary, "wb") as file:
+                torch.save(states, file)
             temporary.replace(directory / "checkpoint")
             switch(True)
-            time.sleep(SLEEP)
     return model, optimizer
 
 
@@ -116,20 +132,21 @@ def main(directory: Path, name: str, attached: bool, seed: int) -> None:
         reader, writer = os.pipe()
 
         def live(life: int = life, writer: int = writer) -> None:
-            limit = STEPS * (life + 1) // (KILLS + 1)  # so that no life but the last reaches the end
-            said = lambda start: os.write(writer, start.to_bytes(4))  # noqa: E731
-            end(*trained(name, attached, lives, life, limit, said), directory / "killed")
+            limit = STEPS_OF_A_LIFE * (life + 1)  # so that no life but the last reaches the end
+            say = lambda step: os.write(writer, step.to_bytes(4))  # noqa: E731
+            end(*trained(name, attached, lives, life, limit, say), directory / "killed")
 
         pid = forked(live)
         os.close(writer)
-        said = os.read(reader, 4)
-        os.close(reader)
-        if said:
-            starts.append(int.from_bytes(said))
-            if life < KILLS:
-                time.sleep(randomness.uniform(0.0, 0.05))
+        wanted = 1 if life == KILLS or dies_saving(life) else 1 + randomness.randrange(STEPS_OF_A_LIFE)
+        reports = [os.read(reader, 4) for _ in range(wanted)]
+        if all(reports):
+            starts.append(int.from_bytes(reports[0]))
+            if life < KILLS and not dies_saving(life):
+                time.sleep(randomness.uniform(0.0, 0.005))
                 os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
+        os.close(reader)
         expected = signal.SIGKILL if life < KILLS else 0
         assert status == expected, f"life {life}, which began at {starts[-1:]}, ended with status {status}"
     print(json.dumps({"starts": starts, "temporaries": len(list(lives.glob("*.temporary")))}))

@@ -36,7 +36,7 @@ def test_killed_fifty_times_it_ends_where_the_uninterrupted_run_ends(
         [sys.executable, str(Path(__file__).parent / "killed_run.py"), *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert run.returncode == 0, run.stderr
@@ -45,7 +45,7 @@ def test_killed_fifty_times_it_ends_where_the_uninterrupted_run_ends(
     assert len(how["starts"]) == KILLS + 1
     assert len(set(how["starts"])) > KILLS // 2  # most lives came further
     assert {start % 2 for start in how["starts"]} == {0, 1}  # resumed from files of train and of eval mode
-    assert how["temporaries"] > 5  # killed while it saved
+    assert how["temporaries"] >= KILLS // 5  # killed while it saved
     ends = [torch.load(tmp_path / name, weights_only=True) for name in ("killed", "reference")]
     assert {"1.running_mean", "1.running_var", "1.num_batches_tracked"} < set(ends[0]["model"])
     assert differences(*ends) == []
