@@ -19,7 +19,7 @@ from unscheduled import (
     SGDScheduleFree,
 )
 
-IMPLEMENTATIONS = ["loop", "foreach"]
+IMPLEMENTATIONS = ["loop", "foreach", "fused"]
 
 
 @dataclass(frozen=True)

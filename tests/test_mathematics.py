@@ -26,7 +26,7 @@ def test_advance_is_the_step_of_x_y_and_z(
     next_z = z - move
     next_x = (1 - c) * x + c * next_z
     next_y = (1 - next_beta) * next_z + next_beta * next_x
-    got_y, got_gap = iterates.advance(y, z - x, move, c, beta, next_beta)
+    got_y, got_gap = iterates.advance(y, z - x, move, *iterates.coefficients(c, beta, next_beta))
     assert close(got_y, next_y)
     assert close(got_gap, next_z - next_x)
     assert close(iterates.averaged(got_y, got_gap, next_beta), next_x)
@@ -45,7 +45,7 @@ def test_changing_beta_keeps_x_and_z(x: float, gap: float, beta: float, next_bet
 def test_without_averaging_the_gap_vanishes_exactly(
     y: float, gap: float, move: float, beta: float, next_beta: float
 ) -> None:
-    _, next_gap = iterates.advance(y, gap, move, 1.0, beta, next_beta)
+    _, next_gap = iterates.advance(y, gap, move, *iterates.coefficients(1.0, beta, next_beta))
     assert next_gap == 0.0
 
 

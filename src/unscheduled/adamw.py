@@ -12,41 +12,47 @@ from unscheduled.averaging import Averaging
 from unscheduled.groups import Group
 from unscheduled.interpolation import Interpolation
 from unscheduled.interval import require_within
-from unscheduled.iterates import Array
+from unscheduled.iterates import Array, root
 from unscheduled.kernels import Implementation, Rule, Tensors
 from unscheduled.optimizer import ScheduleFreeOptimizer
 
 
-def direction(
-    grad: Array, exp_avg_sq: Array, *, beta2: float, bias_correction2: float, eps: float
+def adam_direction(
+    grad: Array, exp_avg_sq: Array, beta2: float, one_minus_beta2: float, bias_correction2: float, eps: float
 ) -> tuple[Array, Array]:
     """The direction of Adam without momentum, d = g / (sqrt(v / (1 - beta2^t)) + eps)."""
-    exp_avg_sq = beta2 * exp_avg_sq + (1.0 - beta2) * (grad * grad)
-    return grad / ((exp_avg_sq / bias_correction2) ** 0.5 + eps), exp_avg_sq
+    exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * (grad * grad)
+    return grad / (root(exp_avg_sq / bias_correction2) + eps), exp_avg_sq
 
 
 def direction_with_momentum(
     grad: Array,
     exp_avg: Array,
     exp_avg_sq: Array,
-    *,
-    inner_momentum: float,
-    bias_correction1: float,
     beta2: float,
+    one_minus_beta2: float,
     bias_correction2: float,
     eps: float,
+    inner_momentum: float,
+    one_minus_inner_momentum: float,
+    bias_correction1: float,
 ) -> tuple[Array, Array, Array]:
     """The direction of Adam, d = (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)."""
-    exp_avg = inner_momentum * exp_avg + (1.0 - inner_momentum) * grad
-    exp_avg_sq = beta2 * exp_avg_sq + (1.0 - beta2) * (grad * grad)
-    return (exp_avg / bias_correction1) / ((exp_avg_sq / bias_correction2) ** 0.5 + eps), exp_avg, exp_avg_sq
+    exp_avg = inner_momentum * exp_avg + one_minus_inner_momentum * grad
+    exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * (grad * grad)
+    return (exp_avg / bias_correction1) / (root(exp_avg_sq / bias_correction2) + eps), exp_avg, exp_avg_sq
 
 
-def foreach_direction(
-    grads: Tensors, exp_avg_sqs: Tensors, *, beta2: float, bias_correction2: float, eps: float
+def foreach_adam_direction(
+    grads: Tensors,
+    exp_avg_sqs: Tensors,
+    beta2: float,
+    one_minus_beta2: float,
+    bias_correction2: float,
+    eps: float,
 ) -> Tensors:
-    """:func:`direction` on lists of tensors."""
-    directions = _reciprocal_denominators(grads, exp_avg_sqs, beta2, bias_correction2, eps)
+    """:func:`adam_direction` on lists of tensors."""
+    directions = _reciprocal_denominators(grads, exp_avg_sqs, beta2, one_minus_beta2, bias_correction2, eps)
     torch._foreach_mul_(directions, grads)
     return directions
 
@@ -55,32 +61,38 @@ def foreach_direction_with_momentum(
     grads: Tensors,
     exp_avgs: Tensors,
     exp_avg_sqs: Tensors,
-    *,
-    inner_momentum: float,
-    bias_correction1: float,
     beta2: float,
+    one_minus_beta2: float,
     bias_correction2: float,
     eps: float,
+    inner_momentum: float,
+    one_minus_inner_momentum: float,
+    bias_correction1: float,
 ) -> Tensors:
     """:func:`direction_with_momentum` on lists of tensors."""
     torch._foreach_mul_(exp_avgs, inner_momentum)
-    torch._foreach_add_(exp_avgs, grads, alpha=1.0 - inner_momentum)
-    directions = _reciprocal_denominators(grads, exp_avg_sqs, beta2, bias_correction2, eps)
+    torch._foreach_add_(exp_avgs, grads, alpha=one_minus_inner_momentum)
+    directions = _reciprocal_denominators(grads, exp_avg_sqs, beta2, one_minus_beta2, bias_correction2, eps)
     torch._foreach_mul_(directions, exp_avgs)
     torch._foreach_div_(directions, bias_correction1)
     return directions
 
 
-def foreach_second_moment(grads: Tensors, exp_avg_sqs: Tensors, beta2: float) -> None:
+def foreach_second_moment(grads: Tensors, exp_avg_sqs: Tensors, beta2: float, one_minus_beta2: float) -> None:
     """Average the squared gradients."""
     torch._foreach_mul_(exp_avg_sqs, beta2)
-    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=1.0 - beta2)
+    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=one_minus_beta2)
 
 
 def _reciprocal_denominators(
-    grads: Tensors, exp_avg_sqs: Tensors, beta2: float, bias_correction2: float, eps: float
+    grads: Tensors,
+    exp_avg_sqs: Tensors,
+    beta2: float,
+    one_minus_beta2: float,
+    bias_correction2: float,
+    eps: float,
 ) -> Tensors:
-    foreach_second_moment(grads, exp_avg_sqs, beta2)
+    foreach_second_moment(grads, exp_avg_sqs, beta2, one_minus_beta2)
     denominators = torch._foreach_div(exp_avg_sqs, bias_correction2)
     torch._foreach_sqrt_(denominators)
     torch._foreach_add_(denominators, eps)
@@ -88,7 +100,18 @@ def _reciprocal_denominators(
     return denominators
 
 
-ADAM = Rule(direction, ("exp_avg_sq",), foreach_direction)
+def adam_scalars(group: Group, step: int) -> dict[str, float]:
+    """What :func:`adam_direction` is given after ``step`` gradients."""
+    beta2 = group["betas"][1]
+    return {
+        "beta2": beta2,
+        "one_minus_beta2": 1.0 - beta2,
+        "bias_correction2": 1.0 - beta2**step,
+        "eps": group["eps"],
+    }
+
+
+ADAM = Rule(adam_direction, ("exp_avg_sq",), foreach_adam_direction)
 ADAM_WITH_MOMENTUM = Rule(direction_with_momentum, ("exp_avg", "exp_avg_sq"), foreach_direction_with_momentum)
 
 
@@ -133,7 +156,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         interpolation: how beta changes with the steps; None keeps it constant.
         decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
         maximize: follow the gradient upwards.
-        implementation: ``"auto"``, ``"loop"`` or ``"foreach"``.
+        implementation: ``"auto"``, ``"loop"``, ``"foreach"`` or ``"fused"``, see :mod:`unscheduled.kernels`.
 
     Raises:
         ValueError: if an argument is out of its range, or two of them exclude each other.
@@ -194,10 +217,13 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         return ADAM_WITH_MOMENTUM if group["inner_momentum"] > 0.0 else ADAM
 
     def _rule_scalars(self, group: Group, step: int) -> dict[str, float]:
-        beta2, inner_momentum = group["betas"][1], group["inner_momentum"]
-        scalars = {"beta2": beta2, "bias_correction2": 1.0 - beta2**step, "eps": group["eps"]}
+        scalars, inner_momentum = adam_scalars(group, step), group["inner_momentum"]
         if inner_momentum > 0.0:
-            scalars |= {"inner_momentum": inner_momentum, "bias_correction1": 1.0 - inner_momentum**step}
+            scalars |= {
+                "inner_momentum": inner_momentum,
+                "one_minus_inner_momentum": 1.0 - inner_momentum,
+                "bias_correction1": 1.0 - inner_momentum**step,
+            }
         return scalars
 
     def _beta(self, group: Group) -> float:

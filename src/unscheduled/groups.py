@@ -56,12 +56,19 @@ def listed(params: Any) -> Any:
     if isinstance(params, Tensor) or not isinstance(params, Iterable) or isinstance(params, Set):
         return cast(Any, params)
     entries = list(cast(Iterable[Tensor | tuple[str, Tensor]], params))
-    tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
-    if len({id(tensor) for tensor in tensors}) < len(tensors):
+    found = tensors(entries)
+    if len({id(tensor) for tensor in found}) < len(found):
         raise ValueError("a parameter stands in it twice: give each once")
-    if any(isinstance(tensor, Tensor) and tensor.is_conj() for tensor in cast(list[Any], tensors)):
+    if any(tensor.is_conj() for tensor in found):
         raise ValueError("a parameter is a conjugated view: make it of tensor.resolve_conj()")
     return entries
+
+
+def tensors(params: Any) -> list[Tensor]:
+    """The tensors among the parameters of a group, which may be a tensor, tensors, or pairs of a name and a tensor."""
+    entries = [params] if isinstance(params, Tensor) else cast(Iterable[Any], params)
+    found = (cast(Any, entry[1] if isinstance(entry, tuple) else entry) for entry in entries)
+    return [tensor for tensor in found if isinstance(tensor, Tensor)]
 
 
 def fresh_counters(beta: float, training: bool) -> Group:

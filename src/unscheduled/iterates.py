@@ -11,12 +11,14 @@ Instead of z beside y, one buffer is kept: the **gap** f = z - x. Then
 need no division, so every beta in [0, 1] works and beta may change at every step.
 
 The functions are plain arithmetic on whatever supports ``+ - *``: floats, NumPy arrays, tensors. Scalars are
-Python floats (float64). Everything that runs is a lowering of this text.
+Python floats (float64). Everything that runs is a lowering of this text. :func:`advance`, :func:`base_move` and the
+directions of the algorithms have no numbers of their own, since one would widen the arithmetic of a lowering that is
+compiled for float32: what they need, such as 1 - c, they are given.
 
 Source: Defazio et al., "The Road Less Scheduled", arXiv 2405.15682, equations (2)-(4), with the gap in place of z.
 """
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 
 class Elementwise(Protocol):
@@ -33,8 +35,34 @@ class Elementwise(Protocol):
 Array = TypeVar("Array", bound=Elementwise)
 
 
-def advance(y: Array, gap: Array, move: Array, c: float, beta: float, next_beta: float) -> tuple[Array, Array]:
-    """One step of all three sequences: z moves by ``-move``, x averages it in with weight ``c``, y follows.
+class Coefficients(NamedTuple):
+    """What the terms of a step are multiplied with, see :func:`advance`."""
+
+    gap_in_y: float
+    move_in_y: float
+    gap_in_gap: float
+    move_in_gap: float
+
+
+def coefficients(c: float, beta: float, next_beta: float) -> Coefficients:
+    """The coefficients of a step.
+
+    Args:
+        c: weight of the new z in the average, in [0, 1]; 1 is no averaging: x' = y' = z'.
+        beta: interpolation that formed the present y, in [0, 1].
+        next_beta: interpolation that forms the next y, in [0, 1].
+
+    Example:
+        >>> coefficients(c=1.0, beta=0.5, next_beta=0.5)
+        Coefficients(gap_in_y=0.5, move_in_y=1.0, gap_in_gap=1.0, move_in_gap=0.0)
+    """
+    return Coefficients(c * next_beta + beta - next_beta, 1.0 - next_beta * (1.0 - c), c, 1.0 - c)
+
+
+def advance(
+    y: Array, gap: Array, move: Array, gap_in_y: float, move_in_y: float, gap_in_gap: float, move_in_gap: float
+) -> tuple[Array, Array]:
+    """One step of all three sequences: z moves by ``-move``, x averages it in with weight c, y follows.
 
         z' = z - m        x' = (1 - c) x + c z'        y' = (1 - beta') z' + beta' x'
 
@@ -45,24 +73,22 @@ def advance(y: Array, gap: Array, move: Array, c: float, beta: float, next_beta:
         y' = y + (c beta' + beta - beta') f - (1 - beta' (1 - c)) m
 
     Args:
-        y: the gradient point, formed with ``beta``.
+        y: the gradient point, formed with beta.
         gap: f = z - x, the shape of ``y``.
         move: m, what the base optimizer subtracts from z: step size times direction, decay included.
-        c: weight of the new z in the average, in [0, 1]; 1 is no averaging: x' = y' = z'.
-        beta: interpolation that formed ``y``, in [0, 1].
-        next_beta: interpolation that forms the next y, in [0, 1].
+        gap_in_y, move_in_y, gap_in_gap, move_in_gap: the :func:`coefficients`.
 
     Returns:
         The next (y, gap), new arrays.
 
     Example:
-        >>> advance(1.0, 0.0, 0.5, c=1.0, beta=0.9, next_beta=0.9)
+        >>> advance(1.0, 0.0, 0.5, *coefficients(c=1.0, beta=0.9, next_beta=0.9))
         (0.5, 0.0)
-        >>> advance(1.0, 0.0, 0.5, c=0.5, beta=1.0, next_beta=1.0)  # primal averaging: y is x
+        >>> advance(1.0, 0.0, 0.5, *coefficients(c=0.5, beta=1.0, next_beta=1.0))  # primal averaging: y is x
         (0.75, -0.25)
     """
-    next_y = y + (c * next_beta + beta - next_beta) * gap - (1.0 - next_beta * (1.0 - c)) * move
-    next_gap = gap - (c * gap + (1.0 - c) * move)
+    next_y = y + gap_in_y * gap - move_in_y * move
+    next_gap = gap - (gap_in_gap * gap + move_in_gap * move)
     return next_y, next_gap
 
 
@@ -117,18 +143,34 @@ def reinterpolated(y: Array, gap: Array, beta: float, next_beta: float) -> Array
 
 
 def base_move(
-    direction: Array, y: Array, gap: Array, beta: float, lr: float, weight_decay: float, decay_at_z: bool
+    direction: Array, y: Array, gap: Array, lr: float, weight_decay: float, weight_decay_of_gap: float
 ) -> Array:
-    """The move of z: m = gamma (d + lambda w), where decoupled weight decay looks at w = y or at w = z.
+    """The move of z: m = gamma (d + lambda w), where decoupled weight decay looks at w = y or at w = z = y + beta f.
 
     Decay is part of the move of z, so x changes by averaging alone.
 
+    Args:
+        direction: d, what the rule makes of the gradient.
+        y: the gradient point.
+        gap: f = z - x.
+        lr: gamma, >= 0.
+        weight_decay: lambda, >= 0.
+        weight_decay_of_gap: 0 for decay at y, lambda beta for decay at z.
+
     Example:
-        >>> base_move(1.0, 2.0, 0.5, beta=0.5, lr=0.5, weight_decay=0.0, decay_at_z=False)
-        0.5
-        >>> base_move(1.0, 2.0, 0.5, beta=0.5, lr=0.5, weight_decay=2.0, decay_at_z=True)
+        >>> base_move(1.0, 2.0, 0.5, lr=0.5, weight_decay=2.0, weight_decay_of_gap=0.0)
+        2.5
+        >>> base_move(1.0, 2.0, 0.5, lr=0.5, weight_decay=2.0, weight_decay_of_gap=2.0 * 0.5)
         2.75
     """
-    if weight_decay == 0.0:
-        return lr * direction
-    return lr * (direction + weight_decay * (base(y, gap, beta) if decay_at_z else y))
+    return lr * (direction + weight_decay * y + weight_decay_of_gap * gap)
+
+
+def root(value: Array) -> Array:
+    """The square root: of a float, an array or a tensor.
+
+    Example:
+        >>> root(0.25)
+        0.5
+    """
+    return value**0.5

@@ -6,7 +6,8 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar, cast, overload
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -15,12 +16,28 @@ from torch.optim.optimizer import ParamsT
 from unscheduled import groups, kernels, loading, migration
 from unscheduled.groups import Group
 from unscheduled.interval import require_within
-from unscheduled.kernels import Implementation, Rule, Scalars
+from unscheduled.iterates import coefficients
+from unscheduled.kernels import Implementation, Rule, Scalars, Work
 from unscheduled.modes import TwoModes
-from unscheduled.state import batches, fresh_state, put_reinterpolated
+from unscheduled.state import Batches, State, fresh_state, put_reinterpolated
 from unscheduled.step_size import linear_warmup
 
 Loss = TypeVar("Loss")
+
+LAYOUT = attrgetter("layout")
+
+
+class Plan(NamedTuple):
+    """The next step of a group: its parameters with gradients, the learning rate, and the counters after it."""
+
+    group: Group
+    params: list[Tensor]
+    grads: list[Tensor]
+    contiguous: bool  # all gradients are
+    states: list[State]
+    warm_lr: float
+    counters: Group
+    only_initialises: bool
 
 
 class ScheduleFreeOptimizer(TwoModes, ABC):
@@ -38,7 +55,8 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
 
     Args:
         params: parameters, named parameters or parameter groups, as for every ``torch.optim.Optimizer``.
-        implementation: ``"auto"`` (the fastest that the rule has), ``"loop"`` or ``"foreach"``, for all groups.
+        implementation: ``"auto"`` (the fastest that there is), ``"loop"``, ``"foreach"`` or ``"fused"``, for all groups:
+            see :mod:`unscheduled.kernels`.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``: for code written for ``schedulefree``.
         options: the defaults of the groups, see :mod:`unscheduled.groups`, and the algorithm's own.
 
@@ -58,6 +76,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
             raise ValueError(
                 f"foreach = {foreach} and implementation = {implementation!r} exclude each other: give one of them"
             )
+        self._batches: dict[int, Batches] = {}
         self.implementation = implementation if foreach is None else "foreach" if foreach else "loop"
         defaults = groups.resolved(options, defaults={})
         self._check(defaults)
@@ -103,6 +122,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
             group = groups.resolved(param_group, self.defaults)
             self._check(group)
             group["params"] = groups.listed(group["params"])
+            kernels.check(self.implementation, self._rule(group), groups.tensors(group["params"]))
         except ValueError as error:
             raise ValueError(f"parameter group {len(self.param_groups)}: {error}") from None
         training = self.training
@@ -115,7 +135,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
     def _check(self, group: Group) -> None:
         groups.check(group)
         self._check_rule(group)
-        kernels.choose(self.implementation, self._rule(group))
+        kernels.check(self.implementation, self._rule(group))
         self._next_beta(group, 0)
 
     def _next_beta(self, group: Group, step: int) -> float:
@@ -190,24 +210,38 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
     def _update(self) -> None:
         self._refuse_gradients_at_average()
         self._refuse_average_for_gradient_point()
-        plans: list[tuple[float, Group]] = []
-        for index, group in enumerate(self.param_groups):  # refuse all before any is changed
-            try:
-                plans.append(self._plan(group))
-            except ValueError as error:
-                raise ValueError(f"parameter group {index}: {error}") from None
-            for param in cast(list[Tensor], group["params"]):
-                if param.grad is not None and param.grad.layout != torch.strided:
-                    raise RuntimeError(
-                        f"the gradient of {self._find(param)[1]} is sparse, but every step averages every weight: "
-                        "make it dense, as with torch.nn.Embedding(sparse=False)"
-                    )
+        plans = [self._plan(index, group) for index, group in enumerate(self.param_groups)]  # refuses before changing
         self._settle()
         self._forget_file()
-        for group, (warm_lr, counters) in zip(self.param_groups, plans, strict=True):
-            self._update_group(group, warm_lr, counters)
+        works: dict[Rule, list[Work]] = {}
+        for index, plan in enumerate(plans):
+            works.setdefault(self._rule(plan.group), []).extend(self._works(index, plan))
+        for rule, work in works.items():
+            kernels.update(self.implementation, rule, work)
+        for plan in plans:
+            self._count(plan)
 
-    def _plan(self, group: Group) -> tuple[float, Group]:
+    def _plan(self, index: int, group: Group) -> Plan:
+        """The next step of a group: nothing is changed yet, and what cannot be is refused."""
+        params = cast(list[Tensor], group["params"])
+        grads = [grad for param in params if (grad := param.grad) is not None]
+        if len(grads) < len(params):
+            params = [param for param in params if param.grad is not None]
+        contiguous = all(map(Tensor.is_contiguous, grads))  # which sparse tensors never are
+        if not contiguous and set(map(LAYOUT, grads)) != {torch.strided}:
+            sparse = next(param for param, grad in zip(params, grads, strict=True) if grad.layout != torch.strided)
+            raise RuntimeError(
+                f"the gradient of {self._find(sparse)[1]} is sparse, but every step averages every weight: "
+                "make it dense, as with torch.nn.Embedding(sparse=False)"
+            )
+        try:
+            warm_lr, counters = self._next_counters(group)
+        except ValueError as error:
+            raise ValueError(f"parameter group {index}: {error}") from None
+        states = [self.state[param] for param in params]
+        return Plan(group, params, grads, contiguous, states, warm_lr, counters, self._nothing_to_learn(group))
+
+    def _next_counters(self, group: Group) -> tuple[float, Group]:
         """The learning rate of the next step, warmup included, and the counters after it."""
         step = group["step"] + 1
         warm_lr = groups.check_lr(group["lr"]) * linear_warmup(step, group["warmup_steps"])
@@ -227,37 +261,46 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
             "effective_lr": effective_lr,
         }
 
-    def _update_group(self, group: Group, warm_lr: float, counters: Group) -> None:
-        rule = self._rule(group)
-        params = cast(list[Tensor], group["params"])
-        active = [(param, self.state[param]) for param in params if param.grad is not None]
-        for param, state in active:
-            if not state:
-                state.update(fresh_state(param, rule))
-        if self._nothing_to_learn(group):
-            for param, state in active:
+    def _works(self, index: int, plan: Plan) -> list[Work]:
+        """What there is to compute for a group. Buffers are made where there are none."""
+        group, counters, rule = plan.group, plan.counters, self._rule(plan.group)
+        if not all(plan.states):
+            for param, state in zip(plan.params, plan.states, strict=True):
+                if not state:
+                    state.update(fresh_state(param, rule))
+        if plan.only_initialises:
+            for param, state in zip(plan.params, plan.states, strict=True):
                 state["y"] = param.detach().clone()  # a place for that of a file
             self._loaded_training = self.training
+            return []
+        beta, weight_decay = group["beta"], group["weight_decay"]
+        shared: dict[str, Any] = {
+            "weight_decay": weight_decay,
+            "weight_decay_of_gap": weight_decay * beta if group["decay_at"] == "z" else 0.0,
+            "coefficients": coefficients(counters["c"], beta, counters["beta"]),
+            "maximize": group["maximize"],
+        }
+        works: list[Work] = []
+        for seen, batch in self._batches.setdefault(index, Batches()).of(
+            plan.params, plan.grads, plan.contiguous, plan.states, rule
+        ):
+            lr = plan.warm_lr * self._lr_factor(group, seen)
+            works.append((batch, Scalars(lr=lr, direction=self._rule_scalars(group, seen), **shared)))
+        return works
+
+    def _count(self, plan: Plan) -> None:
+        """Note that the step was made."""
+        if plan.only_initialises:
             return
-        beta, next_beta = group["beta"], counters["beta"]
-        update = kernels.choose(self.implementation, rule)
-        for seen, batch in batches(active, rule):
-            scalars = Scalars(
-                lr=warm_lr * self._lr_factor(group, seen),
-                c=counters["c"],
-                beta=beta,
-                next_beta=next_beta,
-                weight_decay=group["weight_decay"],
-                decay_at_z=group["decay_at"] == "z",
-                maximize=group["maximize"],
-                direction=self._rule_scalars(group, seen),
-            )
-            update(rule, batch, scalars)
+        for state in plan.states:
+            state["step"] += 1
+        group, beta, next_beta = plan.group, plan.group["beta"], plan.counters["beta"]
         if next_beta != beta:
-            for param in params:
-                if param.grad is None and (state := self.state.get(param)):
+            moved = set(plan.params)
+            for param in cast(list[Tensor], group["params"]):
+                if param not in moved and (state := self.state.get(param)):
                     put_reinterpolated(param, state, beta, next_beta)
-        group.update(counters)
+        group.update(plan.counters)
 
     # Looking at it.
 
@@ -340,6 +383,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
 
         def restore(_: torch.optim.Optimizer) -> None:
             self.state.update(loaded[0].state)
+            self._batches.clear()
             self._loaded(loaded[0].training)
 
         hooks = [
@@ -366,6 +410,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which are attached to nothing; the weights beside them may be x or y."""
         copied = super().__getstate__() | {"implementation": self.implementation} | self._fresh_modes()
+        copied["_batches"] = {}
         copied["_averaged"] = set(self._averaged)
         if self._attachments:
             copied["_loaded_training"] = self.training

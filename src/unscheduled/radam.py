@@ -5,7 +5,13 @@ from typing import Literal
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from unscheduled import adamw
+from unscheduled.adamw import (
+    adam_direction,
+    adam_scalars,
+    check_adam,
+    foreach_adam_direction,
+    foreach_second_moment,
+)
 from unscheduled.averaging import Averaging
 from unscheduled.groups import Group
 from unscheduled.interpolation import Interpolation
@@ -15,31 +21,37 @@ from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.step_size import largest_moving_average, rectification
 
 
-def direction(
-    grad: Array, exp_avg_sq: Array, *, rectified: bool, beta2: float, bias_correction2: float, eps: float
+def radam_direction(
+    grad: Array,
+    exp_avg_sq: Array,
+    beta2: float,
+    one_minus_beta2: float,
+    bias_correction2: float,
+    eps: float,
+    rectified: bool,
 ) -> tuple[Array, Array]:
     """The direction of RAdam: Adam's once its step size can be rectified, SGD's d = g until then."""
-    adaptive, exp_avg_sq = adamw.direction(grad, exp_avg_sq, beta2=beta2, bias_correction2=bias_correction2, eps=eps)
+    adaptive, exp_avg_sq = adam_direction(grad, exp_avg_sq, beta2, one_minus_beta2, bias_correction2, eps)
     return (adaptive if rectified else grad), exp_avg_sq
 
 
-def foreach_direction(
+def foreach_radam_direction(
     grads: Tensors,
     exp_avg_sqs: Tensors,
-    *,
-    rectified: bool,
     beta2: float,
+    one_minus_beta2: float,
     bias_correction2: float,
     eps: float,
+    rectified: bool,
 ) -> Tensors:
-    """:func:`direction` on lists of tensors."""
+    """:func:`radam_direction` on lists of tensors."""
     if rectified:
-        return adamw.foreach_direction(grads, exp_avg_sqs, beta2=beta2, bias_correction2=bias_correction2, eps=eps)
-    adamw.foreach_second_moment(grads, exp_avg_sqs, beta2)
+        return foreach_adam_direction(grads, exp_avg_sqs, beta2, one_minus_beta2, bias_correction2, eps)
+    foreach_second_moment(grads, exp_avg_sqs, beta2, one_minus_beta2)
     return grads
 
 
-RADAM = Rule(direction, ("exp_avg_sq",), foreach_direction)
+RADAM = Rule(radam_direction, ("exp_avg_sq",), foreach_radam_direction)
 
 
 class RAdamScheduleFree(ScheduleFreeOptimizer):
@@ -73,7 +85,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         interpolation: how beta changes with the steps; None keeps it constant.
         decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
         maximize: follow the gradient upwards.
-        implementation: ``"auto"``, ``"loop"`` or ``"foreach"``.
+        implementation: ``"auto"``, ``"loop"``, ``"foreach"`` or ``"fused"``, see :mod:`unscheduled.kernels`.
 
     Raises:
         ValueError: if an argument is out of its range, two of them exclude each other, or beta2 is so small that
@@ -134,13 +146,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         return RADAM
 
     def _rule_scalars(self, group: Group, step: int) -> dict[str, float]:
-        beta2 = group["betas"][1]
-        return {
-            "rectified": rectification(step, beta2) is not None,
-            "beta2": beta2,
-            "bias_correction2": 1.0 - beta2**step,
-            "eps": group["eps"],
-        }
+        return adam_scalars(group, step) | {"rectified": rectification(step, group["betas"][1]) is not None}
 
     def _lr_factor(self, group: Group, step: int) -> float:
         factor = rectification(step, group["betas"][1])
@@ -150,7 +156,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         return float(group["betas"][0])
 
     def _check_rule(self, group: Group) -> None:
-        adamw.check_adam(group)
+        check_adam(group)
         beta2 = group["betas"][1]
         if group["silent_sgd_phase"] and largest_moving_average(beta2) <= 4.0:
             raise ValueError(

@@ -14,17 +14,17 @@ from unscheduled.kernels import Implementation, Rule, Tensors
 from unscheduled.optimizer import ScheduleFreeOptimizer
 
 
-def direction(grad: Array) -> tuple[Array]:
+def sgd_direction(grad: Array) -> tuple[Array]:
     """The direction of SGD, d = g."""
     return (grad,)
 
 
-def foreach_direction(grads: Tensors) -> Tensors:
+def foreach_sgd_direction(grads: Tensors) -> Tensors:
     """The same on lists of tensors."""
     return grads
 
 
-SGD = Rule(direction, foreach=foreach_direction)
+SGD = Rule(sgd_direction, foreach=foreach_sgd_direction)
 
 
 class SGDScheduleFree(ScheduleFreeOptimizer):
@@ -51,7 +51,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
         interpolation: how beta changes with the steps; None keeps it constant.
         decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
         maximize: follow the gradient upwards.
-        implementation: ``"auto"``, ``"loop"`` or ``"foreach"``.
+        implementation: ``"auto"``, ``"loop"``, ``"foreach"`` or ``"fused"``, see :mod:`unscheduled.kernels`.
 
     Raises:
         ValueError: if an argument is out of its range, or two of them exclude each other.

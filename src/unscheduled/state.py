@@ -12,6 +12,7 @@ A parameter without state has seen no gradient: x = y = z.
 """
 
 from collections.abc import Iterator
+from operator import attrgetter, is_
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -21,6 +22,8 @@ from unscheduled import iterates
 from unscheduled.kernels import Batch, Rule
 
 State: TypeAlias = dict[str, Any]
+
+DTYPE, DEVICE = attrgetter("dtype"), attrgetter("device")
 Started: TypeAlias = tuple[Tensor, State, float]  # a parameter that has seen a gradient, its state, the beta of its y
 
 
@@ -44,24 +47,61 @@ def fresh_state(param: Tensor, rule: Rule) -> State:
     return {"step": 0, **dict(zip(("gap", *rule.buffers), zeros, strict=True))}
 
 
-def batches(params_and_states: list[tuple[Tensor, State]], rule: Rule) -> Iterator[tuple[int, Batch]]:
-    """Count a gradient for each parameter, and group what one call of a kernel can update, with that count.
+class Batches:
+    """What a kernel can update in one call, of the parameters of one group; kept while these are the same tensors."""
 
-    Complex tensors are pairs of real numbers, as in ``torch.optim``.
-    """
-    found: dict[tuple[Any, ...], Batch] = {}
-    for param, state in params_and_states:
-        state["step"] += 1
-        grad = cast(Tensor, param.grad).resolve_conj()
-        key = (state["step"], param.device, param.dtype, grad.dtype, state["gap"].dtype)
-        batch = found.setdefault(key, Batch([], [], [], [[] for _ in rule.buffers]))
-        batch.params.append(_real(param))
-        batch.grads.append(_real(grad))
-        batch.gaps.append(_real(state["gap"]))
-        for buffers, name in zip(batch.buffers, rule.buffers, strict=True):
-            buffers.append(_real(state[name]))
-    for (seen, *_), batch in found.items():
-        yield seen, batch
+    def __init__(self) -> None:
+        self._batch: Batch | None = None  # without gradients, which are not to outlive the step
+        self._rule: Rule | None = None
+        self._grad_dtype: torch.dtype | None = None
+        self._addresses: list[int] = []
+
+    def of(
+        self, params: list[Tensor], grads: list[Tensor], contiguous: bool, states: list[State], rule: Rule
+    ) -> list[tuple[int, Batch]]:
+        """The batches, each with the number of gradients that its parameters have seen, these included.
+
+        Complex tensors are pairs of real numbers, as in ``torch.optim``.
+        """
+        gaps: list[Tensor] = [state["gap"] for state in states]
+        buffers: list[list[Tensor]] = [[state[name] for state in states] for name in rule.buffers]
+        seen: list[int] = [state["step"] + 1 for state in states]
+        addresses = list(map(Tensor.data_ptr, params))
+        kept = self._batch
+        if (
+            kept is not None
+            and rule is self._rule
+            and addresses == self._addresses
+            and set(map(DTYPE, grads)) == {self._grad_dtype}
+            and seen.count(seen[0]) == len(seen)
+            and all(map(all_same, [params, gaps, *buffers], [kept.params, kept.gaps, *kept.buffers]))
+        ):
+            return [(seen[0], kept._replace(grads=grads, contiguous=contiguous))]
+        found = list(_partition(params, grads, gaps, buffers, seen))
+        self._batch = found[0][1]._replace(grads=[]) if len(found) == 1 and not params[0].is_complex() else None
+        self._rule, self._grad_dtype, self._addresses = rule, grads[0].dtype if grads else None, addresses
+        return found
+
+
+def all_same(tensors: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether two lists are of the very same tensors."""
+    return len(tensors) == len(others) and all(map(is_, tensors, others))
+
+
+def _partition(
+    params: list[Tensor], grads: list[Tensor], gaps: list[Tensor], buffers: list[list[Tensor]], seen: list[int]
+) -> Iterator[tuple[int, Batch]]:
+    kinds = list(
+        zip(seen, *(map(DTYPE, tensors) for tensors in (params, grads, gaps)), map(DEVICE, params), strict=True)
+    )
+    for kind in dict.fromkeys(kinds):
+        chosen = [
+            [tensor for tensor, of in zip(tensors, kinds, strict=True) if of == kind]
+            for tensors in (params, grads, gaps, *buffers)
+        ]
+        if kind[1].is_complex:
+            chosen = [[torch.view_as_real(tensor.resolve_conj()) for tensor in tensors] for tensors in chosen]
+        yield kind[0], Batch(*chosen[:3], chosen[3:], False, {})
 
 
 def put_averages(started: list[Started]) -> None:
@@ -171,7 +211,3 @@ def _same_bits(some: Tensor, other: Tensor) -> bool:
 def _widened(param: Tensor, gap: Tensor) -> Tensor:
     """The parameter in the precision of the arithmetic."""
     return param.to(torch.promote_types(param.dtype, gap.dtype))
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -223,7 +223,8 @@ def test_interrupt_says_how_to_go_on(slow_task: Path) -> None:
     printed, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert printed.splitlines()[-1].startswith("interrupted: the finished runs are kept")
-    assert errors == ""
+    trackers = [line for line in errors.splitlines() if "resource_tracker" in line or "warnings.warn" in line]
+    assert errors.splitlines() == trackers  # joblib's, if it was interrupted while it started a worker
 
 
 @pytest.mark.parametrize("name", built_in_tasks())

@@ -3,34 +3,66 @@
 | implementation | how | for |
 |---|---|---|
 | ``loop`` | the definition on each tensor | any rule, device and dtype |
-| ``foreach`` | ``torch._foreach_*``, by hand | the default where the rule has it |
+| ``foreach`` | ``torch._foreach_*``, by hand | the default on other devices, where the rule has it |
+| ``fused`` | the definition compiled by Numba into one pass over the memory | the default on the CPU, with Numba |
 """
 
-from collections.abc import Callable
+import functools
+import importlib.util
+from collections.abc import Iterable
 from typing import Literal, TypeAlias
+
+from torch import Tensor
 
 from unscheduled.kernels import foreach, loop
 from unscheduled.kernels.rule import Batch as Batch
 from unscheduled.kernels.rule import Rule as Rule
 from unscheduled.kernels.rule import Scalars as Scalars
 from unscheduled.kernels.rule import Tensors as Tensors
+from unscheduled.kernels.rule import Work as Work
 
-Implementation: TypeAlias = Literal["auto", "loop", "foreach"]
-Update: TypeAlias = Callable[[Rule, Batch, Scalars], None]
+Implementation: TypeAlias = Literal["auto", "loop", "foreach", "fused"]
 
-UPDATES: dict[str, Update] = {"loop": loop.update, "foreach": foreach.update}
+IMPLEMENTATIONS = ("loop", "foreach", "fused")
 
 
-def choose(implementation: str, rule: Rule) -> Update:
-    """The update of an implementation; ``"auto"`` is the fastest that the rule has.
+@functools.cache
+def has_numba() -> bool:
+    """Whether Numba is installed. It is imported at the first step that uses it."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def check(implementation: str, rule: Rule, params: Iterable[Tensor] = ()) -> None:
+    """Raise unless an implementation can serve a rule and its parameters.
 
     Raises:
-        ValueError: if there is no such implementation, or the rule lacks it.
+        ValueError: if there is no such implementation, the rule lacks it, or no parameter is on its device.
+        ImportError: if it needs a library that is not installed.
     """
-    if implementation == "auto":
-        return UPDATES["loop" if rule.foreach is None else "foreach"]
-    if implementation not in UPDATES:
-        raise ValueError(f"implementation = {implementation!r} is unknown: use 'auto', {str(list(UPDATES))[1:-1]}")
+    if implementation not in ("auto", *IMPLEMENTATIONS):
+        raise ValueError(f"implementation = {implementation!r} is unknown: use 'auto', {str(IMPLEMENTATIONS)[1:-1]}")
     if implementation == "foreach" and rule.foreach is None:
         raise ValueError("implementation = 'foreach' is not there for this rule: use 'auto' or 'loop'")
-    return UPDATES[implementation]
+    if implementation == "fused":
+        if not has_numba():
+            raise ImportError(
+                "implementation = 'fused' needs Numba: pip install 'unscheduled[fused]', or use 'auto', which does "
+                "without where it is not installed"
+            )
+        devices = {param.device.type for param in params}
+        if devices and "cpu" not in devices:
+            raise ValueError(
+                f"implementation = 'fused' is for the CPU, but the parameters are on {' and '.join(sorted(devices))}: "
+                "use 'auto' or 'foreach'"
+            )
+
+
+def update(implementation: str, rule: Rule, works: list[Work]) -> None:
+    """One step of all parameters of a rule."""
+    by_foreach = rule.foreach is not None and implementation in ("auto", "foreach")
+    if implementation == "fused" or (implementation == "auto" and has_numba()):
+        from unscheduled.kernels import fused
+
+        works = fused.update(rule, works)
+    for batch, scalars in works:
+        (foreach if by_foreach else loop).update(rule, batch, scalars)

@@ -15,8 +15,7 @@ def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
     their gaps.
     """
     assert rule.foreach is not None
-    lr, c, beta, next_beta = scalars.lr, scalars.c, scalars.beta, scalars.next_beta
-    gaps = batch.gaps
+    lr, gaps, coefficients = scalars.lr, batch.gaps, scalars.coefficients
     y, grads = _widened(batch.params, gaps), _widened(batch.grads, gaps)
     if scalars.maximize:
         grads = torch._foreach_neg(grads)
@@ -27,13 +26,13 @@ def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
             direction = torch._foreach_add(direction, y, alpha=scalars.weight_decay)
         else:
             torch._foreach_add_(direction, y, alpha=scalars.weight_decay)
-        if scalars.decay_at_z:
-            torch._foreach_add_(direction, gaps, alpha=scalars.weight_decay * beta)
+        if scalars.weight_decay_of_gap != 0.0:
+            torch._foreach_add_(direction, gaps, alpha=scalars.weight_decay_of_gap)
 
-    torch._foreach_add_(y, gaps, alpha=c * next_beta + beta - next_beta)
-    torch._foreach_add_(y, direction, alpha=-(1.0 - next_beta * (1.0 - c)) * lr)
-    torch._foreach_add_(gaps, gaps, alpha=-c)
-    torch._foreach_add_(gaps, direction, alpha=-(1.0 - c) * lr)
+    torch._foreach_add_(y, gaps, alpha=coefficients.gap_in_y)
+    torch._foreach_add_(y, direction, alpha=-coefficients.move_in_y * lr)
+    torch._foreach_add_(gaps, gaps, alpha=-coefficients.gap_in_gap)
+    torch._foreach_add_(gaps, direction, alpha=-coefficients.move_in_gap * lr)
     if y is not batch.params:
         torch._foreach_copy_(batch.params, y)
 

@@ -12,8 +12,8 @@ def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
         dtype = torch.promote_types(param.dtype, gap.dtype)
         y, grad = param.to(dtype), grad.to(dtype)
         direction, *next_buffers = rule.direction(-grad if scalars.maximize else grad, *buffers, **scalars.direction)
-        move = iterates.base_move(direction, y, gap, scalars.beta, scalars.lr, scalars.weight_decay, scalars.decay_at_z)
-        next_y, next_gap = iterates.advance(y, gap, move, scalars.c, scalars.beta, scalars.next_beta)
+        move = iterates.base_move(direction, y, gap, scalars.lr, scalars.weight_decay, scalars.weight_decay_of_gap)
+        next_y, next_gap = iterates.advance(y, gap, move, *scalars.coefficients)
         param.copy_(next_y)
         gap.copy_(next_gap)
         for buffer, next_buffer in zip(buffers, next_buffers, strict=True):

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from unscheduled.iterates import Coefficients
+
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Direction: TypeAlias = Callable[..., Any]
 ForeachDirection: TypeAlias = Callable[..., Tensors]
@@ -16,8 +18,8 @@ class Rule:
     """A base optimizer's rule: how a gradient becomes the direction d in which z moves.
 
     Args:
-        direction: the definition, plain arithmetic: ``direction(grad, *buffers, **scalars)`` returns
-            (d, \\*next buffers), new arrays.
+        direction: the definition, plain arithmetic without numbers of its own: ``direction(grad, *buffers, *scalars)``
+            returns (d, \\*next buffers), new arrays. It may call functions of the same kind, by their bare names.
         buffers: names of the buffers that it keeps for each parameter, each of the parameter's shape, first all zero.
         foreach: the same on lists of tensors, or None if there is none: ``foreach(grads, *buffer lists, **scalars)``
             returns the list of d, which is either ``grads`` itself or new tensors, and updates the buffers in place.
@@ -36,16 +38,19 @@ class Batch(NamedTuple):
     grads: list[Tensor]
     gaps: list[Tensor]
     buffers: list[list[Tensor]]  # one list for each of the rule's buffers
+    contiguous: bool  # all gradients are known to be
+    kept: dict[str, Any]  # what a kernel made of all but the gradients, for the next step
 
 
 class Scalars(NamedTuple):
     """The numbers of one step, float64."""
 
     lr: float  # gamma: warmup and rectification included
-    c: float
-    beta: float
-    next_beta: float
     weight_decay: float
-    decay_at_z: bool
+    weight_decay_of_gap: float
+    coefficients: Coefficients
     maximize: bool
-    direction: Mapping[str, float]  # the rule's own
+    direction: Mapping[str, float]  # the rule's own, in the order of its definition's arguments
+
+
+Work: TypeAlias = tuple[Batch, Scalars]
