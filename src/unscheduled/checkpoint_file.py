@@ -240,19 +240,19 @@ def _located(checkpoint: Checkpoint) -> list[tuple[dict[str, Any], str, Any]]:
     names of the very same weights are tied ones.
     """
     states: dict[Any, State] = checkpoint.optimizer["state"]
-    weights = {plain_name(name): name for name in checkpoint.weights}
+    weights = {plain_name(name).removeprefix("module."): name for name in checkpoint.weights}
     keys = [(group, key) for group in checkpoint.groups for key in group["params"]]
     by_key = saved_names(checkpoint.optimizer)
     if by_key.keys() >= {key for _, key in keys}:
         names = [by_key[key] for _, key in keys]
     else:
         names = _in_order(checkpoint.weights, [states.get(key) for _, key in keys])
-    missing = [name for name in names if plain_name(name) not in weights]
+    missing = [name for name in names if name.removeprefix("module.") not in weights]
     if missing:
         raise CheckpointError(f"the optimizer has a parameter {missing[0]}, which is not among the weights")
     located: list[tuple[dict[str, Any], str, Any]] = []
     for (group, key), name in zip(keys, names, strict=True):
-        first = weights[plain_name(name)]
+        first = weights[name.removeprefix("module.")]
         tensor, shape = checkpoint.weights[first], _shape(states.get(key))
         if shape is not None and shape != tensor.shape:
             raise CheckpointError(
