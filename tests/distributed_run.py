@@ -160,6 +160,23 @@ def fully_sharded(rank: int, folder: str) -> None:
     leave()
 
 
+def resharded(rank: int, folder: str) -> None:
+    """What one process has saved goes on in all of them."""
+    join(rank, folder)
+    for case, (attach, _, flat) in enumerate(CASES):
+        model, optimizer = sharded(attach)
+        with torch.no_grad():
+            for param in model.parameters():
+                param.zero_()
+        load(model, optimizer, f"{folder}/{case}", flat)
+        model.train()
+        optimizer.train()
+        fit(model, optimizer, range(3, 6), rank=rank)
+        optimizer.eval()
+        assert_close(whole(model.named_parameters()), single_process(range(6)))
+    leave()
+
+
 def load(model: nn.Module, optimizer: ScheduleFreeOptimizer, path: str | Path, flat: bool) -> None:
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     weights, state = get_state_dict(model, optimizer, options=options)

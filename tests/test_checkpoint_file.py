@@ -1,5 +1,6 @@
 """The commands ``unscheduled average`` and ``unscheduled inspect``, on the files that people have."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -157,7 +158,226 @@ def test_a_file_of_schedulefree(training: bool, name: str, tmp_path: Path, capsy
     torch.testing.assert_close(found, dict(model.state_dict()), rtol=1e-5, atol=1e-6)
     _, out, _ = run(capsys, "inspect", tmp_path / "checkpoint.pt")
     assert "schedulefree" in out
-    assert ("y (train mode)" if training else "x (eval mode)") in out
+    assert ("y, the gradient point" if training else "x, the average") in out
+
+
+def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, checkpoint: Any, match: str) -> None:
+    """One line says why, and nothing is written."""
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    code, out, err = run(capsys, "average", tmp_path / "checkpoint.pt", "-o", tmp_path / "x.pt")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert match in err
+    assert not (tmp_path / "x.pt").exists()
+
+
+def layers(seed: int = 0) -> nn.Sequential:
+    """Three layers that nothing but their names and their order tells apart."""
+    torch.manual_seed(seed)
+    return nn.Sequential(*[nn.Linear(4, 4, bias=False) for _ in range(3)])
+
+
+def saved(model: nn.Module, *optimizers: Any) -> dict[str, Any]:
+    return {
+        "model": copy.deepcopy(model.state_dict()),  # where tied weights are tied
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+
+
+def fit_both(model: nn.Module, *optimizers: Any) -> None:
+    for _ in range(5):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize("names", [True, False])
+@pytest.mark.parametrize("modes", [(True, True), (True, False), (False, False)])
+def test_several_optimizers_of_a_model(
+    names: bool, modes: tuple[bool, bool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = layers()
+    params: list[Any] = [*model.named_parameters()] if names else [*model.parameters()]
+    optimizers = [SGDScheduleFree(params[:2], lr=0.1), AdamWScheduleFree(params[2:], lr=0.1)]
+    fit_both(model, *optimizers)
+    for optimizer, training in zip(optimizers, modes, strict=True):
+        optimizer.train(training)
+    torch.save(saved(model, *optimizers), tmp_path / "checkpoint.pt")
+    found = average(capsys, tmp_path, tmp_path / "checkpoint.pt")
+    _, out, _ = run(capsys, "inspect", tmp_path / "checkpoint.pt")
+    for optimizer in optimizers:
+        optimizer.eval()
+    assert same(found, dict(model.state_dict()))
+    assert out.count("optimizer        unscheduled") == 2
+    assert "group 0          2 parameters" in out
+    assert "group 0          1 parameters" in out
+    held = {2: "y, the gradient point", 1: "x of some parameters, y of others", 0: "x, the average"}
+    assert f"the weights are  {held[sum(modes)]}\n" in out
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_weights_of_another_optimizer_are_what_they_are(
+    names: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = layers()
+    params = list(model.parameters())
+    plain = torch.optim.SGD(params[:1], lr=0.1)
+    optimizer = AdamWScheduleFree([*model.named_parameters()][1:] if names else params[1:], lr=0.1)
+    fit_both(model, plain, optimizer)
+    torch.save(saved(model, plain, optimizer), tmp_path / "checkpoint.pt")
+    found = average(capsys, tmp_path, tmp_path / "checkpoint.pt")
+    optimizer.eval()
+    assert same(found, dict(model.state_dict()))
+
+
+def test_optimizers_of_the_same_names_are_not_taken_for_one_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two whole checkpoints in one file, or a pair of models."""
+    checkpoints: list[Any] = []
+    for seed in range(2):
+        model = layers(seed)
+        optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+        fit(model, optimizer)
+        checkpoints.append(saved(model, optimizer))
+    refused(capsys, tmp_path, checkpoints, "6 parameters without names of their own, which do not line up")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("names", [True, False])
+@pytest.mark.parametrize("apart", [1e-4, 0.1, 10.0])
+def test_the_optimizer_tells_its_weights_from_others_of_their_form(
+    training: bool, names: bool, apart: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An exponential average of the weights, or those of the best step, saved before them."""
+    model = Net()
+    optimizer = AdamWScheduleFree(model.named_parameters() if names else model.parameters(), lr=0.1)
+    fit(model, optimizer)
+    optimizer.train(training)
+    whole = saved(model, optimizer)
+    other = copy.deepcopy(model.state_dict())
+    for name, _ in model.named_parameters():
+        other[name] += apart
+    torch.save({"best": other, **whole}, tmp_path / "checkpoint.pt")
+    x = averaged_state_dict(model, optimizer)
+    assert same(average(capsys, tmp_path, tmp_path / "checkpoint.pt"), x)
+    _, out, _ = run(capsys, "inspect", tmp_path / "checkpoint.pt")
+    assert ("y, the gradient point" if training else "x, the average") in out
+
+
+def test_of_weights_at_x_and_at_y_those_at_x_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The statistics of BatchNorm beside them are those of x."""
+    model, optimizer = trained(attach=False)
+    whole = saved(model, optimizer)
+    model.norm.running_mean.add_(1.0)
+    optimizer.eval()
+    torch.save({**whole, "averaged": model.state_dict()}, tmp_path / "checkpoint.pt")
+    assert same(average(capsys, tmp_path, tmp_path / "checkpoint.pt"), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("prefix_of_weights", ["net.", "module.", "_orig_mod.", "a.b."])
+def test_a_prefix_before_all_weights(
+    prefix_of_weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Lightning and data parallelism put it there; other tensors may be without."""
+    model, optimizer = trained()
+    weights = {prefix_of_weights + name: value for name, value in model.state_dict().items()} | {
+        "ema." + name: value + 1.0 for name, value in model.state_dict().items()
+    }
+    weights["loss.weight"] = torch.ones(3)
+    torch.save({"state_dict": weights, "optimizer_states": [optimizer.state_dict()]}, tmp_path / "checkpoint.pt")
+    assert same(average(capsys, tmp_path, tmp_path / "checkpoint.pt"), weights)
+
+
+def test_a_prefix_before_all_names_of_the_optimizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = layers()
+    optimizer = AdamWScheduleFree([(f"model.{name}", param) for name, param in model.named_parameters()], lr=0.1)
+    fit(model, optimizer)
+    torch.save(saved(model, optimizer), tmp_path / "checkpoint.pt")
+    assert same(average(capsys, tmp_path, tmp_path / "checkpoint.pt"), averaged_state_dict(model, optimizer))
+
+
+def package(params: Any, **arguments: Any) -> Any:
+    optimizer = schedulefree.AdamWScheduleFree(params, lr=0.1, **arguments)
+    optimizer.train()
+    return optimizer
+
+
+def test_where_z_alone_is_kept_nothing_tells_several_sets_of_weights_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = layers()
+    optimizer = package(model.parameters())
+    fit(model, optimizer)
+    whole = saved(model, optimizer)
+    refused(capsys, tmp_path, {"ema": layers(1).state_dict(), **whole}, "2 sets of weights in it fit the optimizer")
+
+
+def test_groups_in_another_order_need_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the last layer to the first, as for learning rates of their own."""
+    model = layers()
+    groups = [{"params": [param]} for param in model.parameters()][::-1]
+    optimizer = package(groups)
+    fit(model, optimizer)
+    whole = saved(model, optimizer)
+    refused(capsys, tmp_path, whole, "parameters of shape (4, 4) are in several groups, and without names")
+    whole["optimizers"][0]["param_names"] = dict(enumerate(["2.weight", "1.weight", "0.weight"]))
+    torch.save(whole, tmp_path / "checkpoint.pt")
+    found = average(capsys, tmp_path, tmp_path / "checkpoint.pt")
+    optimizer.eval()
+    torch.testing.assert_close(found, dict(model.state_dict()), rtol=1e-5, atol=1e-6)
+    torch.save(saved(model, optimizer), tmp_path / "checkpoint.pt")  # in eval mode they are what they are
+    assert same(average(capsys, tmp_path, tmp_path / "checkpoint.pt"), dict(model.state_dict()))
+
+
+def test_groups_in_another_order_show_in_the_gradient_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = layers()
+    optimizer = AdamWScheduleFree([{"params": [param]} for param in model.parameters()][::-1], lr=0.1)
+    fit(model, optimizer)
+    refused(capsys, tmp_path, saved(model, optimizer), "is neither the x nor the y of the optimizer's state")
+
+
+def test_an_average_that_cannot_be_recovered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = layers()
+    optimizer = package(model.parameters(), betas=(0.0, 0.99))
+    fit(model, optimizer)
+    refused(capsys, tmp_path, saved(model, optimizer), "beta = 0 in train mode: the average x cannot be recovered")
+    _, out, _ = run(capsys, "inspect", tmp_path / "checkpoint.pt")
+    assert "the weights are  y, the gradient point" in out
+    assert "  beta           0\n" in out + "\n"
+
+
+@pytest.mark.parametrize("make", [AdamWScheduleFree, package])
+def test_an_average_that_is_not_finite_is_not_written(
+    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = layers()
+    optimizer = make(model.parameters())
+    fit(model, optimizer)
+    whole = saved(model, optimizer)
+    state = whole["optimizers"][0]["state"][1]
+    state["gap" if "gap" in state else "z"] = torch.full((4, 4), float("nan"))
+    refused(capsys, tmp_path, whole, "the average of 1.weight is not finite, but the weights are")
+
+
+def test_beta_0_of_ours_is_an_average_like_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = layers()
+    optimizer = SGDScheduleFree(model.parameters(), lr=0.1, momentum=0.0)
+    fit(model, optimizer)
+    torch.save(saved(model, optimizer), tmp_path / "checkpoint.pt")
+    assert same(average(capsys, tmp_path, tmp_path / "checkpoint.pt"), averaged_state_dict(model, optimizer))
+
+
+def test_an_optimizer_that_is_not_schedule_free_is_described(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = layers()
+    optimizer = torch.optim.AdamW(model.parameters())
+    torch.save({"ema": model.state_dict(), **saved(model, optimizer)}, tmp_path / "checkpoint.pt")
+    _, out, _ = run(capsys, "inspect", tmp_path / "checkpoint.pt")
+    assert "the weights are  what they are: the optimizer is not schedule-free" in out
+    assert "group 0          3 parameters, lr 0.001" in out
 
 
 def test_as_a_command(tmp_path: Path) -> None:
@@ -222,7 +442,7 @@ def test_parameters_without_names_have_to_line_up(tmp_path: Path, capsys: pytest
     torch.save({"model": weights, "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
     code, _, err = run(capsys, "average", tmp_path / "checkpoint.pt", "-o", tmp_path / "x.pt")
     assert code == 2
-    assert "5 parameters without names, which do not line up with the 6 weights" in err
+    assert "5 parameters without names of their own, which do not line up with the 6 weights" in err
 
 
 @pytest.mark.parametrize(

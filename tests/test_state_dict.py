@@ -386,21 +386,30 @@ def two_alike() -> torch.nn.Sequential:
     return torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 3, bias=False))
 
 
+def train_apart(models: list[torch.nn.Module], optimizer: AdamWScheduleFree, steps: range) -> None:
+    """Step on other gradients for each parameter, also for those of one shape."""
+    for step in steps:
+        for index, param in enumerate(param for model in models for param in model.parameters()):
+            param.grad = torch.randn(param.shape, generator=torch.Generator().manual_seed(100 * step + index))
+        optimizer.step()
+
+
 def over(model: torch.nn.Module, kind: str, *, backwards: bool = False) -> AdamWScheduleFree:
-    """An optimizer of a model's parameters, by their order, by their names, or attached to it."""
+    """An optimizer of a model's parameters, by their order, by their names or others, or attached to it."""
     params = [*model.named_parameters()][:: -1 if backwards else 1]
-    optimizer = AdamWScheduleFree(params if kind == "named" else [param for _, param in params], lr=0.1)
+    called = {"named": params, "renamed": [(f"weight {name[0]}", param) for name, param in params]}
+    optimizer = AdamWScheduleFree(called.get(kind, [param for _, param in params]), lr=0.1)
     return optimizer.attach(model) if kind == "attached" else optimizer
 
 
 @pytest.mark.parametrize("flat", [True, False])
-@pytest.mark.parametrize("kind", ["plain", "named", "attached"])
+@pytest.mark.parametrize("kind", ["plain", "named", "renamed", "attached"])
 def test_dcp_finds_the_parameters_in_another_order(kind: str, flat: bool) -> None:
     """Two weights of one shape: nothing but their names tells them apart."""
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     model, other = two_alike(), two_alike()
     optimizer, resumed = over(model, kind), over(other, kind, backwards=True)
-    train(optimizer, range(4))
+    train_apart([model], optimizer, range(4))
     weights, saved = copy.deepcopy(get_state_dict(model, optimizer, options=options))
     set_state_dict(other, resumed, model_state_dict=weights, optim_state_dict=saved, options=options)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
@@ -451,6 +460,50 @@ def test_the_names_of_the_parameters_stay_ours() -> None:
     without.load_state_dict(saved)
     assert with_names.param_groups[0]["param_names"] == list(MODEL)
     assert "param_names" not in without.param_groups[0]
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("kind", ["named", "attached"])
+def test_a_state_dict_of_dcp_given_to_the_optimizer_itself_finds_the_parameters_in_another_order(
+    kind: str, full: bool
+) -> None:
+    model, other = two_alike(), two_alike()
+    optimizer, resumed = over(model, kind), over(other, kind, backwards=True)
+    train_apart([model], optimizer, range(4))
+    weights = through_a_file(model.state_dict())
+    state = through_a_file(get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=full)))
+    other.load_state_dict(weights)
+    resumed.load_state_dict(state)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert equal([optimizer.state[mine]["gap"]], [resumed.state[theirs]["gap"]])
+    assert equal(model.parameters(), other.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("kind", ["plain", "named", "attached"])
+@pytest.mark.parametrize("groups", [(1, 2), (2, 1)])
+def test_flattened_files_of_dcp_go_into_another_number_of_groups(
+    kind: str, groups: tuple[int, int], tmp_path: Path
+) -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    (model, optimizer), (other, resumed) = [in_groups(number, kind) for number in groups]
+    train_apart([model], optimizer, range(4))
+    weights, state = get_state_dict(model, optimizer, options=options)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    weights, state = get_state_dict(other, resumed, options=options)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    set_state_dict(other, resumed, model_state_dict=weights, optim_state_dict=state, options=options)
+    train_apart([model], optimizer.train(), range(4, 8))
+    train_apart([other], resumed.train(), range(4, 8))
+    assert equal(model.parameters(), other.parameters())
+
+
+def in_groups(number: int, kind: str) -> tuple[torch.nn.Module, AdamWScheduleFree]:
+    model = two_alike()
+    params = [*model.named_parameters()] if kind == "named" else [*model.parameters()]
+    groups = [{"params": params}] if number == 1 else [{"params": [each]} for each in params]
+    optimizer = AdamWScheduleFree(groups, lr=0.1)
+    return model, optimizer.attach(model) if kind == "attached" else optimizer
 
 
 @optimizers
@@ -512,10 +565,8 @@ def test_parameters_with_names_are_found_in_another_order_and_grouping(info: Opt
     train(one, range(5))
     one.train(training)
     weights, state = {name: param.detach().clone() for name, param in first}, through_a_file(one.state_dict())
-    regrouped = [
-        {"params": [second[2]], "weight_decay": 0.0},
-        {"params": [second[1], ("module.embedding", second[0][1])]},
-    ]
+    embedding, hidden, head = [(f"module.{name}", param) for name, param in second]  # as in data parallelism
+    regrouped = [{"params": [head], "weight_decay": 0.0}, {"params": [hidden, embedding]}]
     other = info.make(regrouped)
     other.load_state_dict(state)
     for name, param in second:
@@ -524,7 +575,7 @@ def test_parameters_with_names_are_found_in_another_order_and_grouping(info: Opt
         train(each.train(), range(5, 8))
         each.eval()
     assert equal((param for _, param in second), (param for _, param in first))
-    assert other.param_groups[1]["param_names"] == ["hidden", "module.embedding"]
+    assert other.param_groups[1]["param_names"] == ["module.hidden", "module.embedding"]
     back = info.make(named(MODEL))
     back.load_state_dict(other.state_dict())  # two groups into one
     other.param_groups[1]["weight_decay"] = 0.5
@@ -542,3 +593,98 @@ def test_attached_models_give_the_names() -> None:
     other.load_state_dict(through_a_file(model.state_dict()))
     assert equal(other.parameters(), model.parameters())
     assert "param_names" not in optimizer.param_groups[0]
+
+
+def pair(*, attach_backwards: bool = False, backwards: bool = False) -> tuple[list[torch.nn.Module], AdamWScheduleFree]:
+    """Two models of the same names and shapes, and one optimizer over both."""
+    models: list[torch.nn.Module] = [two_alike(), two_alike()]
+    params = [param for model in models for param in model.parameters()]
+    optimizer = AdamWScheduleFree(params[::-1] if backwards else params, lr=0.1)
+    for model in models[::-1] if attach_backwards else models:
+        optimizer.attach(model)
+    return models, optimizer
+
+
+@pytest.mark.parametrize("attach_backwards", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_one_optimizer_over_two_alike_models_resumes_in_whatever_order_they_are_attached(
+    attach_backwards: bool, training: bool
+) -> None:
+    models, optimizer = pair()
+    others, resumed = pair(attach_backwards=attach_backwards)
+    train_apart(models, optimizer, range(4))
+    for model in models:
+        model.train(training)
+    weights, state = through_a_file([model.state_dict() for model in models]), through_a_file(optimizer.state_dict())
+    resumed.load_state_dict(state)
+    for other, saved in zip(others, weights, strict=True):
+        other.load_state_dict(saved)
+    for model, other in zip(models, others, strict=True):
+        model.train()
+        other.train()
+        assert equal(model.parameters(), other.parameters())
+    train_apart(models, optimizer, range(4, 8))
+    train_apart(others, resumed, range(4, 8))
+    for model, other in zip(models, others, strict=True):
+        assert equal(model.eval().parameters(), other.eval().parameters())
+
+
+def test_names_that_stand_for_two_parameters_have_to_be_in_the_same_order() -> None:
+    models, optimizer = pair()
+    train_apart(models, optimizer, range(4))
+    _, resumed = pair(backwards=True)
+    with pytest.raises(ValueError, match="some names twice, and in another order than this optimizer"):
+        resumed.load_state_dict(optimizer.state_dict())
+    both = torch.nn.ModuleDict({"first": two_alike(), "second": two_alike()})
+    container = AdamWScheduleFree(both.parameters(), lr=0.1).attach(both)
+    container.load_state_dict(optimizer.state_dict())
+    params = [param for model in models for param in model.parameters()]
+    assert all(
+        torch.equal(container.state[mine]["gap"], optimizer.state[theirs]["gap"])
+        for mine, theirs in zip(both.parameters(), params, strict=True)
+    )
+
+
+class Wrapper(torch.nn.Module):
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
+@pytest.mark.parametrize("wrapped_when_saved", [True, False])
+def test_a_wrapper_may_put_a_prefix_before_all_names(wrapped_when_saved: bool) -> None:
+    model, other = two_alike(), two_alike()
+    roots = (Wrapper(model), other) if wrapped_when_saved else (model, Wrapper(other))
+    optimizer, resumed = over(roots[0], "attached"), over(roots[1], "attached", backwards=True)
+    train_apart([model], optimizer, range(4))
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+    other.load_state_dict(through_a_file(model.state_dict()))
+    assert equal(model.parameters(), other.parameters())
+
+
+def test_another_part_of_the_same_form_is_not_the_same() -> None:
+    """Encoder and decoder alike, an optimizer each."""
+    encoder, decoder = [named({f"{part}.{name}": shape for name, shape in MODEL.items()}) for part in ("en", "de")]
+    with pytest.raises(ValueError, match=r"it has no de\.embedding, which this optimizer has"):
+        AdamWScheduleFree(decoder).load_state_dict(AdamWScheduleFree(encoder).state_dict())
+
+
+def test_a_model_may_call_a_part_module() -> None:
+    """As data parallelism calls the whole; a weight beside it has the same name as the weight in it."""
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = torch.nn.Linear(4, 4, bias=False)
+            self.weight = Parameter(torch.randn(4, 4))
+
+    model, other = Net(), Net()
+    optimizer, resumed = over(model, "attached"), over(other, "attached", backwards=True)
+    train_apart([model], optimizer, range(4))
+    other.load_state_dict(through_a_file(model.state_dict()))
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert equal(model.parameters(), other.parameters())
+    assert all(
+        torch.equal(optimizer.state[mine]["gap"], resumed.state[theirs]["gap"])
+        for mine, theirs in zip(model.parameters(), other.parameters(), strict=True)
+    )

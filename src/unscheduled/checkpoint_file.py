@@ -1,10 +1,9 @@
-"""Training checkpoints as files: what they hold, and the averaged weights in them."""
+"""Training checkpoints as files: what they hold, and writing weights."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -15,15 +14,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from unscheduled import iterates
-from unscheduled.loading import plain_name, saved_names
-
 Weights = dict[str, Tensor]
 State = dict[str, Any]
 
 MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth")
 OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
-BATCH_NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class CheckpointError(Exception):
@@ -32,21 +27,10 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a model, and the state of the optimizer beside them."""
+    """Every set of named tensors that may be the weights, the largest first, and the optimizers' state dicts."""
 
-    weights: Weights
-    optimizer: dict[str, Any]
-
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        return self.optimizer["param_groups"]
-
-    @property
-    def kind(self) -> str:
-        """Whose optimizer it is: ``unscheduled``, ``schedulefree`` or ``other``."""
-        if all("averaging" in group for group in self.groups):
-            return "unscheduled"
-        return "schedulefree" if all("train_mode" in group for group in self.groups) else "other"
+    candidates: list[Weights]
+    optimizers: list[dict[str, Any]]
 
 
 # Reading.
@@ -64,15 +48,15 @@ def read(path: Path, optimizer_path: Path | None = None) -> Checkpoint:
     """
     tree = _read_folder(path) if path.is_dir() else _read_file(path)
     source = _read_file(optimizer_path) if optimizer_path else tree
-    optimizer = next(_optimizers(source), None) or _unflattened(source)
-    if optimizer is None:
+    optimizers = list(_optimizers(source))
+    if not optimizers:
         raise CheckpointError(
             f"{optimizer_path or path} has no state of an optimizer: give the file that has it with --optimizer"
         )
-    candidates = [weights for weights in _weights(tree) if weights]
+    candidates = sorted(_weights(tree), key=len, reverse=True)
     if not candidates:
         raise CheckpointError(f"{path} has no weights of a model: it should have the model's state dict")
-    return Checkpoint(max(candidates, key=len), optimizer)
+    return Checkpoint(candidates, optimizers)
 
 
 def _read_file(path: Path) -> Any:
@@ -136,6 +120,8 @@ def _is_optimizer(tree: Any) -> bool:
 def _optimizers(tree: Any) -> Iterator[dict[str, Any]]:
     if _is_optimizer(tree):
         yield tree
+    elif flattened := _unflattened(tree):
+        yield flattened
     else:
         for entry in _entries(tree):
             yield from _optimizers(entry)
@@ -170,126 +156,9 @@ def _unflattened(tree: Any) -> dict[str, Any] | None:
         name, _, option = rest.rpartition(".")
         if name and section in ("state", "param_groups"):
             (states if section == "state" else groups).setdefault(name, {})[option] = value
-    if groups:
-        return {"state": states, "param_groups": [{**group, "params": [name]} for name, group in groups.items()]}
-    return next((found for entry in _entries(entries) if (found := _unflattened(entry))), None)
-
-
-# The average.
-
-
-def averaged(checkpoint: Checkpoint) -> tuple[Weights, int]:
-    """The weights with every parameter of the optimizer at x, and how many tensors those are.
-
-    Raises:
-        CheckpointError: if the optimizer is no schedule-free one, or its state is not that of these weights.
-    """
-    if checkpoint.kind == "other":
-        raise CheckpointError(
-            "the optimizer in it is not schedule-free: its weights are what they are, without average"
-        )
-    averages: Weights = {}
-    for group, name, key in _located(checkpoint):
-        weight, state = checkpoint.weights[name], checkpoint.optimizer["state"].get(key)
-        if state and checkpoint.kind == "unscheduled":
-            averages[name] = _average(state, group)
-            if not any(torch.allclose(weight, own, rtol=1e-2, atol=1e-6) for own in (averages[name], state["y"])):
-                raise CheckpointError(
-                    f"{name} is neither the x nor the y of the optimizer's state: the two are of different moments"
-                )
-        elif state and group["train_mode"]:
-            z, beta = state["z"].double(), _beta(group)
-            x = iterates.averaged(weight.double(), iterates.gap_between(weight.double(), z, beta), beta)
-            averages[name] = x.to(weight.dtype)
-        else:
-            averages[name] = weight
-    return {**checkpoint.weights, **averages}, len(averages)
-
-
-def held(checkpoint: Checkpoint) -> str:
-    """What the weights are, by their bits if the file tells: ``x``, ``y``, or neither."""
-    if checkpoint.kind == "other":
-        return "what they are: the optimizer is not schedule-free"
-    if checkpoint.kind == "schedulefree":
-        return "y (train mode)" if checkpoint.groups[0]["train_mode"] else "x (eval mode)"
-    pairs = [
-        (checkpoint.weights[name], checkpoint.optimizer["state"].get(key), group)
-        for group, name, key in _located(checkpoint)
-    ]
-    started = [(weight, state, group) for weight, state, group in pairs if state]
-    if all(torch.equal(weight, _average(state, group)) for weight, state, group in started):
-        return "x, the average"
-    if all(torch.equal(weight, state["y"]) for weight, state, _ in started):
-        return "y, the gradient point"
-    return "neither the x nor the y of the optimizer's state"
-
-
-def _average(state: State, group: dict[str, Any]) -> Tensor:
-    y: Tensor = state["y"]
-    return iterates.averaged(y.to(state["gap"].dtype), state["gap"], group["beta"]).to(y.dtype)
-
-
-def _beta(group: dict[str, Any]) -> float:
-    return float(group["momentum"] if "momentum" in group else group["betas"][0])
-
-
-def _located(checkpoint: Checkpoint) -> list[tuple[dict[str, Any], str, Any]]:
-    """For each weight that the optimizer has: its group, its name, and its key in the optimizer's state.
-
-    By name, if the file has names; else by their order, where buffers do not count and all shapes have to agree. Other
-    names of the very same weights are tied ones.
-    """
-    states: dict[Any, State] = checkpoint.optimizer["state"]
-    weights = {plain_name(name): name for name in checkpoint.weights}
-    keys = [(group, key) for group in checkpoint.groups for key in group["params"]]
-    by_key = saved_names(checkpoint.optimizer)
-    if by_key.keys() >= {key for _, key in keys}:
-        names = [by_key[key] for _, key in keys]
-    else:
-        names = _in_order(checkpoint.weights, [states.get(key) for _, key in keys])
-    missing = [name for name in names if plain_name(name) not in weights]
-    if missing:
-        raise CheckpointError(f"the optimizer has a parameter {missing[0]}, which is not among the weights")
-    located: list[tuple[dict[str, Any], str, Any]] = []
-    for (group, key), name in zip(keys, names, strict=True):
-        first = weights[plain_name(name)]
-        tensor, shape = checkpoint.weights[first], _shape(states.get(key))
-        if shape is not None and shape != tensor.shape:
-            raise CheckpointError(
-                f"{first} has shape {tuple(tensor.shape)}, but {tuple(shape)} in the optimizer's state: "
-                "they are of different models"
-            )
-        located.append((group, first, key))
-    alone = set(checkpoint.weights) - {name for _, name, _ in located}
-    for group, name, key in list(located):
-        tensor = checkpoint.weights[name]
-        tied = [other for other in alone if tensor.numel() and torch.equal(checkpoint.weights[other], tensor)]
-        located += [(group, other, key) for other in tied]
-    return located
-
-
-def _in_order(weights: Weights, states: list[State | None]) -> list[str]:
-    """The names of the optimizer's parameters, if they are in the order of the weights."""
-    names: dict[int, str] = {}
-    for name, weight in weights.items():
-        if name.rpartition(".")[2] not in BATCH_NORM_BUFFERS:
-            names.setdefault(weight.data_ptr() if weight.numel() else id(weight), name)  # tied weights count once
-    found = list(names.values())
-    fit = len(found) == len(states) and all(
-        (shape := _shape(state)) is None or shape == weights[name].shape
-        for name, state in zip(found, states, strict=False)
-    )
-    if not fit:
-        raise CheckpointError(
-            f"the optimizer has {len(states)} parameters without names, which do not line up with the {len(found)} "
-            "weights: load it in Python and use averaged_state_dict"
-        )
-    return found
-
-
-def _shape(state: State | None) -> torch.Size | None:
-    tensor = (state or {}).get("gap", (state or {}).get("z"))
-    return tensor.shape if isinstance(tensor, Tensor) else None
+    if not groups:
+        return None
+    return {"state": states, "param_groups": [{**group, "params": [name]} for name, group in groups.items()]}
 
 
 # Writing.
@@ -321,25 +190,3 @@ def check_output(path: Path, *sources: Path | None) -> None:
         raise CheckpointError(f"-o {path}: there is no folder {path.parent}")
     if path.suffix == ".safetensors":
         _safetensors()
-
-
-# Describing.
-
-
-def described(checkpoint: Checkpoint) -> str:
-    """What a checkpoint holds, for people."""
-    lines = [("optimizer", f"{checkpoint.kind}"), ("the weights are", held(checkpoint))]
-    counts = {name: weight.numel() for name, weight in checkpoint.weights.items()}
-    lines.append(("the model has", f"{len(counts)} tensors, {sum(counts.values()):,} numbers"))
-    for index, group in enumerate(checkpoint.groups):
-        lines.append((f"group {index}", f"{len(group['params'])} parameters, lr {float(group.get('lr', math.nan)):g}"))
-        if checkpoint.kind == "unscheduled":
-            c = float(group["c"])
-            window = f"{1 / c:,.0f} steps" if c > 0.0 else "none yet"
-            mode = "train" if group["training"] else "eval"
-            lines += [("  mode", mode), ("  steps", f"{group['step']:,}"), ("  beta", f"{group['beta']:g}")]
-            lines += [("  window 1/c", window), ("  averaging", group["averaging"]["name"])]
-        elif checkpoint.kind == "schedulefree":
-            mode = "train" if group["train_mode"] else "eval"
-            lines += [("  mode", mode), ("  steps", f"{group['k']:,}"), ("  beta", f"{_beta(group):g}")]
-    return "\n".join(f"{name:<16} {value}" for name, value in lines)

@@ -125,21 +125,23 @@ def run_race(arguments: argparse.Namespace) -> int:
 
 
 def run_average(arguments: argparse.Namespace) -> int:
-    from unscheduled import checkpoint_file
+    from unscheduled.checkpoint_average import averaged
+    from unscheduled.checkpoint_file import check_output, read, write
 
     with checkpoint_failures("unscheduled average"):
-        checkpoint_file.check_output(arguments.output, arguments.checkpoint, arguments.optimizer)
-        weights, count = checkpoint_file.averaged(checkpoint_file.read(arguments.checkpoint, arguments.optimizer))
-        checkpoint_file.write(weights, arguments.output)
+        check_output(arguments.output, arguments.checkpoint, arguments.optimizer)
+        weights, count = averaged(read(arguments.checkpoint, arguments.optimizer))
+        write(weights, arguments.output)
         print(f"{arguments.output}: {len(weights)} tensors, of which {count} are the average x")
     return 0
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
-    from unscheduled import checkpoint_file
+    from unscheduled.checkpoint_description import described
+    from unscheduled.checkpoint_file import read
 
     with checkpoint_failures("unscheduled inspect"):
-        print(checkpoint_file.described(checkpoint_file.read(arguments.checkpoint, arguments.optimizer)))
+        print(described(read(arguments.checkpoint, arguments.optimizer)))
     return 0
 
 

@@ -1,6 +1,6 @@
 """What may be loaded into an optimizer: everything is checked before anything is changed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Set
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor
@@ -27,8 +27,8 @@ def param_name(group: Group, index: int, position: int) -> str:
 
 
 def plain_name(name: str) -> str:
-    """The name of a parameter without what ``torch.compile`` and data parallelism put before it."""
-    return ".".join(part for part in name.removeprefix("module.").split(".") if part != "_orig_mod")
+    """The name of a parameter without what ``torch.compile`` puts into it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def saved_names(state_dict: dict[str, Any]) -> dict[Any, str]:
@@ -41,39 +41,68 @@ def saved_names(state_dict: dict[str, Any]) -> dict[Any, str]:
     for group in _groups_of(state_dict):
         names.update(zip(group["params"], group.get("param_names", []), strict=False))
         names.update((key, key) for key in group["params"] if isinstance(key, str))
-    return names
+    return {key: plain_name(name) for key, name in names.items()}
+
+
+def counterparts(names: Collection[str], others: Set[str]) -> Iterator[dict[str, str]]:
+    """The ways to find all names among others: as they are; else with the same prefix more, or less, before each.
+
+    Data parallelism, wrappers and trainers put a prefix before the names of a whole model.
+    """
+    if others >= set(names):
+        yield {name: name for name in names}
+        return
+    longest = max(names, key=len)
+    for other in others:
+        if other.endswith(f".{longest}"):
+            prefix = other[: -len(longest)]
+            found = {name: prefix + name for name in names}
+        else:
+            prefix = longest[: -len(other)] if longest.endswith(f".{other}") else None
+            found = {name: name[len(prefix) :] for name in names if prefix and name.startswith(prefix)}
+        if len(found) == len(names) and others >= set(found.values()):
+            yield found
 
 
 def regrouped(state_dict: dict[str, Any], param_groups: list[Group], names: dict[Tensor, str]) -> dict[str, Any]:
     """A state dict in the order and the groups of an optimizer, if both have names; else the very same.
 
-    Where the names are the keys, torch's DCP has brought them into order already.
+    Names that do not lead from one to the other, as where two models have the same, have to be in the same order, save
+    for prefixes. Where the names are the keys and others than here, torch's DCP has brought them into order.
 
     Raises:
         ValueError: if the names differ, or parameters that are one group here belong to groups with other values.
     """
-    saved_groups = _groups_of(state_dict)
-    theirs = saved_names(state_dict)
-    keys = [(saved, key) for saved in saved_groups for key in saved["params"]]
-    unnamed = any(key not in theirs for _, key in keys)
-    in_order = any(isinstance(key, str) for _, key in keys)
-    if not names or unnamed or in_order:
+    by_key = saved_names(state_dict)
+    keys = [(saved, key) for saved in _groups_of(state_dict) for key in saved["params"]]
+    groups_here = [[names[param] for param in group["params"]] for group in param_groups] if names else []
+    if not groups_here or not all(groups_here) or any(key not in by_key for _, key in keys):
         return state_dict
-    found = {plain_name(theirs[key]): (saved, key) for saved, key in keys}
-    ours = [[plain_name(names[param]) for param in group["params"]] for group in param_groups]
-    if not all(ours):
+    ours, theirs = [name for group in groups_here for name in group], [by_key[key] for _, key in keys]
+    same = next(counterparts(ours, set(theirs)), dict[str, str]())
+    if len(set(same.values())) == len(ours) == len(theirs):
+        place = dict(zip(theirs, keys, strict=True))
+        found = {name: place[same[name]] for name in ours}
+        joined = [_joined(group, index, found) for index, group in enumerate(groups_here)]
+        return {**state_dict, "param_groups": joined}
+    agree = len(ours) == len(theirs) and all(map(_alike, ours, theirs))
+    if agree or any(isinstance(key, str) for _, key in keys):
         return state_dict
-    missing = [name for group in ours for name in group if name not in found]
-    surplus = sorted(set(found) - {name for group in ours for name in group})
-    if missing or surplus:
-        problem = (
-            f"has no {missing[0]}, which this optimizer has" if missing else f"has {surplus[0]}, which this has not"
-        )
-        raise ValueError(
-            f"the state dict is of other parameters: it {problem}: construct the optimizer with the same parameters, "
-            "or rename them in the state dict's 'param_names'"
-        )
-    return {**state_dict, "param_groups": [_joined(group, index, found) for index, group in enumerate(ours)]}
+    missing, surplus = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
+    if missing:
+        problem = f"has no {missing[0]}, which this optimizer has"
+    elif surplus:
+        problem = f"has {surplus[0]}, which this has not"
+    else:
+        problem = "has some names twice, and in another order than this optimizer"
+    raise ValueError(
+        f"the state dict is of other parameters: it {problem}: construct the optimizer with the same parameters, "
+        "or rename them in the state dict's 'param_names'"
+    )
+
+
+def _alike(name: str, other: str) -> bool:
+    return f".{name}".endswith(f".{other}") or other.endswith(f".{name}")
 
 
 def _joined(group: list[str], index: int, found: dict[str, tuple[Group, Any]]) -> Group:

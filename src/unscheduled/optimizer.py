@@ -360,7 +360,9 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
         Load the model before or after. If its weights are, bit for bit, the y or the x of the state, the parameters get
         y or x, as the mode asks; otherwise they are taken as the new x, or, in a state of train mode, as y. The mode is
         that of the attached models, if there are any, else that of the file. Parameters are found by their names, in
-        whatever order and groups, if both sides have names, and by their order otherwise.
+        whatever order and groups, if both sides have names (one side may have a prefix more before each). They are
+        found by their order if a side has no names, or has one for two parameters; then the order of the names has to
+        be the same.
 
         It takes the files of other optimizers too: the ``schedulefree`` package's, whose run goes on, and those of
         ``torch.optim.Adam`` and ``AdamW``, of which the second moments and their counts are kept: a new run starts from
@@ -397,14 +399,17 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
                 hook.remove()
 
     def _names(self) -> dict[Tensor, str]:
-        """What the parameters are called: the names given at construction, or those in the attached models."""
+        """What the parameters are called: the names given at construction, or those in the attached models.
+
+        Two models may have the same names. Unless every parameter has one, there are none.
+        """
         names: dict[Tensor, str] = {}
-        for index, attached in enumerate(self._attachments):
-            prefix = f"{index}." if len(self._attachments) > 1 else ""
+        for attached in self._attachments:
             for name, param in attached.model.named_parameters():
-                names.setdefault(param, prefix + loading.plain_name(name))
+                names.setdefault(param, loading.plain_name(name))
         for group in self.param_groups:
-            names.update(zip(group["params"], group.get("param_names", []), strict=False))
+            given = [loading.plain_name(name) for name in group.get("param_names", [])]
+            names.update(zip(group["params"], given, strict=False))
         return names if all(param in names for param in self._params()) else {}
 
     def __getstate__(self) -> dict[str, Any]:
