@@ -144,7 +144,7 @@ def test_gradients_do_not_outlive_the_step() -> None:
 def test_groups_with_other_options_and_counts_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     run = fused._run  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(fused, "_run", lambda kernel, works: (calls.append(len(works)), run(kernel, works)))
+    monkeypatch.setattr(fused, "_run", lambda *of: (calls.append(len(of[-1])), run(*of)))
     results: list[list[Tensor]] = []
     for implementation in ("fused", "loop"):
         params = make_params((3,), (4, 5), (6,))
@@ -240,7 +240,8 @@ def test_parameters_on_another_device_are_refused() -> None:
 def test_a_direction_that_numba_cannot_compile_runs_as_the_loop(caplog: pytest.LogCaptureFixture) -> None:
     rule = kernels.Rule(lambda grad: (grad.sign(),))
     with caplog.at_level(logging.DEBUG, "unscheduled"):
-        assert jit.compiled_kernel(rule, jit.SHARED) is None
+        kind = jit.Kind(torch.float32, torch.float32, (torch.float32,))
+        assert jit.compiled_kernel(rule, kind, jit.SHARED) is None
     assert "Numba cannot compile" in caplog.text
 
 
@@ -250,7 +251,7 @@ def test_a_changed_definition_is_compiled_anew() -> None:
     def of(text: str) -> int:
         names: dict[str, Any] = {}
         exec(text, names)
-        return jit._fingerprint(names["direction"])  # pyright: ignore[reportPrivateUsage]
+        return jit._fingerprint("", names["direction"])  # pyright: ignore[reportPrivateUsage]
 
     text = "def half(g):\n    return 2 * g\ndef direction(g):\n    return (half(g),)\n"
     assert of(text) == of(text)

@@ -15,14 +15,15 @@ from unscheduled.interval import require_within
 from unscheduled.iterates import Array, root
 from unscheduled.kernels import Implementation, Rule, Tensors
 from unscheduled.optimizer import ScheduleFreeOptimizer
+from unscheduled.precision import StatePrecision
 
 
 def adam_direction(
-    grad: Array, exp_avg_sq: Array, beta2: float, one_minus_beta2: float, bias_correction2: float, eps: float
+    grad: Array, exp_avg_sq: Array, beta2: float, one_minus_beta2: float, inverse_bias_correction2: float, eps: float
 ) -> tuple[Array, Array]:
     """The direction of Adam without momentum, d = g / (sqrt(v / (1 - beta2^t)) + eps)."""
     exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * (grad * grad)
-    return grad / (root(exp_avg_sq / bias_correction2) + eps), exp_avg_sq
+    return grad / (root(inverse_bias_correction2 * exp_avg_sq) + eps), exp_avg_sq
 
 
 def direction_with_momentum(
@@ -31,16 +32,16 @@ def direction_with_momentum(
     exp_avg_sq: Array,
     beta2: float,
     one_minus_beta2: float,
-    bias_correction2: float,
+    inverse_bias_correction2: float,
     eps: float,
     inner_momentum: float,
     one_minus_inner_momentum: float,
-    bias_correction1: float,
+    inverse_bias_correction1: float,
 ) -> tuple[Array, Array, Array]:
     """The direction of Adam, d = (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)."""
     exp_avg = inner_momentum * exp_avg + one_minus_inner_momentum * grad
     exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * (grad * grad)
-    return (exp_avg / bias_correction1) / (root(exp_avg_sq / bias_correction2) + eps), exp_avg, exp_avg_sq
+    return inverse_bias_correction1 * exp_avg / (root(inverse_bias_correction2 * exp_avg_sq) + eps), exp_avg, exp_avg_sq
 
 
 def foreach_adam_direction(
@@ -48,11 +49,11 @@ def foreach_adam_direction(
     exp_avg_sqs: Tensors,
     beta2: float,
     one_minus_beta2: float,
-    bias_correction2: float,
+    inverse_bias_correction2: float,
     eps: float,
 ) -> Tensors:
     """:func:`adam_direction` on lists of tensors."""
-    directions = _reciprocal_denominators(grads, exp_avg_sqs, beta2, one_minus_beta2, bias_correction2, eps)
+    directions = _reciprocal_denominators(grads, exp_avg_sqs, beta2, one_minus_beta2, inverse_bias_correction2, eps)
     torch._foreach_mul_(directions, grads)
     return directions
 
@@ -63,18 +64,18 @@ def foreach_direction_with_momentum(
     exp_avg_sqs: Tensors,
     beta2: float,
     one_minus_beta2: float,
-    bias_correction2: float,
+    inverse_bias_correction2: float,
     eps: float,
     inner_momentum: float,
     one_minus_inner_momentum: float,
-    bias_correction1: float,
+    inverse_bias_correction1: float,
 ) -> Tensors:
     """:func:`direction_with_momentum` on lists of tensors."""
     torch._foreach_mul_(exp_avgs, inner_momentum)
     torch._foreach_add_(exp_avgs, grads, alpha=one_minus_inner_momentum)
-    directions = _reciprocal_denominators(grads, exp_avg_sqs, beta2, one_minus_beta2, bias_correction2, eps)
+    directions = _reciprocal_denominators(grads, exp_avg_sqs, beta2, one_minus_beta2, inverse_bias_correction2, eps)
     torch._foreach_mul_(directions, exp_avgs)
-    torch._foreach_div_(directions, bias_correction1)
+    torch._foreach_mul_(directions, inverse_bias_correction1)
     return directions
 
 
@@ -89,11 +90,11 @@ def _reciprocal_denominators(
     exp_avg_sqs: Tensors,
     beta2: float,
     one_minus_beta2: float,
-    bias_correction2: float,
+    inverse_bias_correction2: float,
     eps: float,
 ) -> Tensors:
     foreach_second_moment(grads, exp_avg_sqs, beta2, one_minus_beta2)
-    denominators = torch._foreach_div(exp_avg_sqs, bias_correction2)
+    denominators = torch._foreach_mul(exp_avg_sqs, inverse_bias_correction2)
     torch._foreach_sqrt_(denominators)
     torch._foreach_add_(denominators, eps)
     torch._foreach_reciprocal_(denominators)
@@ -106,13 +107,18 @@ def adam_scalars(group: Group, step: int) -> dict[str, float]:
     return {
         "beta2": beta2,
         "one_minus_beta2": 1.0 - beta2,
-        "bias_correction2": 1.0 - beta2**step,
+        "inverse_bias_correction2": 1.0 / (1.0 - beta2**step),
         "eps": group["eps"],
     }
 
 
-ADAM = Rule(adam_direction, ("exp_avg_sq",), foreach_adam_direction)
-ADAM_WITH_MOMENTUM = Rule(direction_with_momentum, ("exp_avg", "exp_avg_sq"), foreach_direction_with_momentum)
+ADAM = Rule(adam_direction, ("exp_avg_sq",), foreach_adam_direction, (torch.uint8,))
+ADAM_WITH_MOMENTUM = Rule(
+    direction_with_momentum,
+    ("exp_avg", "exp_avg_sq"),
+    foreach_direction_with_momentum,
+    (torch.int16, torch.uint8),
+)
 
 
 def check_adam(group: Group) -> None:
@@ -157,6 +163,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"`` or ``"fused"``, see :mod:`unscheduled.kernels`.
+        state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 3.1 bytes a parameter.
 
     Raises:
         ValueError: if an argument is out of its range, or two of them exclude each other.
@@ -196,6 +203,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         decay_at: Literal["y", "z"] = "y",
         maximize: bool = False,
         implementation: Implementation = "auto",
+        state_precision: StatePrecision = "float32",
     ) -> None:
         options = {
             "lr": lr,
@@ -211,7 +219,9 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
             "decay_at": decay_at,
             "maximize": maximize,
         }
-        super().__init__(params, implementation=implementation, foreach=foreach, options=options)
+        super().__init__(
+            params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
+        )
 
     def _rule(self, group: Group) -> Rule:
         return ADAM_WITH_MOMENTUM if group["inner_momentum"] > 0.0 else ADAM
@@ -222,7 +232,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
             scalars |= {
                 "inner_momentum": inner_momentum,
                 "one_minus_inner_momentum": 1.0 - inner_momentum,
-                "bias_correction1": 1.0 - inner_momentum**step,
+                "inverse_bias_correction1": 1.0 / (1.0 - inner_momentum**step),
             }
         return scalars
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from unscheduled import groups, kernels, loading, migration
+from unscheduled import groups, kernels, loading, migration, precision
 from unscheduled.groups import Group
 from unscheduled.interval import require_within
 from unscheduled.iterates import coefficients
 from unscheduled.kernels import Implementation, Rule, Scalars, Work
 from unscheduled.modes import TwoModes
+from unscheduled.precision import StatePrecision
 from unscheduled.state import Batches, State, fresh_state, put_reinterpolated
 from unscheduled.step_size import linear_warmup
 
@@ -55,8 +56,10 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
 
     Args:
         params: parameters, named parameters or parameter groups, as for every ``torch.optim.Optimizer``.
-        implementation: ``"auto"`` (the fastest that there is), ``"loop"``, ``"foreach"`` or ``"fused"``, for all groups:
-            see :mod:`unscheduled.kernels`.
+        implementation: ``"auto"`` (the fastest that there is), ``"loop"``, ``"foreach"`` or ``"fused"``, for all
+            groups: see :mod:`unscheduled.kernels`.
+        state_precision: ``"float32"`` (or the parameters' own precision, if that is higher) or ``"compact"``, for all
+            groups: see :mod:`unscheduled.precision`.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``: for code written for ``schedulefree``.
         options: the defaults of the groups, see :mod:`unscheduled.groups`, and the algorithm's own.
 
@@ -69,14 +72,24 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
     implementation: Implementation
     """Which lowering of the update runs."""
 
+    state_precision: StatePrecision
+    """How the buffers are stored."""
+
     def __init__(
-        self, params: ParamsT, *, implementation: Implementation, foreach: bool | None, options: dict[str, Any]
+        self,
+        params: ParamsT,
+        *,
+        implementation: Implementation,
+        foreach: bool | None,
+        options: dict[str, Any],
+        state_precision: StatePrecision = "float32",
     ) -> None:
         if foreach is not None and implementation != "auto":
             raise ValueError(
                 f"foreach = {foreach} and implementation = {implementation!r} exclude each other: give one of them"
             )
         self._batches: dict[int, Batches] = {}
+        self.state_precision = state_precision
         self.implementation = implementation if foreach is None else "foreach" if foreach else "loop"
         defaults = groups.resolved(options, defaults={})
         self._check(defaults)
@@ -122,7 +135,9 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
             group = groups.resolved(param_group, self.defaults)
             self._check(group)
             group["params"] = groups.listed(group["params"])
-            kernels.check(self.implementation, self._rule(group), groups.tensors(group["params"]))
+            params = groups.tensors(group["params"])
+            kernels.check(self.implementation, self._rule(group), params)
+            precision.check(self.state_precision, params, self._rule(group).compact is not None)
         except ValueError as error:
             raise ValueError(f"parameter group {len(self.param_groups)}: {error}") from None
         training = self.training
@@ -136,6 +151,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
         groups.check(group)
         self._check_rule(group)
         kernels.check(self.implementation, self._rule(group))
+        precision.check(self.state_precision, [], self._rule(group).compact is not None)
         self._next_beta(group, 0)
 
     def _next_beta(self, group: Group, step: int) -> float:
@@ -267,7 +283,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
         if not all(plan.states):
             for param, state in zip(plan.params, plan.states, strict=True):
                 if not state:
-                    state.update(fresh_state(param, rule))
+                    state.update(fresh_state(param, rule, self.state_precision == "compact"))
         if plan.only_initialises:
             for param, state in zip(plan.params, plan.states, strict=True):
                 state["y"] = param.detach().clone()  # a place for that of a file
@@ -285,7 +301,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
             plan.params, plan.grads, plan.contiguous, plan.states, rule
         ):
             lr = plan.warm_lr * self._lr_factor(group, seen)
-            works.append((batch, Scalars(lr=lr, direction=self._rule_scalars(group, seen), **shared)))
+            works.append((batch, Scalars(seen, lr, direction=self._rule_scalars(group, seen), **shared)))
         return works
 
     def _count(self, plan: Plan) -> None:
@@ -314,7 +330,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
         metrics: dict[str, float] = {}
         for index, group in enumerate(self.param_groups):
             prefix = f"group{index}/" if len(self.param_groups) > 1 else ""
-            gaps = [self.state[param]["gap"] for param in group["params"] if self.state.get(param)]
+            gaps = [precision.wide(state, "gap") for param in group["params"] if (state := self.state.get(param))]
             values = {
                 "step": float(group["step"]),
                 "lr": float(group["lr"]),
@@ -322,7 +338,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
                 "beta": group["beta"],
                 "c": group["c"],
                 "window": 1.0 / group["c"] if group["c"] > 0.0 else float("inf"),
-                "gap_norm": math.hypot(*(float(gap.norm()) for gap in gaps)),
+                "gap_norm": math.hypot(*(float(torch.linalg.vector_norm(gap)) for gap in gaps)),
             }
             metrics.update((prefix + name, value) for name, value in values.items())
         return metrics
@@ -414,7 +430,11 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which are attached to nothing; the weights beside them may be x or y."""
-        copied = super().__getstate__() | {"implementation": self.implementation} | self._fresh_modes()
+        copied = (
+            super().__getstate__()
+            | {"implementation": self.implementation, "state_precision": self.state_precision}
+            | self._fresh_modes()
+        )
         copied["_batches"] = {}
         copied["_averaged"] = set(self._averaged)
         if self._attachments:

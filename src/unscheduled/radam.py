@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -18,6 +19,7 @@ from unscheduled.interpolation import Interpolation
 from unscheduled.iterates import Array
 from unscheduled.kernels import Implementation, Rule, Tensors
 from unscheduled.optimizer import ScheduleFreeOptimizer
+from unscheduled.precision import StatePrecision
 from unscheduled.step_size import largest_moving_average, rectification
 
 
@@ -26,12 +28,12 @@ def radam_direction(
     exp_avg_sq: Array,
     beta2: float,
     one_minus_beta2: float,
-    bias_correction2: float,
+    inverse_bias_correction2: float,
     eps: float,
     rectified: bool,
 ) -> tuple[Array, Array]:
     """The direction of RAdam: Adam's once its step size can be rectified, SGD's d = g until then."""
-    adaptive, exp_avg_sq = adam_direction(grad, exp_avg_sq, beta2, one_minus_beta2, bias_correction2, eps)
+    adaptive, exp_avg_sq = adam_direction(grad, exp_avg_sq, beta2, one_minus_beta2, inverse_bias_correction2, eps)
     return (adaptive if rectified else grad), exp_avg_sq
 
 
@@ -40,18 +42,18 @@ def foreach_radam_direction(
     exp_avg_sqs: Tensors,
     beta2: float,
     one_minus_beta2: float,
-    bias_correction2: float,
+    inverse_bias_correction2: float,
     eps: float,
     rectified: bool,
 ) -> Tensors:
     """:func:`radam_direction` on lists of tensors."""
     if rectified:
-        return foreach_adam_direction(grads, exp_avg_sqs, beta2, one_minus_beta2, bias_correction2, eps)
+        return foreach_adam_direction(grads, exp_avg_sqs, beta2, one_minus_beta2, inverse_bias_correction2, eps)
     foreach_second_moment(grads, exp_avg_sqs, beta2, one_minus_beta2)
     return grads
 
 
-RADAM = Rule(radam_direction, ("exp_avg_sq",), foreach_radam_direction)
+RADAM = Rule(radam_direction, ("exp_avg_sq",), foreach_radam_direction, (torch.uint8,))
 
 
 class RAdamScheduleFree(ScheduleFreeOptimizer):
@@ -86,6 +88,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"`` or ``"fused"``, see :mod:`unscheduled.kernels`.
+        state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 3.1 bytes a parameter.
 
     Raises:
         ValueError: if an argument is out of its range, two of them exclude each other, or beta2 is so small that
@@ -125,6 +128,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         decay_at: Literal["y", "z"] = "y",
         maximize: bool = False,
         implementation: Implementation = "auto",
+        state_precision: StatePrecision = "float32",
     ) -> None:
         options = {
             "lr": lr,
@@ -140,7 +144,9 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
             "decay_at": decay_at,
             "maximize": maximize,
         }
-        super().__init__(params, implementation=implementation, foreach=foreach, options=options)
+        super().__init__(
+            params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
+        )
 
     def _rule(self, group: Group) -> Rule:
         return RADAM

@@ -12,6 +12,7 @@ from unscheduled.interval import require_within
 from unscheduled.iterates import Array
 from unscheduled.kernels import Implementation, Rule, Tensors
 from unscheduled.optimizer import ScheduleFreeOptimizer
+from unscheduled.precision import StatePrecision
 
 
 def sgd_direction(grad: Array) -> tuple[Array]:
@@ -24,7 +25,7 @@ def foreach_sgd_direction(grads: Tensors) -> Tensors:
     return grads
 
 
-SGD = Rule(sgd_direction, foreach=foreach_sgd_direction)
+SGD = Rule(sgd_direction, foreach=foreach_sgd_direction, compact=())
 
 
 class SGDScheduleFree(ScheduleFreeOptimizer):
@@ -52,6 +53,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
         decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"`` or ``"fused"``, see :mod:`unscheduled.kernels`.
+        state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 2.03 bytes a parameter.
 
     Raises:
         ValueError: if an argument is out of its range, or two of them exclude each other.
@@ -89,6 +91,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
         decay_at: Literal["y", "z"] = "y",
         maximize: bool = False,
         implementation: Implementation = "auto",
+        state_precision: StatePrecision = "float32",
     ) -> None:
         options = {
             "lr": lr,
@@ -102,7 +105,9 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
             "decay_at": decay_at,
             "maximize": maximize,
         }
-        super().__init__(params, implementation=implementation, foreach=foreach, options=options)
+        super().__init__(
+            params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
+        )
 
     def _rule(self, group: Group) -> Rule:
         return SGD

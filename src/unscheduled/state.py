@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from unscheduled import iterates
+from unscheduled import iterates, precision
 from unscheduled.kernels import Batch, Rule
 
 State: TypeAlias = dict[str, Any]
@@ -40,11 +40,14 @@ def state_dtype(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
 
 
-def fresh_state(param: Tensor, rule: Rule) -> State:
+def fresh_state(param: Tensor, rule: Rule, compact: bool) -> State:
     """The state before the first gradient: everything is 0."""
-    dtype = state_dtype(param)
-    zeros = (torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format) for _ in (0, *rule.buffers))
-    return {"step": 0, **dict(zip(("gap", *rule.buffers), zeros, strict=True))}
+    names = ("gap", *rule.buffers)
+    dtypes = (torch.int16, *(rule.compact or ())) if compact else (state_dtype(param),) * len(names)
+    state: State = {"step": 0}
+    for name, dtype in zip(names, dtypes, strict=True):
+        state |= precision.fresh(param, name, dtype)
+    return state
 
 
 class Batches:
@@ -76,9 +79,11 @@ class Batches:
             and seen.count(seen[0]) == len(seen)
             and all(map(all_same, [params, gaps, *buffers], [kept.params, kept.gaps, *kept.buffers]))
         ):
-            return [(seen[0], kept._replace(grads=grads, contiguous=contiguous))]
-        found = list(_partition(params, grads, gaps, buffers, seen))
-        self._batch = found[0][1]._replace(grads=[]) if len(found) == 1 and not params[0].is_complex() else None
+            return [(seen[0], kept._replace(grads=grads, contiguous=contiguous, states=states))]
+        found = list(_partition(params, grads, gaps, buffers, states, seen))
+        self._batch = (
+            found[0][1]._replace(grads=[], states=[]) if len(found) == 1 and not params[0].is_complex() else None
+        )
         self._rule, self._grad_dtype, self._addresses = rule, grads[0].dtype if grads else None, addresses
         return found
 
@@ -89,19 +94,24 @@ def all_same(tensors: list[Tensor], others: list[Tensor]) -> bool:
 
 
 def _partition(
-    params: list[Tensor], grads: list[Tensor], gaps: list[Tensor], buffers: list[list[Tensor]], seen: list[int]
+    params: list[Tensor],
+    grads: list[Tensor],
+    gaps: list[Tensor],
+    buffers: list[list[Tensor]],
+    states: list[State],
+    seen: list[int],
 ) -> Iterator[tuple[int, Batch]]:
-    kinds = list(
-        zip(seen, *(map(DTYPE, tensors) for tensors in (params, grads, gaps)), map(DEVICE, params), strict=True)
-    )
+    dtypes = (map(DTYPE, tensors) for tensors in (params, grads, gaps))
+    kinds = list(zip(seen, *dtypes, map(DEVICE, params), strict=True))
     for kind in dict.fromkeys(kinds):
-        chosen = [
-            [tensor for tensor, of in zip(tensors, kinds, strict=True) if of == kind]
-            for tensors in (params, grads, gaps, *buffers)
-        ]
+
+        def of_kind(column: list[Any], kind: Any = kind) -> list[Any]:
+            return [entry for entry, of in zip(column, kinds, strict=True) if of == kind]
+
+        chosen = [of_kind(tensors) for tensors in (params, grads, gaps, *buffers)]
         if kind[1].is_complex:
             chosen = [[torch.view_as_real(tensor.resolve_conj()) for tensor in tensors] for tensors in chosen]
-        yield kind[0], Batch(*chosen[:3], chosen[3:], False, {})
+        yield kind[0], Batch(*chosen[:3], chosen[3:], of_kind(states), False, {})
 
 
 def put_averages(started: list[Started]) -> None:

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from unscheduled.kernels import foreach, loop
+from unscheduled.kernels.narrow import widened
 from unscheduled.kernels.rule import Batch as Batch
 from unscheduled.kernels.rule import Rule as Rule
 from unscheduled.kernels.rule import Scalars as Scalars
@@ -65,4 +66,5 @@ def update(implementation: str, rule: Rule, works: list[Work]) -> None:
 
         works = fused.update(rule, works)
     for batch, scalars in works:
-        (foreach if by_foreach else loop).update(rule, batch, scalars)
+        with widened(rule, batch, scalars.step) as wide:
+            (foreach if by_foreach else loop).update(rule, wide, scalars)

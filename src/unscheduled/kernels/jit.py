@@ -1,6 +1,7 @@
 """The kernels of the fused implementation: the definition, compiled by Numba and inlined into one loop."""
 # What Numba compiles has no types, and names that it is given later:
-# pyright: basic, reportUndefinedVariable=false, reportIndexIssue=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: basic, reportUndefinedVariable=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false
 # ruff: noqa: F821
 
 import hashlib
@@ -9,18 +10,21 @@ import math
 import threading
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
+import torch
+from numba import carray, cfunc, njit, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core.errors import NumbaError
-from numba.core.extending import intrinsic, overload
+from numba.core.extending import overload
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from unscheduled import iterates
+from unscheduled.kernels import streams
 from unscheduled.kernels.rule import Rule
+from unscheduled.precision import BLOCK
 
-CHUNK = 16_384  # elements
+CHUNK = 16_384  # elements: a multiple of BLOCK
 SHARED = 8  # scalars of every rule: see fused.numbers
 
 Function = Callable[..., Any]
@@ -28,105 +32,151 @@ Function = Callable[..., Any]
 log = logging.getLogger("unscheduled")
 
 
-def compiled_kernel(rule: Rule, scalar_count: int) -> Function | None:
-    """The kernel of a rule: ``kernel(table, sizes, ends, rows, scalars, first, last)`` updates some of the chunks.
+class Kind(NamedTuple):
+    """What the tensors of a batch are stored as. The parameters are split if they are bfloat16."""
 
-    ``table`` has a column of addresses for each tensor: of the parameter, the gradient, the gap and the buffers.
-    ``sizes`` are their numbers of elements, ``ends`` how many chunks they and all before them have; ``rows`` says which
-    row of ``scalars`` is theirs.
+    param: torch.dtype
+    grad: torch.dtype
+    stored: tuple[torch.dtype, ...]  # the gap and the buffers
 
-    It is kept on the disk, and made anew when the definition has changed. There is none if Numba cannot compile the
-    rule's direction.
+
+class Kernel(NamedTuple):
+    """What Numba has compiled: the address of a C function of one pointer, see :func:`_kernel`."""
+
+    address: int
+    owner: Any  # which keeps the code
+
+
+def compiled_kernel(rule: Rule, kind: Kind, scalar_count: int) -> Kernel | None:
+    """The kernel of a rule; None if Numba cannot compile the rule's direction.
+
+    It is kept on the disk, and made anew when the definition has changed.
     """
-    key = (rule.direction.__code__, len(rule.buffers), scalar_count)
-    if key not in _kernels:
+    wanted = (rule.direction.__code__, kind, scalar_count)
+    if wanted not in _kernels:
         with _lock:
-            if key not in _kernels:
-                _kernels[key] = _compile(rule, scalar_count)
-    return _kernels[key]
+            if wanted not in _kernels:
+                _kernels[wanted] = _compile(rule, kind, scalar_count)
+    return _kernels[wanted]
 
 
-_kernels: dict[Any, Function | None] = {}
+_kernels: dict[Any, Kernel | None] = {}
 _lock = threading.Lock()
 
 
-def _compile(rule: Rule, scalar_count: int) -> Function | None:
+def _compile(rule: Rule, kind: Kind, scalar_count: int) -> Kernel | None:
     if rule.direction.__closure__:
         return None
-    fingerprint = _fingerprint(rule.direction, iterates.base_move, iterates.advance)
+    fingerprint = _fingerprint(repr((kind, scalar_count)), rule.direction, iterates.base_move, iterates.advance)
+    of_grads, of_params, of_gaps, *of_buffers = streams.of(kind.param, kind.grad, kind.stored)
+    is_narrow = any(stream.is_narrow for stream in (of_grads, of_params, of_gaps, *of_buffers))
     names = {
         "direction": _jitted(rule.direction),
         "base_move": _jitted(iterates.base_move),
         "advance": _jitted(iterates.advance),
-        "buffers_at": _buffers_at(len(rule.buffers), 3),
-        "elements": _elements(len(rule.buffers)),
-        "put": _put(len(rule.buffers)),
+        "open_grads": of_grads.open,
+        "open_y": of_params.open,
+        "close_y": of_params.close,
+        "open_gaps": of_gaps.open,
+        "close_gaps": of_gaps.close,
+        "open_buffers": _open(of_buffers),
+        "close_buffers": _close(of_buffers),
+        "elements": _elements(len(of_buffers)),
+        "put": _put(len(of_buffers)),
         "own_scalars": scalar_count - SHARED,
+        "key_count": len(kind.stored),
+        "span": BLOCK if is_narrow else CHUNK,
+        "scratch_shape": (3 + len(of_buffers), BLOCK if is_narrow else 1),
     }
-    kernel = njit(_renamed(_kernel(fingerprint), names), nogil=True, error_model="numpy", cache=True)
+    function = _renamed(_kernel(fingerprint), names)
     try:
-        kernel.compile("int64[:,::1], int64[::1], int64[::1], int64[::1], float32[:,::1], int64, int64")
+        compiled = cfunc(types.void(types.CPointer(types.int64)), nopython=True, error_model="numpy", cache=True)(
+            function
+        )
     except NumbaError as error:
         log.debug("Numba cannot compile %s: %s", rule.direction.__name__, error)
         return None
-    kernel.disable_compile()
-    return kernel
+    return Kernel(compiled.address, compiled)
 
 
 def _kernel(fingerprint: int) -> Function:
     """The kernel, but for the names that stand for the functions of a rule. Numba looks at what a closure holds."""
 
-    def kernel(table, sizes, ends, rows, scalars, first, last):
+    def kernel(arguments):
+        """Take chunks from the common counter until there are no more.
+
+        The arguments are the counter, how many chunks to take at a time, how many there are, the number of tensors, of
+        streams and of rows, and the addresses of: a table with a column of addresses for each tensor (of the gradient,
+        the parameter, the gap and the buffers, and then of what else belongs to them, see ``streams.of``), the numbers
+        of elements, how many chunks a tensor and all before it have, which row of scalars and keys is its own, the
+        scalars, and the keys.
+        """
         assert fingerprint
-        tensor = np.searchsorted(ends, first, side="right")
-        for chunk in range(first, last):
-            while ends[tensor] <= chunk:
-                tensor += 1
-            start = CHUNK * (chunk - ends[tensor]) + -(-sizes[tensor] // CHUNK) * CHUNK
-            count = min(CHUNK, sizes[tensor] - start)
-            y = _array(table[0, tensor], start, count)
-            grads = _array(table[1, tensor], start, count)
-            gaps = _array(table[2, tensor], start, count)
-            buffers = buffers_at(table, tensor, start, count)
-            sign, lr, decay, decay_of_gap, gap_in_y, move_in_y, gap_in_gap, move_in_gap = to_fixed_tuple(
-                scalars[rows[tensor]], SHARED
-            )
-            own = to_fixed_tuple(scalars[rows[tensor], SHARED:], own_scalars)
-            for i in range(count):
-                found = direction(sign * grads[i], *(elements(buffers, i) + own))
-                move = base_move(found[0], y[i], gaps[i], lr, decay, decay_of_gap)
-                y[i], gaps[i] = advance(y[i], gaps[i], move, gap_in_y, move_in_y, gap_in_gap, move_in_gap)
-                put(buffers, i, found[1:])
+        given = carray(arguments, 12)
+        piece, chunks, tensors, table_rows, rows = given[1], given[2], given[3], given[4], given[5]
+        table = streams.int64s(given[6], 0, table_rows * tensors).reshape((table_rows, tensors))
+        sizes = streams.int64s(given[7], 0, tensors)
+        ends = streams.int64s(given[8], 0, tensors)
+        row_of = streams.int64s(given[9], 0, tensors)
+        scalars = streams.floats(given[10], 0, rows * (SHARED + own_scalars)).reshape((rows, SHARED + own_scalars))
+        keys = streams.uint32s(given[11], 0, rows * key_count).reshape((rows, key_count))
+        scratch = np.empty(scratch_shape, np.float32)
+        while True:
+            first = streams.take(arguments, piece)
+            if first >= chunks:
+                break
+            tensor = np.searchsorted(ends, first, side="right")
+            for chunk in range(first, min(first + piece, chunks)):
+                while ends[tensor] <= chunk:
+                    tensor += 1
+                begin = CHUNK * (chunk - ends[tensor]) + -(-sizes[tensor] // CHUNK) * CHUNK
+                addresses, row = table[:, tensor], row_of[tensor]
+                sign, lr, decay, decay_of_gap, gap_in_y, move_in_y, gap_in_gap, move_in_gap = to_fixed_tuple(
+                    scalars[row], SHARED
+                )
+                own = to_fixed_tuple(scalars[row, SHARED:], own_scalars)
+                for start in range(begin, min(begin + CHUNK, sizes[tensor]), span):
+                    count = min(span, sizes[tensor] - start)
+                    grads = open_grads(addresses, start, count, scratch[0])
+                    y = open_y(addresses, start, count, scratch[1])
+                    gaps = open_gaps(addresses, start, count, scratch[2])
+                    buffers = open_buffers(addresses, start, count, scratch[3:])
+                    for i in range(count):
+                        found = direction(sign * grads[i], *(elements(buffers, i) + own))
+                        move = base_move(found[0], y[i], gaps[i], lr, decay, decay_of_gap)
+                        y[i], gaps[i] = advance(y[i], gaps[i], move, gap_in_y, move_in_y, gap_in_gap, move_in_gap)
+                        put(buffers, i, found[1:])
+                    close_y(addresses, start, y, keys[row, 0])
+                    close_gaps(addresses, start, gaps, keys[row, 0])
+                    close_buffers(addresses, start, buffers, keys[row, 1:])
 
     return kernel
 
 
-@intrinsic
-def _pointer(typing_context, address):
-    """The pointer to the float32 numbers at an address."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(types.float32)(types.int64), generate
-
-
-@njit
-def _array(address, start, count):
-    return carray(_pointer(address + 4 * start), count)
-
-
-def _buffers_at(count: int, row: int) -> Function:
-    """The arrays of so many buffers, whose addresses begin in that row of the table."""
-    if count == 0:
-        return njit(lambda table, tensor, start, size: ())
-    others = _buffers_at(count - 1, row + 1)
+def _open(opened: list[streams.Stream]) -> Function:
+    """The arrays of several streams."""
+    if not opened:
+        return njit(lambda addresses, start, count, scratch: ())
+    one, others = opened[0].open, _open(opened[1:])
     return njit(
-        lambda table, tensor, start, size: (
-            _array(table[row, tensor], start, size),
-            *others(table, tensor, start, size),
+        lambda addresses, start, count, scratch: (
+            one(addresses, start, count, scratch[0]),
+            *others(addresses, start, count, scratch[1:]),
         )
     )
+
+
+def _close(closed: list[streams.Stream]) -> Function:
+    """Store the arrays of several streams."""
+    if not closed:
+        return njit(lambda addresses, start, arrays, keys: None)
+    one, others = closed[0].close, _close(closed[1:])
+
+    def close(addresses, start, arrays, keys):
+        one(addresses, start, arrays[0], keys[0])
+        others(addresses, start, arrays[1:], keys[1:])
+
+    return njit(close)
 
 
 def _elements(count: int) -> Function:
@@ -175,9 +225,9 @@ def _renamed(function: Any, names: dict[str, Any]) -> Any:
     )
 
 
-def _fingerprint(*functions: Any) -> int:
-    """A number that changes if the definitions, or what they call, do."""
-    text = repr([(_code(function)) for function in functions])
+def _fingerprint(kind: str, *functions: Any) -> int:
+    """A number that changes if the kind, the definitions or what they call do."""
+    text = repr([kind, streams.SOURCE, *map(_code, functions)])
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) + 1
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from unscheduled.iterates import Coefficients
@@ -24,11 +25,14 @@ class Rule:
         foreach: the same on lists of tensors, or None if there is none: ``foreach(grads, *buffer lists, **scalars)``
             returns the list of d, which is either ``grads`` itself or new tensors, and updates the buffers in place.
             It never writes to ``grads``.
+        compact: how ``state_precision="compact"`` stores each of the buffers, see :mod:`unscheduled.precision`:
+            ``torch.int16``, or ``torch.uint8`` for one that is never negative; None if the rule cannot do with that.
     """
 
     direction: Direction
     buffers: tuple[str, ...] = ()
     foreach: ForeachDirection | None = None
+    compact: tuple[torch.dtype, ...] | None = None
 
 
 class Batch(NamedTuple):
@@ -38,6 +42,7 @@ class Batch(NamedTuple):
     grads: list[Tensor]
     gaps: list[Tensor]
     buffers: list[list[Tensor]]  # one list for each of the rule's buffers
+    states: list[dict[str, Any]]  # where they are from
     contiguous: bool  # all gradients are known to be
     kept: dict[str, Any]  # what a kernel made of all but the gradients, for the next step
 
@@ -45,6 +50,7 @@ class Batch(NamedTuple):
 class Scalars(NamedTuple):
     """The numbers of one step, float64."""
 
+    step: int  # the gradients seen, this one included
     lr: float  # gamma: warmup and rectification included
     weight_decay: float
     weight_decay_of_gap: float

@@ -1,32 +1,71 @@
-"""Threads that share the work of a kernel, which lets go of Python's lock while it runs.
+"""The threads that share the work of a kernel.
 
-Python's own threads rather than those of a threading layer: they may be used from several threads at a time, and
-after a fork the child makes new ones.
+They are those of torch where they are OpenMP's: after a backward pass these are awake and wait for work, and others
+would have to wait for them. Elsewhere, and after a fork, when those of the parent are gone, they are Python's.
 """
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Function = Callable[[int], None]
 
 
-class Threads:
-    """The threads of this process, made when they are first needed."""
+def run(function: int, argument: int, count: int) -> None:
+    """Call a C function of one pointer, by their addresses, in this thread and, as far as they are free, in others.
+
+    Each call does what is left to do, so that nothing is left when this one has returned, but for what others have
+    begun, which is waited for.
+    """
+    if count == 1:
+        _from_python(function)(argument)
+    elif (parallel := _Current.openmp) is not None:
+        parallel(function, argument, count, 0)
+    else:
+        _Current.pool.run(_from_python(function), argument, count)
+
+
+@cache
+def _from_python(function: int) -> Function:
+    """A C function, which is called without Python's lock."""
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
+
+
+def _openmp() -> Any:
+    """OpenMP's own function for running another in several threads, from the library that torch has loaded."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        parallel = ctypes.CDLL(str(library)).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel
+
+
+class Pool:
+    """Threads of Python, made when they are first needed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._size = 0
 
-    def run(self, work: Callable[[], object], count: int) -> None:
-        """Call ``work`` in this thread and in ``count - 1`` others; return when all have returned."""
-        others = [self._at_least(count - 1).submit(work) for _ in range(count - 1)] if count > 1 else []
+    def run(self, function: Function, argument: int, count: int) -> None:
+        """Call a function in this thread and in up to ``count - 1`` others."""
+        pool = self._at_least(count - 1)
+        others = [pool.submit(function, argument) for _ in range(count - 1)]
         try:
-            work()
+            function(argument)
         finally:
-            wait(others)
-        for other in others:
-            other.result()
+            wait([other for other in others if not other.cancel()])  # what has not begun by now has nothing to do
 
     def _at_least(self, size: int) -> ThreadPoolExecutor:
         with self._lock:
@@ -37,17 +76,15 @@ class Threads:
 
 
 class _Current:
-    threads = Threads()
+    """The threads of this process."""
+
+    openmp = _openmp()
+    pool = Pool()
 
 
-def run(work: Callable[[], object], count: int) -> None:
-    """Call ``work`` in ``count`` threads, this one included."""
-    _Current.threads.run(work, count)
-
-
-def _forget() -> None:
-    _Current.threads = Threads()
+def _after_fork() -> None:
+    _Current.openmp, _Current.pool = None, Pool()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,259 @@
+"""How a buffer is stored: as float32, or narrow.
+
+| stored as | what | bytes a number |
+|---|---|---|
+| ``float32`` | any buffer | 4 |
+| ``int16``, a scale for each block | the gap, a first moment: multiples of 1/32767 of the largest of its block | 2.03 |
+| ``uint8``, two ends for each block | a second moment: 256 values, evenly in its logarithm, between the ends | 1.06 |
+| ``int16`` beside a parameter of 16 bits | y: what float32 has beyond the parameter (split weights) | 2 |
+
+A buffer that changes by less than what its code can tell from step to step would stand still if it were rounded to
+the nearest, so it is rounded at random, up with the probability of the remainder: the mean is right. The random numbers
+are a hash of the step and of the position, so that they are the same on every rank and after a resume.
+
+Second moments differ by orders of magnitude within a block. A code that is even in v or in its root makes zeros of the
+small ones, and steps that are too large by as much; this one is even in the logarithm (in the bits of the float, which
+are linear between powers of two), from the smallest to the largest, so that like moments are told apart finely.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+State: TypeAlias = dict[str, Any]
+
+BLOCK = 128  # numbers, in the order of memory
+SMALLEST = 2.0**-126  # of the float32 numbers of full precision
+SEED = 0x5F3759DF
+MASK = 0xFFFFFFFF
+
+StatePrecision: TypeAlias = Literal["float32", "compact"]
+
+
+def check(state_precision: str, params: Iterable[Tensor], rule_is_compact: bool) -> None:
+    """Raise ValueError unless the buffers of a rule and of these parameters can be stored so."""
+    has = "'float32' or 'compact'" if rule_is_compact else "'float32'"
+    if state_precision not in ("float32", "compact"):
+        raise ValueError(f"state_precision = {state_precision!r} is unknown: use {has}")
+    if state_precision == "compact":
+        if not rule_is_compact:
+            raise ValueError("state_precision = 'compact' is not there for this rule: use 'float32'")
+        for param in params:
+            if hasattr(param, "to_local") or param.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+                kind = "sharded" if hasattr(param, "to_local") else param.dtype
+                raise ValueError(
+                    "state_precision = 'compact' is for whole parameters of float32, bfloat16 and float16, but one is "
+                    f"{kind}: use 'float32'"
+                )
+
+
+# Random numbers.
+
+
+def key(step: int, buffer: int) -> int:
+    """What the random numbers of a step and of a buffer of the state (the gap is 0) have in common: 32 bits."""
+    return _hashed_number(SEED + 0x9E3779B9 * step + 0x85EBCA6B * buffer)
+
+
+def _hashed_number(number: int) -> int:
+    number &= MASK
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        number = ((number ^ (number >> shift)) * factor) & MASK
+    return number
+
+
+def uniform(count: int, of: int, device: torch.device) -> Tensor:
+    """The random numbers in [0, 1) of positions 0, 1, ... for a :func:`key`: multiples of 2^-24.
+
+    The hash is "lowbias32" of C. Wellons' search for such functions (2018).
+    """
+    number = (torch.arange(count, device=device) * 0x9E3779B1 + of) & MASK
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        number = ((number ^ (number >> shift)) * factor) & MASK
+    return (number >> 8).to(torch.float32) * 2.0**-24
+
+
+# Blocks.
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The numbers of a dense tensor in the order of memory."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def _blocks(values: Tensor) -> Tensor:
+    """The numbers of a dense tensor as rows of blocks; the last is filled up with its last number."""
+    flat = _flat(values)
+    missing = -flat.numel() % BLOCK
+    if missing:
+        flat = torch.cat([flat, flat[-1:].expand(missing)])
+    return flat.view(-1, BLOCK)
+
+
+def _rows(codes: Tensor) -> Tensor:
+    """The codes of a dense tensor as rows of blocks; the last is filled up."""
+    return pad(_flat(codes), (0, -codes.numel() % BLOCK)).view(-1, BLOCK)
+
+
+def _put(rows: Tensor, target: Tensor) -> None:
+    _flat(target).copy_(rows.view(-1)[: target.numel()])
+
+
+def decode_int16(codes: Tensor, scales: Tensor) -> Tensor:
+    """The float32 numbers of int16 codes of any shape; ``scales`` has one of each block."""
+    values = torch.empty_like(codes, dtype=torch.float32)
+    _put(_rows(codes).to(torch.float32) * scales[:, None], values)
+    return values
+
+
+def encode_int16(values: Tensor, codes: Tensor, scales: Tensor, rounding: Tensor | float) -> None:
+    """Put the codes of float32 numbers in their place; ``rounding`` is added before the fraction is cut off."""
+    blocks = _blocks(values)
+    scales.copy_(blocks.abs().amax(1) / 32767.0)
+    steps = blocks * _inverse(scales)[:, None]
+    _put((steps + rounding).floor().clamp(-32767.0, 32767.0).nan_to_num(0.0).to(torch.int16), codes)
+
+
+def decode_uint8(codes: Tensor, ends: Tensor) -> Tensor:
+    """The float32 numbers >= 0 of uint8 codes of any shape; ``ends`` has the smallest and the largest of each block."""
+    values = torch.empty_like(codes, dtype=torch.float32)
+    low, high = ends.view(torch.int32).unbind(1)
+    step = (high - low).to(torch.float32) / 255.0
+    offset = _rows(codes).to(torch.float32) * step[:, None]
+    _put((low[:, None] + offset.to(torch.int32)).view(torch.float32), values)
+    return values
+
+
+def encode_uint8(values: Tensor, codes: Tensor, ends: Tensor, rounding: Tensor | float) -> None:
+    """Put the codes of float32 numbers >= 0 in their place; ``rounding`` is added before the fraction is cut off."""
+    blocks = _blocks(values)
+    ends.copy_(torch.stack([blocks.amin(1), blocks.amax(1)], 1))
+    low, high = ends.view(torch.int32).unbind(1)
+    inverse = _inverse((high - low).to(torch.float32) / 255.0)
+    steps = (blocks.view(torch.int32) - low[:, None]).to(torch.float32) * inverse[:, None]
+    _put((steps + rounding).floor().clamp(0.0, 255.0).to(torch.uint8), codes)
+
+
+def _inverse(scales: Tensor) -> Tensor:
+    """1 / scale, or 0 for a scale that is too small for that."""
+    return torch.where(scales < SMALLEST, 0.0, 1.0 / scales)
+
+
+DECODE: dict[torch.dtype, Callable[[Tensor, Tensor], Tensor]] = {torch.int16: decode_int16, torch.uint8: decode_uint8}
+ENCODE: dict[torch.dtype, Callable[[Tensor, Tensor, Tensor, Tensor | float], None]] = {
+    torch.int16: encode_int16,
+    torch.uint8: encode_uint8,
+}
+
+
+# Buffers of a state.
+
+
+def fresh(param: Tensor, name: str, dtype: torch.dtype) -> State:
+    """A buffer of zeros."""
+    buffer = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+    if dtype not in DECODE:
+        return {name: buffer}
+    blocks = -(-param.numel() // BLOCK)
+    shape = (blocks,) if dtype == torch.int16 else (blocks, 2)
+    return {name: buffer, f"{name}_scale": torch.zeros(shape, dtype=torch.float32, device=param.device)}
+
+
+def wide(state: State, name: str) -> Tensor:
+    """A buffer in the precision of the arithmetic: the very tensor if it is stored so."""
+    buffer: Tensor = state[name]
+    decode = DECODE.get(buffer.dtype)
+    return decode(buffer, state[f"{name}_scale"]) if decode else buffer
+
+
+def is_narrow(dtype: torch.dtype) -> bool:
+    """Whether buffers of this dtype are codes."""
+    return dtype in DECODE
+
+
+def store(state: State, name: str, values: Tensor, rounding: Tensor | float = 0.5) -> None:
+    """Put float32 numbers into a buffer, rounded to the nearest unless ``rounding`` says otherwise."""
+    buffer: Tensor = state[name]
+    encode = ENCODE.get(buffer.dtype)
+    if encode:
+        encode(values, buffer, state[f"{name}_scale"], rounding)
+    elif buffer is not values:
+        buffer.copy_(values)
+
+
+def random_rounding(buffer: Tensor, step: int, position: int) -> Tensor | float:
+    """The random numbers with which a buffer, the gap being at position 0, is rounded after a step."""
+    if not is_narrow(buffer.dtype):
+        return 0.5
+    count = -(-buffer.numel() // BLOCK) * BLOCK
+    return uniform(count, key(step, position), buffer.device).view(-1, BLOCK)
+
+
+# Split weights.
+
+
+def is_split(dtype: torch.dtype) -> bool:
+    """Whether parameters of this dtype are too narrow for y: the rest is kept beside them."""
+    return dtype in (torch.bfloat16, torch.float16)
+
+
+def joined(high: Tensor, low: Tensor) -> Tensor:
+    """The float32 numbers of which ``high`` are the nearest of 16 bits, and ``low`` (int16) the rest.
+
+    Of bfloat16 ``low`` continues the bits, counted from the nearest; of float16 it counts 2^-15 of the distance to the
+    next, which makes 2^-39 below 6e-5.
+    """
+    local, rest = _local(high), _local(low)
+    if high.dtype == torch.float16:
+        return _like(local.to(torch.float32) + rest.to(torch.float32) * _unit(local), high)
+    bits = local.view(torch.int16).to(torch.int32)
+    magnitude = (((bits & 0x7FFF) << 16) + rest.to(torch.int32)).clamp_(min=0)
+    return _like((magnitude | ((bits & 0x8000) << 16)).view(torch.float32), high)
+
+
+def split(values: Tensor, high: Tensor, low: Tensor) -> None:
+    """Put float32 numbers into a tensor of 16 bits, to the nearest, and the rest into ``low``: see :func:`joined`."""
+    values, high, low = _local(values), _local(high), _local(low)
+    high.copy_(narrowed(values, high.dtype))
+    if high.dtype == torch.float16:
+        rest = (values - high.to(torch.float32)) / _unit(high)
+        low.copy_(rest.round().clamp(-16384.0, 16384.0).nan_to_num(0.0))
+    else:
+        upper = high.view(torch.int16).to(torch.int32) & 0x7FFF
+        low.copy_((values.view(torch.int32) & 0x7FFFFFFF) - (upper << 16))
+
+
+def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest numbers of a dtype; of bfloat16 those of which :func:`joined` finds the way back.
+
+    From the middle between two it goes away from 0, since 16 bits have no number for the half above.
+    """
+    if values.dtype != torch.float32 or dtype != torch.bfloat16:
+        return values.to(dtype)
+    bits = _local(values).view(torch.int32)
+    upper = (((bits & 0x7FFFFFFF) + 0x8000) >> 16) | ((bits >> 16) & 0x8000)
+    return _like(upper.to(torch.int16).view(torch.bfloat16), values)
+
+
+def _unit(high: Tensor) -> Tensor:
+    """2^-15 of the distance of float16 numbers to the next."""
+    exponent = ((high.view(torch.int16).to(torch.int32) >> 10) & 31).clamp_(min=1)
+    return ((exponent - 40 + 127) << 23).view(torch.float32)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that is here: DTensors have no bits."""
+    return cast(Any, tensor).to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _like(local: Tensor, tensor: Tensor) -> Tensor:
+    """A part that is here, as a tensor that is sharded like another."""
+    if not hasattr(tensor, "to_local"):
+        return local
+    of = cast(Any, tensor)
+    return type(of).from_local(
+        local, of.device_mesh, of.placements, run_check=False, shape=of.shape, stride=of.stride()
+    )
