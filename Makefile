@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: race test test-slow lint
+.PHONY: race test test-slow lint bench
 
 race: $(INSTALLED)
 	$(BIN)/unscheduled race
@@ -20,6 +20,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.run
 
 # torch first and by its exact version, so that nothing else chooses another build of it
 $(INSTALLED): pyproject.toml constraints.txt

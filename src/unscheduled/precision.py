@@ -253,7 +253,7 @@ def _like(local: Tensor, tensor: Tensor) -> Tensor:
     """A part that is here, as a tensor that is sharded like another."""
     if not hasattr(tensor, "to_local"):
         return local
-    of = cast(Any, tensor)
-    return type(of).from_local(
-        local, of.device_mesh, of.placements, run_check=False, shape=of.shape, stride=of.stride()
-    )
+    sharded = cast(Any, tensor)
+    mesh, placements = sharded.device_mesh, sharded.placements
+    shape, stride = sharded.shape, sharded.stride()
+    return cast(Any, type(tensor)).from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)

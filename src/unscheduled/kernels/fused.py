@@ -7,8 +7,8 @@ torch uses. What it cannot take is left to another implementation.
 
 import logging
 from functools import cache
-from operator import attrgetter
-from typing import NamedTuple, cast
+from operator import attrgetter, is_
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,24 +30,20 @@ is_cpu = attrgetter("is_cpu")
 
 def update(rule: Rule, works: list[Work]) -> list[Work]:
     """One step of all parameters that it can take; what is left for another implementation is returned."""
-    taken: dict[Kind, list[Work]] = {}
+    taken: dict[Kind, tuple[Kernel, list[Work]]] = {}
     left: list[Work] = []
     for batch, scalars in works:
         kind = _kind(batch)
-        if kind is None or compiled_kernel(rule, kind, SHARED + len(scalars.direction)) is None:
-            left.append((batch, scalars))
-        elif _fit(batch):
-            taken.setdefault(kind, []).append((batch, scalars))
-        else:
-            ours, others = _parted(batch)
-            if ours.params:
-                taken.setdefault(kind, []).append((ours, scalars))
-            if others.params:
-                left.append((others, scalars))
+        kernel = compiled_kernel(rule, kind, SHARED + len(scalars.direction)) if kind else None
+        ours, others = (None, batch) if kernel is None else (batch, None) if _fit(batch) else _parted(batch)
+        if ours and ours.params and kind and kernel:
+            taken.setdefault(kind, (kernel, []))[1].append((ours, scalars))
+        if others and others.params:
+            left.append((others, scalars))
     if left:
         _say_once(rule.direction.__name__)
-    for kind, work in taken.items():
-        _run(rule, kind, work)
+    for kind, (kernel, work) in taken.items():
+        _run(rule, kind, kernel, work)
     return left
 
 
@@ -72,40 +68,67 @@ def _columns(rule: Rule, kind: Kind, batch: Batch) -> list[list[Tensor]]:
     return columns
 
 
-class Table(NamedTuple):
-    """Where the tensors of a batch are: a column of addresses for each, and its number of elements."""
+class Call(NamedTuple):
+    """What the kernel is given for some batches: made once, and filled with what is new in a step."""
 
-    addresses: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-
-
-def _table(rule: Rule, kind: Kind, batch: Batch) -> Table:
-    """The table of a batch, made once and filled with the present gradients."""
-    table: Table | None = batch.kept.get("table")
-    if table is None:
-        addresses = [list(map(Tensor.data_ptr, column)) for column in _columns(rule, kind, batch)]
-        table = Table(np.array(addresses, np.int64), np.array(list(map(Tensor.numel, batch.params)), np.int64))
-        batch.kept["table"] = table
-    else:
-        table.addresses[0] = list(map(Tensor.data_ptr, batch.grads))
-    return table
+    batches: list[dict[str, Any]]  # what they keep, which tells them
+    addresses: NDArray[np.int64]  # a column for each tensor
+    columns: list[slice]  # of each batch
+    scalars: NDArray[np.float32]
+    keys: NDArray[np.uint32]
+    arguments: NDArray[np.int64]
+    others: tuple[NDArray[np.int64], ...]  # to which the arguments point
+    elements: int
 
 
-def _run(rule: Rule, kind: Kind, works: list[Work]) -> None:
-    tables = [_table(rule, kind, batch) for batch, _ in works]
-    addresses, sizes = tables[0] if len(works) == 1 else map(np.hstack, zip(*tables, strict=True))
+def _call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
+    """The call for these batches, with the present gradients and scalars."""
+    kept = [batch.kept for batch, _ in works]
+    call: Call | None = kept[0].get("call")
+    if call is None or len(call.batches) != len(kept) or not all(map(is_, call.batches, kept)):
+        call = kept[0]["call"] = _new_call(rule, kind, works)
+    for row, ((batch, scalars), columns) in enumerate(zip(works, call.columns, strict=True)):
+        call.addresses[0, columns] = list(map(Tensor.data_ptr, batch.grads))
+        call.scalars[row] = _numbers(scalars)
+        if is_narrow(kind.stored[0]):
+            call.keys[row] = [key(scalars.step, position) for position in range(len(kind.stored))]
+    return call
+
+
+def _new_call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
+    addresses = np.hstack(
+        [
+            np.array([list(map(Tensor.data_ptr, column)) for column in _columns(rule, kind, batch)], np.int64)
+            for batch, _ in works
+        ]
+    )
+    sizes = np.array([param.numel() for batch, _ in works for param in batch.params], np.int64)
+    counts = [len(batch.params) for batch, _ in works]
+    stops = np.cumsum(counts).tolist()
     ends = np.cumsum(-(-sizes // CHUNK))
-    rows = np.repeat(np.arange(len(works)), [len(table.sizes) for table in tables])
-    scalars = np.array([_numbers(of) for _, of in works], np.float32)
-    keys = np.array([[key(of.step, at) for at in range(len(kind.stored))] for _, of in works], np.uint32)
-    chunks, elements = int(ends[-1]), int(sizes.sum())
-    thread_count = torch.get_num_threads() if elements > ALONE else 1
-    piece = max(1, min(PIECE, chunks // (4 * thread_count))) if thread_count > 1 else chunks
+    rows = np.repeat(np.arange(len(works)), counts)
+    scalars = np.zeros((len(works), len(_numbers(works[0][1]))), np.float32)
+    keys = np.zeros((len(works), len(kind.stored)), np.uint32)
     arrays = (addresses, sizes, ends, rows, scalars, keys)
-    shape = (len(sizes), len(addresses), len(works))
-    arguments = np.array([0, piece, chunks, *shape, *(array.ctypes.data for array in arrays)], np.int64)
-    kernel = cast(Kernel, compiled_kernel(rule, kind, scalars.shape[1]))
-    threads.run(kernel.address, arguments.ctypes.data, thread_count)
+    numbers = (0, 0, int(ends[-1]), len(sizes), len(addresses), len(works))
+    return Call(
+        batches=[batch.kept for batch, _ in works],
+        addresses=addresses,
+        columns=[slice(stop - count, stop) for stop, count in zip(stops, counts, strict=True)],
+        scalars=scalars,
+        keys=keys,
+        arguments=np.array([*numbers, *(array.ctypes.data for array in arrays)], np.int64),
+        others=(sizes, ends, rows),
+        elements=int(sizes.sum()),
+    )
+
+
+def _run(rule: Rule, kind: Kind, kernel: Kernel, works: list[Work]) -> None:
+    call = _call(rule, kind, works)
+    chunks = int(call.arguments[2])
+    thread_count = torch.get_num_threads() if call.elements > ALONE else 1
+    call.arguments[:2] = 0, max(1, min(PIECE, chunks // (4 * thread_count))) if thread_count > 1 else chunks
+    threads.run(kernel.address, call.arguments.ctypes.data, thread_count)
 
 
 def _numbers(scalars: Scalars) -> list[float]:
