@@ -2,16 +2,23 @@
 
 import copy
 import io
+import itertools
 import pickle
+import warnings
 import weakref
 from collections import OrderedDict
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import safetensors.torch
+import schedulefree
 import torch
 from problems import copies, equal, train
 from registry import OptimizerInfo, optimizers
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, SGDScheduleFree, averaged_state_dict
 
@@ -33,7 +40,8 @@ class Net(nn.Module):
 
 def backward(model: nn.Module, step: int) -> None:
     generator = torch.Generator().manual_seed(step)
-    model(torch.randn(8, 4, generator=generator)).square().mean().backward()
+    inputs = torch.randn(8, 4, generator=generator).to(next(model.parameters()).dtype)
+    model(inputs).square().mean().backward()
 
 
 def fit(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
@@ -184,6 +192,43 @@ def test_closures_leave_the_mode_that_the_flag_asks_for(training: bool) -> None:
     assert equal(model.parameters(), reference.parameters())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_switch_within_averaged_parameters_holds_afterwards(training: bool) -> None:
+    model, optimizer = trained(ADAMW)
+    y, x = copies(model.parameters()), at_average(model, optimizer)
+    model.train(training)
+    with optimizer.averaged_parameters():
+        model.train(not training)
+        model.train(training)
+        model.train(not training)
+    assert optimizer.training is not training
+    assert equal(model.parameters(), y) is not training
+    model.eval()
+    assert same(dict(model.named_parameters()), {"first.bias": x["first.bias"], "second.bias": x["second.bias"]})
+
+
+def test_a_forward_pass_and_a_step_do_what_they_do_unattached() -> None:
+    """No hook, copy or other operation of torch comes to them."""
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    lists = []
+    for attach in (True, False):
+        model, optimizer = trained(ADAMW, attach=attach)
+        found: list[str] = []
+        model.eval()
+        model.train()
+        optimizer.train()
+        with Operations():
+            fit(model, optimizer, range(5, 8))
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        lists.append(found)
+    assert lists[0] == lists[1] != []
+
+
 # Several models, several optimizers.
 
 
@@ -205,7 +250,7 @@ def test_one_optimizer_over_two_models_follows_each() -> None:
     generator.train()
     assert not optimizer.training
     assert generator.state_dict()["weight"].data_ptr() != generator.weight.data_ptr()
-    assert discriminator.state_dict()["weight"].data_ptr() == discriminator.weight.data_ptr()
+    assert torch.equal(discriminator.state_dict()["weight"], discriminator.weight)
     discriminator.train()
     assert torch.equal(discriminator.weight, y)
     train(optimizer, range(5, 7))
@@ -245,6 +290,57 @@ def test_a_second_optimizer_of_the_same_parameters_starts_from_the_average() -> 
     assert not first.training
     assert second.training
     fit(model, second, range(2))
+
+
+@pytest.mark.parametrize("whole_first", [True, False])
+def test_a_second_optimizer_of_a_part_or_the_whole_detaches_the_first(whole_first: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    whole, part = AdamWScheduleFree(model.parameters(), lr=0.1), SGDScheduleFree(model[1].parameters(), lr=0.1)
+    pairs = [(whole, model), (part, model[1])]
+    (first, its), (second, others) = pairs if whole_first else reversed(pairs)
+    first.attach(its)
+    train(first, range(5))
+    x = first.iterates(model[1].weight).x
+    second.attach(others)
+    assert not first.training
+    assert torch.equal(model[1].weight, x)
+    train(second, range(5, 10))
+    y, x = model[1].weight.detach().clone(), second.iterates(model[1].weight).x
+    model.eval()
+    assert torch.equal(model[1].weight, x)
+    model.train()
+    assert torch.equal(model[1].weight, y)
+
+
+def test_two_models_of_one_optimizer_are_saved_and_resumed_in_any_order() -> None:
+    def pair() -> tuple[nn.Linear, nn.Linear, ScheduleFreeOptimizer]:
+        generator, discriminator = nn.Linear(3, 3), nn.Linear(3, 1)
+        optimizer = AdamWScheduleFree([*generator.parameters(), *discriminator.parameters()], lr=0.1)
+        return generator, discriminator, optimizer.attach(generator).attach(discriminator)
+
+    saved = pair()
+    train(saved[2], range(5))
+    states = [through_a_file(each.state_dict()) for each in saved]
+    for order in itertools.permutations(range(3)):
+        resumed = pair()
+        train(resumed[2], range(9, 11))
+        for index in order:
+            resumed[index].load_state_dict(states[index])
+            resumed[0].eval()
+            resumed[0].train()
+        for some, other in zip(resumed[:2], saved[:2], strict=True):
+            assert equal(some.parameters(), other.parameters())
+
+
+def test_a_model_attached_with_a_part_of_it_loads_as_one() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model).attach(model[0])
+    train(optimizer, range(5))
+    y = copies(model.parameters())
+    for module in (model, model[0], nn.Sequential(model)):
+        module.load_state_dict(through_a_file(module.state_dict()))
+        assert optimizer.training
+        assert equal(model.parameters(), y)
 
 
 def test_attaching_twice_is_attaching_once() -> None:
@@ -306,6 +402,56 @@ def test_state_dict_gives_the_average_in_either_mode(info: OptimizerInfo, traini
     assert equal(model.parameters(), y)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_state_dict_is_a_snapshot_of_the_parameters(training: bool) -> None:
+    """Neither a switch nor a step changes what was taken before, as it is written to the file."""
+    model, optimizer = trained(ADAMW)
+    x = at_average(model, optimizer)
+    model.train(training)
+    saved = model.state_dict()
+    model.train()
+    fit(model, optimizer, range(5, 7))
+    assert same(saved, {name: value for name, value in x.items() if name != "frozen"})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_safetensors_takes_tied_weights(training: bool, tmp_path: Path) -> None:
+    model, optimizer = trained(ADAMW)
+    x = at_average(model, optimizer)
+    model.train(training)
+    safetensors.torch.save_model(model, str(tmp_path / "model.safetensors"))
+    again = Net()
+    safetensors.torch.load_model(again, tmp_path / "model.safetensors")
+    assert same(dict(again.named_parameters(remove_duplicate=False)), x)
+
+
+def test_hooks_of_users_see_the_average_whenever_they_came() -> None:
+    class Renaming(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 3)
+            self.register_state_dict_post_hook(self.rename)
+
+        @staticmethod
+        def rename(_: nn.Module, state_dict: dict[str, Any], prefix: str, __: Any) -> None:
+            state_dict[prefix + "kernel"] = state_dict.pop(prefix + "weight")
+
+    def halve(_: nn.Module, state_dict: dict[str, Any], prefix: str, __: Any) -> None:
+        state_dict[prefix + "bias"] = state_dict[prefix + "bias"].half()
+
+    model = nn.Sequential(Renaming())
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    train(optimizer, range(5))
+    model[0].register_state_dict_post_hook(halve)
+    x = optimizer.iterates(model[0].weight).x, optimizer.iterates(model[0].bias).x.half()
+    for _ in range(2):
+        saved = model.state_dict()
+        assert list(saved) == ["0.bias", "0.kernel"]
+        assert torch.equal(saved["0.kernel"], x[0])
+        assert saved["0.bias"].dtype == torch.float16
+        assert torch.equal(saved["0.bias"], x[1])
+        copy.deepcopy(model)  # takes the hooks off meanwhile
+
+
 def test_tied_weights_are_one_tensor_within_a_call_and_two_in_two() -> None:
     model, optimizer = trained(ADAMW)
     into: OrderedDict[str, Any] = OrderedDict()
@@ -314,6 +460,10 @@ def test_tied_weights_are_one_tensor_within_a_call_and_two_in_two() -> None:
     again = model.state_dict(destination=into)
     assert again["first.weight"] is again["second.weight"]
     assert not torch.equal(again["first.weight"], first)
+    fit(model, optimizer, range(6, 7))
+    beside = model.state_dict(destination=into, prefix="other.")
+    assert torch.equal(beside["other.first.weight"], optimizer.iterates(model.first.weight).x)
+    assert torch.equal(beside["first.weight"], again["first.weight"])
     assert model.state_dict()["first.weight"] is not model.state_dict()["first.weight"]
 
 
@@ -345,6 +495,48 @@ def test_modules_that_came_later_are_saved_right() -> None:
     model.train()
     train(optimizer, range(5))
     assert not torch.equal(model.state_dict()["tail.weight"], model.tail.weight)
+
+
+class Adapter(nn.Module):
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.extra = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.base(inputs) + inputs @ self.extra
+
+
+def test_modules_put_round_or_into_others_are_saved_and_loaded_right_by_themselves() -> None:
+    adapter = Adapter(nn.Linear(4, 4))
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4))
+    optimizer = AdamWScheduleFree([*model.parameters(), adapter.extra], lr=0.1).attach(model)
+    adapter.base = model[1]
+    model[1] = adapter
+    parametrize.register_parametrization(model[0][0], "weight", nn.Identity())
+    train(optimizer, range(5))
+    x = [optimizer.iterates(adapter.extra).x, optimizer.iterates(model[0][0].parametrizations.weight.original).x]
+    saved = model[1].state_dict()["extra"], model[0].state_dict()["0.parametrizations.weight.original"]
+    assert equal(saved, x)
+    best = {name: value + 1.0 for name, value in adapter.state_dict().items()}
+    adapter.load_state_dict(best)
+    assert optimizer.training
+    torch.testing.assert_close(optimizer.iterates(adapter.extra).x, best["extra"])
+    model.eval()
+    torch.testing.assert_close(adapter.extra.detach(), best["extra"])
+
+
+@pytest.mark.parametrize("notice", ["eval", "state_dict"])
+def test_parameters_replaced_under_the_optimizer_are_told_of_once(notice: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    fit(model, optimizer, range(2))
+    model[1] = nn.Linear(4, 4)
+    with pytest.warns(UserWarning, match=r"1.weight of the attached model is no longer the parameter .* 2 in all"):
+        getattr(model, notice)()
+    model.train()
+    model.eval()
+    model.state_dict()
 
 
 # Loading.
@@ -420,6 +612,124 @@ def test_going_back_to_a_checkpoint_in_the_same_process_is_bit_exact(
 
 
 @optimizers
+@pytest.mark.parametrize("saved_in", [True, False])
+@pytest.mark.parametrize("attached", [True, False])
+@pytest.mark.parametrize("going_on", [True, False])
+@pytest.mark.parametrize("model_first", [True, False])
+def test_switches_before_between_and_after_the_loads_cost_no_bit(
+    info: OptimizerInfo, saved_in: bool, attached: bool, going_on: bool, model_first: bool
+) -> None:
+    model, optimizer = trained(info, attach=attached)
+    (model if attached else optimizer).train(saved_in)
+    weights, state = through_a_file(model.state_dict()), through_a_file(optimizer.state_dict())
+    (model if attached else optimizer).train()
+
+    for switches in itertools.product([(), (False,), (True,), (False, True), (True, False)], repeat=3):
+        resumed = Net()
+        again = info.make(resumed.parameters())
+        if attached:
+            again.attach(resumed)
+        if going_on:  # from a run of its own
+            fit(resumed, again, range(20, 22))
+        for index, modes in enumerate(switches):
+            for mode in modes:
+                (resumed if attached else again).train(mode)
+            if index < 2 and model_first == (index == 0):
+                resumed.load_state_dict(weights)
+            elif index < 2:
+                again.load_state_dict(state)
+        (resumed if attached else again).train()
+        resumed.train()
+        assert equal(resumed.parameters(), model.parameters()), switches
+        fit(resumed, again, range(1))
+        assert all(not set(state) & {"y", "z", "kept"} for state in again.state.values())
+
+
+@pytest.mark.parametrize("saved_in", [True, False])
+@pytest.mark.parametrize("attached", [True, False])
+@pytest.mark.parametrize("going_on", [True, False])
+@pytest.mark.parametrize("model_first", [True, False])
+def test_a_run_of_the_schedulefree_package_goes_on_however_it_is_switched_between_the_loads(
+    saved_in: bool, attached: bool, going_on: bool, model_first: bool
+) -> None:
+    torch.manual_seed(7)
+    model = Net().double()
+    optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=0.01)
+    optimizer.train()
+    fit(model, optimizer, range(8))
+    (optimizer.train if saved_in else optimizer.eval)()
+    weights, state = through_a_file(model.state_dict()), through_a_file(optimizer.state_dict())
+    optimizer.train()
+    z = [optimizer.state[param]["z"] for param in model.parameters() if param.requires_grad]
+
+    for switches in itertools.product([(), (False,), (True,), (False, True), (True, False)], repeat=3):
+        resumed = Net().double()
+        again = AdamWScheduleFree(resumed.parameters(), lr=0.01)
+        if attached:
+            again.attach(resumed)
+        if going_on:  # from a run of its own
+            fit(resumed, again, range(20, 22))
+        for index, modes in enumerate(switches):
+            for mode in modes:
+                (resumed if attached else again).train(mode)
+            if index < 2 and model_first == (index == 0):
+                resumed.load_state_dict(weights)
+            elif index < 2:
+                again.load_state_dict(state)
+        (resumed if attached else again).train()
+        torch.testing.assert_close(list(resumed.parameters()), list(model.parameters()), msg=str(switches))
+        found = [again.iterates(param).z for param in resumed.parameters() if param.requires_grad]
+        torch.testing.assert_close(found, z, msg=str(switches))
+
+
+def test_parts_of_a_model_are_loaded_one_by_one_beside_a_state_of_the_schedulefree_package() -> None:
+    def pair() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).double()
+
+    model = pair()
+    optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=0.01)
+    optimizer.train()
+    fit(model, optimizer, range(8))
+    resumed = pair()
+    again = AdamWScheduleFree(resumed.parameters()).attach(resumed)
+    resumed.eval()
+    again.load_state_dict(optimizer.state_dict())
+    for part, its in zip(resumed, model, strict=True):
+        part.load_state_dict(its.state_dict())
+    resumed.load_state_dict(resumed.state_dict())  # as it is
+    resumed.train()
+    torch.testing.assert_close(list(resumed.parameters()), list(model.parameters()))
+    z = [optimizer.state[param]["z"] for param in model.parameters()]
+    torch.testing.assert_close([again.iterates(param).z for param in resumed.parameters()], z)
+
+
+def test_averaged_weights_beside_a_state_of_the_schedulefree_package_are_not_trained_as_y() -> None:
+    model = Net()
+    optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=0.01)
+    optimizer.train()
+    fit(model, optimizer, range(8))
+    optimizer.eval()
+    resumed = Net()
+    again = AdamWScheduleFree(resumed.parameters(), lr=0.01)
+    again.load_state_dict(optimizer.state_dict())
+    again.train()
+    resumed.load_state_dict(model.state_dict())
+    with pytest.raises(RuntimeError, match="average x, but were trained on as y"):
+        fit(resumed, again, range(1))
+
+
+def test_weights_that_belong_to_no_state_are_evaluated_without_changing_training() -> None:
+    """The y of a state that was loaded beside them goes on waiting, and does not take the place of theirs."""
+    model, optimizer = trained(ADAMW)
+    optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+    model.load_state_dict(Net().state_dict())
+    y = copies(model.parameters())
+    model.eval()
+    model.train()
+    assert equal(model.parameters(), y)
+
+
+@optimizers
 @pytest.mark.parametrize("training", [True, False])
 def test_rewinding_to_the_best_weights_makes_them_the_new_average(info: OptimizerInfo, training: bool) -> None:
     model, optimizer = trained(info)
@@ -464,6 +774,48 @@ def test_a_load_that_fails_leaves_the_mode() -> None:
     assert optimizer.training
     assert equal(model.parameters(), y)
     model.load_state_dict(model.state_dict())
+
+
+class Checked(nn.Linear):
+    """It refuses weights only after they were put in."""
+
+    refuses = True
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        if self.refuses:
+            raise ValueError("the user's")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("part", [True, False])
+def test_a_load_that_raises_in_between_leaves_the_mode_and_no_trace(training: bool, part: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), Checked(4, 4)))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    fit(model, optimizer, range(5))
+    y, best = copies(model.parameters()), {name: value + 1.0 for name, value in model.state_dict().items()}
+    model.train(training)
+    handle = model[1].register_load_state_dict_pre_hook(lambda *_: pytest.fail("the user's"))
+    loaded = model[1] if part else model
+    with pytest.raises(pytest.fail.Exception):
+        loaded.load_state_dict(loaded.state_dict())
+    handle.remove()
+    assert optimizer.training is training
+    assert equal(model.parameters(), y) is training
+    with pytest.raises(ValueError, match="the user's"):
+        loaded.load_state_dict(
+            {name.removeprefix("1.") if part else name: value for name, value in best.items()}, False
+        )
+    assert optimizer.training is training
+    assert torch.equal(model[0].weight, y[0]) is (training and part)
+    Checked.refuses = False
+    try:
+        model.load_state_dict(best)
+    finally:
+        Checked.refuses = True
+    torch.testing.assert_close(dict(model.state_dict()), best)
+    model.train()
+    fit(model, optimizer, range(5, 7))
 
 
 def test_assigning_other_parameters_is_refused() -> None:
@@ -519,6 +871,65 @@ def test_a_copy_is_a_plain_model_that_holds_the_average(info: OptimizerInfo, tra
     assert equal(model.parameters(), y)
     assert model.state_dict().keys() == copied.state_dict().keys()
     assert same(model.state_dict(), x)
+
+
+def test_new_objects_of_its_class_are_plain() -> None:
+    model, optimizer = trained(ADAMW)
+    other = type(model)()
+    assert type(other) is Net
+    other.load_state_dict(model.state_dict())
+    other.eval()
+    assert optimizer.training
+    layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    AdamWScheduleFree(layers.parameters()).attach(layers)
+    part = layers[:2]
+    assert type(part) is nn.Sequential
+    assert part[0] is layers[0]
+    assert type(pickle.loads(pickle.dumps(part))) is nn.Sequential
+
+
+def test_a_model_with_parametrizations_of_its_own_is_copied_at_the_average() -> None:
+    model = nn.Linear(4, 4)
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    parametrize.register_parametrization(model, "weight", nn.Identity())
+    fit(model, optimizer, range(5))
+    x = at_average(model, optimizer)
+    for copied in (copy.deepcopy(model), copy.deepcopy(copy.deepcopy(model))):
+        assert same(dict(copied.named_parameters()), x)
+        copied.eval()
+        assert optimizer.training
+    with pytest.raises(
+        RuntimeError, match="Serialization of parametrized modules is only supported through state_dict"
+    ):
+        pickle.dumps(model)
+    model.eval()
+    assert same(dict(model.named_parameters()), x)
+
+
+def test_what_its_class_does_with_its_subclasses_is_not_done() -> None:
+    class Registered(nn.Linear):
+        names: ClassVar[list[str]] = []
+
+        def __init_subclass__(cls, *, name: str) -> None:
+            cls.names.append(name)
+
+    class Named(Registered, name="named"):
+        pass
+
+    model = Named(4, 4)
+    AdamWScheduleFree(model.parameters()).attach(model)
+    assert Registered.names == ["named"]
+
+
+def test_it_is_scripted_traced_and_exported_in_eval_mode() -> None:
+    model, _ = trained(ADAMW)
+    model.eval()
+    inputs = torch.randn(3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates its own
+        made = [torch.jit.script(model), torch.jit.trace(model, inputs), torch.export.export(model, (inputs,)).module()]
+    for each in made:
+        torch.testing.assert_close(each(inputs), model(inputs))
 
 
 def test_a_copy_of_a_part_or_a_wrapper_is_plain() -> None:
@@ -648,6 +1059,71 @@ def test_gradients_at_y_survive_an_evaluation_between_micro_batches(set_to_none:
         backward(net, 2)
         each.step()
     assert equal(model.parameters(), reference.parameters())
+
+
+@pytest.mark.parametrize("attach", [True, False])
+@pytest.mark.parametrize("in_eval_mode", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3),
+        lambda model: torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9),
+        lambda model: backward(model, 4),
+        lambda model: [param.grad.div_(2.0) for param in model.parameters() if param.grad is not None],
+        lambda model: model.eval().train(),
+    ],
+    ids=["clipped", "not clipped", "accumulated", "divided", "switched"],
+)
+def test_gradients_taken_at_the_average_are_known_whatever_is_done_to_them(
+    attach: bool, in_eval_mode: bool, change: Any
+) -> None:
+    model, optimizer = trained(ADAMW, attach=attach)
+    switch = model if attach else optimizer
+    optimizer.zero_grad()
+    switch.eval()
+    backward(model, 3)
+    if in_eval_mode:
+        change(model)
+        switch.eval()
+    switch.train()
+    if not in_eval_mode:
+        change(model)
+    with pytest.raises(RuntimeError, match=r"was taken in eval mode.* call zero_grad"):
+        optimizer.step()
+    fit(model, optimizer, range(2))
+
+
+def test_scaled_gradients_taken_at_the_average_are_known() -> None:
+    model, optimizer = trained(ADAMW)
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer.zero_grad()
+    model.eval()
+    scaler.scale(model(torch.ones(2, 4)).square().mean()).backward()
+    model.train()
+    scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match="was taken in eval mode"):
+        scaler.step(optimizer)
+
+
+def test_gradients_at_y_that_are_clipped_in_eval_mode_are_stepped_with() -> None:
+    (model, optimizer), (reference, plain) = trained(ADAMW), trained(ADAMW, attach=False)
+    for net, each in ((model, optimizer), (reference, plain)):
+        each.zero_grad()
+        backward(net, 1)
+        if net is model:
+            net.eval()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1e-2)
+        net.train()
+        each.step()
+    assert equal(model.parameters(), reference.parameters())
+    assert not any(param._post_accumulate_grad_hooks or param._backward_hooks for param in model.parameters())
+
+
+def test_gradients_that_wait_while_a_state_is_loaded_are_no_error() -> None:
+    model, optimizer = trained(ADAMW)
+    backward(model, 1)
+    optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+    optimizer.step()
 
 
 def test_gradients_at_the_average_that_were_zeroed_are_forgotten() -> None:

@@ -109,6 +109,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
         super().add_param_group(group | groups.fresh_counters(self._next_beta(group, 0), training))
         if not training:
             self._averaged.update(self.param_groups[-1]["params"])
+            self._gradients.watch(self._averaged)
         for attached in self._attachments:  # the model may have new modules as well
             attached.hook()
 
@@ -159,22 +160,13 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
                 )
             self._update()
             return None
-        before, flags = set(self._averaged), self._flags()
-        self.train()
-        try:
+        with self._mode_given_back():
+            self.train()
             with torch.enable_grad():
                 loss = closure()
             self.train()  # should the closure have evaluated
             self._update()
-        finally:
-            if self._flags() == flags:
-                self._put(before, forget=True)
-            else:
-                self.follow()
         return loss
-
-    def _flags(self) -> list[bool]:
-        return [attached.model.training for attached in self._attachments]
 
     def _switch_name(self) -> str:
         return "model" if False in self._flags() else "optimizer"
@@ -328,6 +320,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
                 other axes, or holds a number out of its range; the message names it, and nothing is changed.
         """
         loaded: list[loading.Loaded] = []
+        weights: dict[Tensor, Tensor] = {}
 
         def check(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             try:
@@ -336,11 +329,12 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
                 loaded.append(loading.checked(state_dict, self.param_groups, self.defaults, self._rule, self._check))
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # of another form
                 raise ValueError(f"the state dict is damaged: {type(error).__name__}: {error}") from error
+            weights.update(self._weights_before_switches())
             return {"state": {}, "param_groups": loaded[0].param_groups}  # torch would cast the buffers
 
         def restore(_: torch.optim.Optimizer) -> None:
             self.state.update(loaded[0].state)
-            self._loaded(loaded[0].training)
+            self._loaded(loaded[0].training, weights)
 
         hooks = [
             self.register_load_state_dict_pre_hook(check),  # after the hooks of users, which may adapt the dict
