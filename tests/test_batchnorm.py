@@ -248,6 +248,30 @@ def test_attached_frozen_ones_are_remembered_in_eval_mode() -> None:
     assert equal(*ends)
 
 
+def test_saving_or_copying_a_part_in_eval_mode_is_an_evaluation() -> None:
+    for way in (copy.deepcopy, lambda model: model[2:].state_dict(), lambda model: model[2].state_dict()):
+        model, _ = trained(attach=True, bn_batches=2)
+        model.eval()
+        way(model)
+        assert model[2].num_batches_tracked == 2
+
+
+def test_batches_that_do_not_come_by_the_attached_module_are_missed_aloud() -> None:
+    """As where a framework calls another method than forward."""
+    model = nn.ModuleDict({"net": net()})
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model, bn_batches=2)
+    model.eval()
+    model.train()
+    fit(model["net"], optimizer)
+    with pytest.warns(UserWarning, match=r"no training batch was kept .* ModuleDict was never called"):
+        model.eval()
+    model.train()
+    model.eval()
+    optimizer.load_state_dict(optimizer.state_dict())
+    model.train()
+    model.eval()
+
+
 @pytest.mark.parametrize("forward", [True, False])
 def test_attached_they_are_estimated_before_the_next_evaluation(forward: bool) -> None:
     """By a forward pass in eval mode or by saving there; from the last two batches, once."""

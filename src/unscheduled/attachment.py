@@ -41,6 +41,10 @@ class Follower(Followed, Switching, Protocol):
         """Which of the parameters are this optimizer's too."""
         ...
 
+    def steps(self) -> int:
+        """How many steps were made, or 0 if none was since a state was loaded."""
+        ...
+
     def before_load(self, module: nn.Module, call: object) -> None:
         """Expect weights to be written into the parameters."""
         ...
@@ -108,6 +112,7 @@ class Attachment:
         self._average_of: Callable[[Tensor], Tensor | None] = nothing  # the same for tied weights
         self._hooks = tuple(map(Hook, (self._before_save, self._save, self._before_load, self._after_load)))
         self._params: dict[Tensor, str] = {}
+        self._steps = optimizer.steps()
         model.__dict__[ATTACHMENTS] = (*attachments(model), self)
         if not isinstance(model, Attached):
             model.__class__ = attached_class(type(model))
@@ -159,6 +164,13 @@ class Attachment:
         for module in self._sharded():
             module.reshard()  # the root keeps them gathered after a forward pass without backward
         self._check_parameters()
+        if self._recent and self._recent.blind and self.optimizer.steps() > self._steps and not self.model.training:
+            self._steps = self.optimizer.steps()
+            warnings.warn(
+                f"no training batch was kept for BatchNorm, since {type(self.model).__name__} was never called in the "
+                "steps that were made: attach the module that is called in training, or use update_bn()",
+                stacklevel=2,
+            )
 
     def before_copy(self) -> None:
         """The model is about to be saved or copied."""

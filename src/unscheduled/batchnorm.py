@@ -220,6 +220,11 @@ class RecentBatches:
             self.frozen = [norm for norm in self._norms if not norm.training]
             self.stale = True
 
+    @property
+    def blind(self) -> bool:
+        """Whether there are statistics to re-estimate, but no training pass was seen."""
+        return bool(self._norms) and not self._inputs
+
     def refresh(self) -> None:
         """Re-estimate the statistics at x, unless that was done since the last training pass."""
         if self.stale and not self.paused:

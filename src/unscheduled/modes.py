@@ -158,6 +158,10 @@ class TwoModes(PairedState):
         """Which of the parameters are this optimizer's too."""
         return params.intersection(self._params())
 
+    def steps(self) -> int:
+        """How many steps were made, or 0 if none was since a state was loaded. Attached models call it."""
+        return 0 if self._loaded_training is not None else sum(group["step"] for group in self.param_groups)
+
     def follow(self) -> None:
         """Put into the parameters what the flags of the attached models ask for. Attached models call it."""
         self._settle()
