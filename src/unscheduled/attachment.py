@@ -2,7 +2,8 @@
 
 The attached module gets a subclass of its own class whose ``training`` is a property, so that the parameters follow the
 flag however it is set, at no cost in the forward pass. Hooks on its modules make ``state_dict`` give the average x in
-either mode, and take what ``load_state_dict`` brings as the new x.
+either mode, and take what ``load_state_dict`` brings as the new x. A hook of torch's on all registrations of modules puts
+them on modules that come later.
 """
 
 from __future__ import annotations
