@@ -367,8 +367,14 @@ def test_detached_the_model_is_plain() -> None:
     assert optimizer.training
 
 
-def test_an_optimizer_and_its_model_can_be_forgotten() -> None:
+@pytest.mark.parametrize("mode", ["train", "eval", "gradients at x"])
+def test_an_optimizer_and_its_model_can_be_forgotten(mode: str) -> None:
     model, optimizer = trained(ADAMW)
+    if mode != "train":
+        model.eval()
+        backward(model, 5)
+    if mode == "gradients at x":
+        model.train()
     references = weakref.ref(model), weakref.ref(optimizer)
     del model, optimizer
     import gc
@@ -537,6 +543,18 @@ def test_parameters_replaced_under_the_optimizer_are_told_of_once(notice: str) -
     model.train()
     model.eval()
     model.state_dict()
+
+
+def test_parameters_replaced_in_the_optimizer_too_are_no_error() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    fit(model, optimizer, range(2))
+    model[1] = nn.Linear(4, 4)
+    optimizer.add_param_group({"params": model[1].parameters()})
+    fit(model, optimizer, range(2))
+    model.eval()
+    del model[1]
+    model.train()
 
 
 # Loading.

@@ -59,7 +59,7 @@ class Attached(nn.Module):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """A new object of the class is a plain one, unless a library has made a subclass of it since."""
-        if type(self).__bases__[0] is Attached:
+        if type(self).__bases__[0] is Attached and not attachments(self):
             cast(nn.Module, self).__class__ = own_class(type(self))
             self.__init__(*args, **kwargs)
         else:

@@ -2,8 +2,8 @@
 
 The attached module gets a subclass of its own class whose ``training`` is a property, so that the parameters follow the
 flag however it is set, at no cost in the forward pass. Hooks on its modules make ``state_dict`` give the average x in
-either mode, and take what ``load_state_dict`` brings as the new x. A hook of torch's on all registrations of modules puts
-them on modules that come later.
+either mode, and take what ``load_state_dict`` brings as the new x. Torch's hook on registrations of modules puts them on
+those that come later.
 """
 
 from __future__ import annotations
@@ -186,12 +186,12 @@ class Attachment:
         return [module for module in self.model.modules() if isinstance(module, fsdp.FSDPModule)]
 
     def _check_parameters(self) -> None:
-        """Say it, once, if the model has other parameters than before."""
+        """Say it, once, if parameters of the optimizer have left the model, and it has some that are not trained."""
         names: dict[Tensor, str] = {param: name for name, param in self.model.named_parameters()}
         gone = [name for param, name in self._params.items() if param not in names]
         shared = self.optimizer.shared(set(names))
         self._params = {param: name for param, name in names.items() if param in shared}
-        if gone:
+        if gone and any(param.requires_grad for param in names if param not in shared):
             warnings.warn(
                 f"{gone[0]} of the attached model is no longer the parameter that the optimizer has, "
                 f"as are {len(gone)} in all: train the present ones with an optimizer made of them",

@@ -105,12 +105,12 @@ class TwoModes(PairedState):
 
         - ``model.training``, however it is changed, moves the parameters: y in train mode, x in eval mode. The flags of
           submodules alone do not. :meth:`train` and :meth:`eval` still work, until the model's flag next changes.
-        - ``model.state_dict()``, also of a part of the model or a wrapper round it, gives a snapshot of x in either mode,
-          without touching the parameters (``keep_vars=True`` gives the parameters themselves).
+        - ``model.state_dict()``, also of a part of the model or a wrapper round it, gives a snapshot of x in either
+          mode, without touching the parameters (``keep_vars=True`` gives the parameters themselves).
         - ``model.load_state_dict()`` brings a new x, also in the middle of training, which goes on from y. The bits of
           y return if it is the x that belongs to the optimizer's state, in whichever order the two are loaded.
-        - A deep copy or a pickle of the model is a plain model of its own that holds x. That of a part of it alone holds
-          what the part holds: y in train mode.
+        - A deep copy or a pickle of the model is a plain model of its own that holds x. That of a part of it alone
+          holds what the part holds: y in train mode.
 
         Attach after the model was wrapped, sharded or moved, since that may make new parameters. It looks through
         ``torch.compile`` and data parallelism. Several models and several optimizers may be attached to each other; but
