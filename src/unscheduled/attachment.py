@@ -2,8 +2,8 @@
 
 The attached module gets a subclass of its own class whose ``training`` is a property, so that the parameters follow the
 flag however it is set, at no cost in the forward pass. Hooks on its modules make ``state_dict`` give the average x in
-either mode, and take what ``load_state_dict`` brings as the new x. Torch's hook on registrations of modules puts them on
-those that come later.
+either mode, and take what ``load_state_dict`` brings as the new x. Modules that come later get
+theirs from torch's hook on the registration of modules.
 """
 
 from __future__ import annotations
@@ -193,8 +193,8 @@ class Attachment:
         self._params = {param: name for param, name in names.items() if param in shared}
         if gone and any(param.requires_grad for param in names if param not in shared):
             warnings.warn(
-                f"{gone[0]} of the attached model is no longer the parameter that the optimizer has, "
-                f"as are {len(gone)} in all: train the present ones with an optimizer made of them",
+                f"{len(gone)} parameters of the optimizer, from {gone[0]} on, are no longer in the attached model, "
+                "which has others that are not averaged: make the optimizer of the present ones, or add them to it",
                 stacklevel=2,
             )
 

@@ -91,7 +91,8 @@ def export_adamw_state_dict(optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
     attached would go on to put its y and x into them), or those of :func:`unscheduled.averaged_state_dict`. It has the
     second moments and the count of gradients of each parameter. The first moments are those of the inner momentum if
     there is one, and else 0: then the first steps are small, since AdamW takes their bias for corrected. Of the options
-    it has ``lr``, ``eps``, ``weight_decay``, ``maximize`` and beta2; beta1 is the inner momentum, or 0.9. The others are AdamW's defaults.
+    it has ``lr``, ``eps``, ``weight_decay``, ``maximize`` and beta2; beta1 is the inner momentum, or 0.9. The others
+    are AdamW's defaults.
 
     ``optimizer.load_state_dict`` of this package takes it too, to start a new run from x.
 

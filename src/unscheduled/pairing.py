@@ -115,15 +115,16 @@ class PairedState(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _weights_before_switches(self) -> dict[Tensor, Tensor]:
-        """What was in the parameters before they were switched, if that is not what they hold."""
+        """What was in the parameters before they were switched to x; where it was a new x, that is put back at once."""
         self._settle()
         found: dict[Tensor, Tensor] = {}
         for param, state, beta in self._started(set(self._params())):
             y = known_gradient_point(param, state, beta)
-            if param in self._averaged and y is not None:
-                found[param] = y
             if param in self._written and was_written(param, self._written[param], state, beta):
-                found[param] = self._written[param]
+                param.copy_(self._written[param])
+            elif param in self._averaged and y is not None:
+                found[param] = y
+        self._written.clear()
         return found
 
     @torch.no_grad()
@@ -132,7 +133,6 @@ class PairedState(torch.optim.Optimizer):
         for param, state, beta in self._started(set(weights)):
             if "z" in state or known_gradient_point(weights[param], state, beta) is not None:
                 param.copy_(weights[param])
-        self._written.clear()
 
     @torch.inference_mode(False)
     @torch.no_grad()
