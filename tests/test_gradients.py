@@ -73,6 +73,17 @@ def test_gradients_taken_at_the_average_are_known_whatever_is_done_to_them(
     fit(model, optimizer, range(2))
 
 
+def test_gradients_taken_at_the_average_are_known_of_weights_that_were_frozen_before() -> None:
+    model, optimizer = trained(ADAMW)
+    model.requires_grad_(False)
+    model.eval()
+    model.requires_grad_(True)
+    backward(model, 3)  # on top of those of the last step
+    model.train()
+    with pytest.raises(RuntimeError, match="was taken in eval mode"):
+        optimizer.step()
+
+
 def test_scaled_gradients_taken_at_the_average_are_known() -> None:
     model, optimizer = trained(ADAMW)
     scaler = torch.amp.GradScaler("cpu")

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import TensorWeakRef
 
 
+class Seen(NamedTuple):
+    """A gradient, and how often it had been written."""
+
+    grad: TensorWeakRef
+    version: int
+
+
 class GradientWatch:
     """Watches the gradients of parameters as long as they hold x, by hooks that are there only then."""
 
     def __init__(self) -> None:
-        self._before: dict[Tensor, TensorWeakRef | None] = {}  # parameters that hold x: the gradient from before
+        self._before: dict[Tensor, Seen | None] = {}  # parameters that hold x: the gradient from before
         self._accumulated: set[int] = set()  # ids of those that a backward pass has come to since
         self._at_average: dict[Tensor, TensorWeakRef] = {}
         self._hooks: dict[Tensor, RemovableHandle] = {}
@@ -23,16 +30,15 @@ class GradientWatch:
     def watch(self, averaged: set[Tensor]) -> None:
         """From here on these parameters hold x, and the others y."""
         for param in averaged - self._before.keys():
-            self._before[param] = None if param.grad is None else TensorWeakRef(param.grad)
+            self._before[param] = None if param.grad is None else Seen(TensorWeakRef(param.grad), param.grad._version)
             if param.requires_grad:
                 self._hook(param, cast(Any, param).register_post_accumulate_grad_hook(_adding_to(self._accumulated)))
         for param in self._before.keys() - averaged:
-            self._hook(param, None)
             before, grad = self._before.pop(param), param.grad
-            accumulated = id(param) in self._accumulated
-            self._accumulated.discard(id(param))
-            if grad is not None and (accumulated or before is None or before() is not grad) and not _is_zero(grad):
+            if grad is not None and not self._is_untouched(param, grad, before) and not _is_zero(grad):
                 self._at_average[param] = TensorWeakRef(grad)
+            self._hook(param, None)
+            self._accumulated.discard(id(param))
             if param in self._at_average and param.requires_grad:
                 self._hook(param, cast(Any, param).register_hook(_forgetting_if_zeroed(self, param)))
 
@@ -50,6 +56,12 @@ class GradientWatch:
             self._at_average.pop(param, None)
             if param not in self._before:
                 self._hook(param, None)
+
+    def _is_untouched(self, param: Tensor, grad: Tensor, before: Seen | None) -> bool:
+        """Whether no backward pass has come to the gradient of a parameter since."""
+        if before is None or before.grad() is not grad or id(param) in self._accumulated:
+            return False
+        return param in self._hooks or before.version == grad._version  # it was frozen, and may be so no longer
 
     def _hook(self, param: Tensor, handle: RemovableHandle | None) -> None:
         """The hook of a parameter instead of the one that it has."""
