@@ -183,6 +183,22 @@ def test_parts_of_a_model_are_loaded_one_by_one_beside_a_state_of_the_schedulefr
     torch.testing.assert_close([again.iterates(param).z for param in resumed.parameters()], z)
 
 
+def test_a_copy_made_between_the_loads_finds_its_weights_too() -> None:
+    model = Net()
+    optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=0.01)
+    optimizer.train()
+    fit(model, optimizer, range(8))
+    resumed = Net()
+    again = AdamWScheduleFree(resumed.parameters(), lr=0.01)
+    again.load_state_dict(optimizer.state_dict())
+    net, copied = copy.deepcopy((resumed, again))
+    net.load_state_dict(model.state_dict())
+    z = copied.iterates(net.first.weight).z
+    torch.testing.assert_close(z, optimizer.state[model.first.weight]["z"])
+    fit(net, copied, range(1))
+    assert not any({"y", "z"} & set(state) for state in copied.state.values())
+
+
 def test_averaged_weights_beside_a_state_of_the_schedulefree_package_are_not_trained_as_y() -> None:
     model = Net()
     optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=0.01)
