@@ -1,73 +1,25 @@
 """The model's own life cycle is enough: whatever is done to it, the right weights are in it and come out of it."""
 
 import copy
-import io
+import itertools
 import pickle
+import warnings
 import weakref
 from collections import OrderedDict
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import safetensors.torch
 import torch
+from models import ADAMW, Net, at_average, backward, fit, same, through_a_file, trained
 from problems import copies, equal, train
 from registry import OptimizerInfo, optimizers
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, SGDScheduleFree, averaged_state_dict
-
-
-class Net(nn.Module):
-    """Two layers, a tied weight, BatchNorm and a weight without gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(4, 4)
-        self.norm = nn.BatchNorm1d(4)
-        self.second = nn.Linear(4, 4)
-        self.second.weight = self.first.weight
-        self.frozen = nn.Parameter(torch.ones(4), requires_grad=False)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.second(torch.relu(self.norm(self.first(inputs)))) * self.frozen
-
-
-def backward(model: nn.Module, step: int) -> None:
-    generator = torch.Generator().manual_seed(step)
-    model(torch.randn(8, 4, generator=generator)).square().mean().backward()
-
-
-def fit(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    for step in steps:
-        optimizer.zero_grad()
-        backward(model, step)
-        optimizer.step()
-
-
-def trained(info: OptimizerInfo, steps: int = 5, attach: bool = True) -> tuple[Net, ScheduleFreeOptimizer]:
-    torch.manual_seed(7)
-    model = Net()
-    optimizer = info.make(model.parameters())
-    if attach:
-        assert optimizer.attach(model) is optimizer
-    fit(model, optimizer, range(steps))
-    return model, optimizer
-
-
-def at_average(model: nn.Module, optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
-    with optimizer.averaged_parameters():
-        return copy.deepcopy(dict(model.named_parameters(remove_duplicate=False)))
-
-
-def same(some: dict[str, Any], expected: dict[str, Any]) -> bool:
-    return all(torch.equal(some[name], expected[name]) for name in expected)
-
-
-def through_a_file(value: Any, weights_only: bool = True) -> Any:
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, weights_only=weights_only)
-
 
 # The mode.
 
@@ -184,6 +136,43 @@ def test_closures_leave_the_mode_that_the_flag_asks_for(training: bool) -> None:
     assert equal(model.parameters(), reference.parameters())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_switch_within_averaged_parameters_holds_afterwards(training: bool) -> None:
+    model, optimizer = trained(ADAMW)
+    y, x = copies(model.parameters()), at_average(model, optimizer)
+    model.train(training)
+    with optimizer.averaged_parameters():
+        model.train(not training)
+        model.train(training)
+        model.train(not training)
+    assert optimizer.training is not training
+    assert equal(model.parameters(), y) is not training
+    model.eval()
+    assert same(dict(model.named_parameters()), {"first.bias": x["first.bias"], "second.bias": x["second.bias"]})
+
+
+def test_a_forward_pass_and_a_step_do_what_they_do_unattached() -> None:
+    """No hook, copy or other operation of torch comes to them."""
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    lists = []
+    for attach in (True, False):
+        model, optimizer = trained(ADAMW, attach=attach)
+        found: list[str] = []
+        model.eval()
+        model.train()
+        optimizer.train()
+        with Operations():
+            fit(model, optimizer, range(5, 8))
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        lists.append(found)
+    assert lists[0] == lists[1] != []
+
+
 # Several models, several optimizers.
 
 
@@ -205,7 +194,7 @@ def test_one_optimizer_over_two_models_follows_each() -> None:
     generator.train()
     assert not optimizer.training
     assert generator.state_dict()["weight"].data_ptr() != generator.weight.data_ptr()
-    assert discriminator.state_dict()["weight"].data_ptr() == discriminator.weight.data_ptr()
+    assert torch.equal(discriminator.state_dict()["weight"], discriminator.weight)
     discriminator.train()
     assert torch.equal(discriminator.weight, y)
     train(optimizer, range(5, 7))
@@ -247,6 +236,57 @@ def test_a_second_optimizer_of_the_same_parameters_starts_from_the_average() -> 
     fit(model, second, range(2))
 
 
+@pytest.mark.parametrize("whole_first", [True, False])
+def test_a_second_optimizer_of_a_part_or_the_whole_detaches_the_first(whole_first: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    whole, part = AdamWScheduleFree(model.parameters(), lr=0.1), SGDScheduleFree(model[1].parameters(), lr=0.1)
+    pairs = [(whole, model), (part, model[1])]
+    (first, its), (second, others) = pairs if whole_first else reversed(pairs)
+    first.attach(its)
+    train(first, range(5))
+    x = first.iterates(model[1].weight).x
+    second.attach(others)
+    assert not first.training
+    assert torch.equal(model[1].weight, x)
+    train(second, range(5, 10))
+    y, x = model[1].weight.detach().clone(), second.iterates(model[1].weight).x
+    model.eval()
+    assert torch.equal(model[1].weight, x)
+    model.train()
+    assert torch.equal(model[1].weight, y)
+
+
+def test_two_models_of_one_optimizer_are_saved_and_resumed_in_any_order() -> None:
+    def pair() -> tuple[nn.Linear, nn.Linear, ScheduleFreeOptimizer]:
+        generator, discriminator = nn.Linear(3, 3), nn.Linear(3, 1)
+        optimizer = AdamWScheduleFree([*generator.parameters(), *discriminator.parameters()], lr=0.1)
+        return generator, discriminator, optimizer.attach(generator).attach(discriminator)
+
+    saved = pair()
+    train(saved[2], range(5))
+    states = [through_a_file(each.state_dict()) for each in saved]
+    for order in itertools.permutations(range(3)):
+        resumed = pair()
+        train(resumed[2], range(9, 11))
+        for index in order:
+            resumed[index].load_state_dict(states[index])
+            resumed[0].eval()
+            resumed[0].train()
+        for some, other in zip(resumed[:2], saved[:2], strict=True):
+            assert equal(some.parameters(), other.parameters())
+
+
+def test_a_model_attached_with_a_part_of_it_loads_as_one() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model).attach(model[0])
+    train(optimizer, range(5))
+    y = copies(model.parameters())
+    for module in (model, model[0], nn.Sequential(model)):
+        module.load_state_dict(through_a_file(module.state_dict()))
+        assert optimizer.training
+        assert equal(model.parameters(), y)
+
+
 def test_attaching_twice_is_attaching_once() -> None:
     model, optimizer = trained(ADAMW)
     cls = type(model)
@@ -271,8 +311,14 @@ def test_detached_the_model_is_plain() -> None:
     assert optimizer.training
 
 
-def test_an_optimizer_and_its_model_can_be_forgotten() -> None:
+@pytest.mark.parametrize("mode", ["train", "eval", "gradients at x"])
+def test_an_optimizer_and_its_model_can_be_forgotten(mode: str) -> None:
     model, optimizer = trained(ADAMW)
+    if mode != "train":
+        model.eval()
+        backward(model, 5)
+    if mode == "gradients at x":
+        model.train()
     references = weakref.ref(model), weakref.ref(optimizer)
     del model, optimizer
     import gc
@@ -306,6 +352,56 @@ def test_state_dict_gives_the_average_in_either_mode(info: OptimizerInfo, traini
     assert equal(model.parameters(), y)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_state_dict_is_a_snapshot_of_the_parameters(training: bool) -> None:
+    """Neither a switch nor a step changes what was taken before, as it is written to the file."""
+    model, optimizer = trained(ADAMW)
+    x = at_average(model, optimizer)
+    model.train(training)
+    saved = model.state_dict()
+    model.train()
+    fit(model, optimizer, range(5, 7))
+    assert same(saved, {name: value for name, value in x.items() if name != "frozen"})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_safetensors_takes_tied_weights(training: bool, tmp_path: Path) -> None:
+    model, optimizer = trained(ADAMW)
+    x = at_average(model, optimizer)
+    model.train(training)
+    safetensors.torch.save_model(model, str(tmp_path / "model.safetensors"))
+    again = Net()
+    safetensors.torch.load_model(again, tmp_path / "model.safetensors")
+    assert same(dict(again.named_parameters(remove_duplicate=False)), x)
+
+
+def test_hooks_of_users_see_the_average_whenever_they_came() -> None:
+    class Renaming(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 3)
+            self.register_state_dict_post_hook(self.rename)
+
+        @staticmethod
+        def rename(_: nn.Module, state_dict: dict[str, Any], prefix: str, __: Any) -> None:
+            state_dict[prefix + "kernel"] = state_dict.pop(prefix + "weight")
+
+    def halve(_: nn.Module, state_dict: dict[str, Any], prefix: str, __: Any) -> None:
+        state_dict[prefix + "bias"] = state_dict[prefix + "bias"].half()
+
+    model = nn.Sequential(Renaming())
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    train(optimizer, range(5))
+    model[0].register_state_dict_post_hook(halve)
+    x = optimizer.iterates(model[0].weight).x, optimizer.iterates(model[0].bias).x.half()
+    for _ in range(2):
+        saved = model.state_dict()
+        assert list(saved) == ["0.bias", "0.kernel"]
+        assert torch.equal(saved["0.kernel"], x[0])
+        assert saved["0.bias"].dtype == torch.float16
+        assert torch.equal(saved["0.bias"], x[1])
+        copy.deepcopy(model)  # takes the hooks off meanwhile
+
+
 def test_tied_weights_are_one_tensor_within_a_call_and_two_in_two() -> None:
     model, optimizer = trained(ADAMW)
     into: OrderedDict[str, Any] = OrderedDict()
@@ -314,6 +410,10 @@ def test_tied_weights_are_one_tensor_within_a_call_and_two_in_two() -> None:
     again = model.state_dict(destination=into)
     assert again["first.weight"] is again["second.weight"]
     assert not torch.equal(again["first.weight"], first)
+    fit(model, optimizer, range(6, 7))
+    beside = model.state_dict(destination=into, prefix="other.")
+    assert torch.equal(beside["other.first.weight"], optimizer.iterates(model.first.weight).x)
+    assert torch.equal(beside["first.weight"], again["first.weight"])
     assert model.state_dict()["first.weight"] is not model.state_dict()["first.weight"]
 
 
@@ -347,153 +447,58 @@ def test_modules_that_came_later_are_saved_right() -> None:
     assert not torch.equal(model.state_dict()["tail.weight"], model.tail.weight)
 
 
-# Loading.
+class Adapter(nn.Module):
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.extra = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.base(inputs) + inputs @ self.extra
 
 
-@optimizers
-@pytest.mark.parametrize("saved_in", [True, False])
-@pytest.mark.parametrize("loaded_in", [True, False])
-@pytest.mark.parametrize("model_first", [True, False])
-@pytest.mark.parametrize("attached_when_saved", [True, False])
-@pytest.mark.parametrize("attached_when_loaded", [True, False])
-def test_resume_is_bit_exact_in_every_combination(
-    info: OptimizerInfo,
-    saved_in: bool,
-    loaded_in: bool,
-    model_first: bool,
-    attached_when_saved: bool,
-    attached_when_loaded: bool,
-) -> None:
-    model, optimizer = trained(info, attach=attached_when_saved)
-    model.train(saved_in)
-    if not attached_when_saved:
-        optimizer.train(saved_in)
-    weights, state = through_a_file(model.state_dict()), through_a_file(optimizer.state_dict())
-
-    resumed = Net()
-    again = info.make(resumed.parameters())
-    if attached_when_loaded:
-        again.attach(resumed)
-        resumed.train(loaded_in)
-    for load_model in (model_first, not model_first):
-        if load_model:
-            resumed.load_state_dict(weights)
-        else:
-            again.load_state_dict(state)
-    if attached_when_loaded:
-        assert again.training == loaded_in
-        assert same(resumed.state_dict(), at_average(model, optimizer))
-    for net, each in ((model, optimizer), (resumed, again)):
-        net.train()
-        each.train()
-    assert equal(resumed.parameters(), model.parameters())
-    for net, each in ((model, optimizer), (resumed, again)):
-        fit(net, each, range(5, 8))
-    assert equal(resumed.parameters(), model.parameters())
-    assert equal(at_average(resumed, again).values(), at_average(model, optimizer).values())
-    assert equal(resumed.buffers(), model.buffers())
-
-
-@optimizers
-@pytest.mark.parametrize("model_first", [True, False])
-@pytest.mark.parametrize("attached_when_saved", [True, False])
-@pytest.mark.parametrize("saved_in", [True, False])
-def test_going_back_to_a_checkpoint_in_the_same_process_is_bit_exact(
-    info: OptimizerInfo, model_first: bool, attached_when_saved: bool, saved_in: bool
-) -> None:
-    model, optimizer = trained(info, attach=attached_when_saved)
-    (model if attached_when_saved else optimizer).train(saved_in)
-    weights, state = through_a_file(model.state_dict()), through_a_file(optimizer.state_dict())
-    model.train()
-    optimizer.train()
-    y = copies(model.parameters())
-    if not attached_when_saved:
-        optimizer.attach(model)
-    fit(model, optimizer, range(5, 9))
-    for load_model in (model_first, not model_first):
-        if load_model:
-            model.load_state_dict(weights)
-        else:
-            optimizer.load_state_dict(state)
-    assert optimizer.training
-    assert equal(model.parameters(), y)
-
-
-@optimizers
-@pytest.mark.parametrize("training", [True, False])
-def test_rewinding_to_the_best_weights_makes_them_the_new_average(info: OptimizerInfo, training: bool) -> None:
-    model, optimizer = trained(info)
-    best = copy.deepcopy(model.state_dict())
-    fit(model, optimizer, range(5, 10))
-    gap = optimizer.iterates(model.first.weight).z - optimizer.iterates(model.first.weight).x
-    model.train(training)
-    model.load_state_dict(best)
-    model.train()
-    x, y, z = optimizer.iterates(model.first.weight)
-    torch.testing.assert_close(x, best["first.weight"], rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(z - x, gap, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(y, 0.9 * x + 0.1 * z, rtol=1e-6, atol=1e-7)
-    fit(model, optimizer, range(10, 12))
-
-
-@optimizers
-def test_loading_what_was_just_saved_changes_no_bit(info: OptimizerInfo) -> None:
-    model, optimizer = trained(info)
-    y = copies(model.parameters())
-    model.load_state_dict(through_a_file(model.state_dict()))
-    model.second.load_state_dict(model.second.state_dict())
-    assert optimizer.training
-    assert equal(model.parameters(), y)
-
-
-def test_loading_a_part_leaves_the_rest() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+def test_modules_put_round_or_into_others_are_saved_and_loaded_right_by_themselves() -> None:
+    adapter = Adapter(nn.Linear(4, 4))
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4))
+    optimizer = AdamWScheduleFree([*model.parameters(), adapter.extra], lr=0.1).attach(model)
+    adapter.base = model[1]
+    model[1] = adapter
+    parametrize.register_parametrization(model[0][0], "weight", nn.Identity())
     train(optimizer, range(5))
-    y = model[0].weight.detach().clone()
-    model[1].load_state_dict(nn.Linear(3, 3).state_dict())
+    x = [optimizer.iterates(adapter.extra).x, optimizer.iterates(model[0][0].parametrizations.weight.original).x]
+    saved = model[1].state_dict()["extra"], model[0].state_dict()["0.parametrizations.weight.original"]
+    assert equal(saved, x)
+    best = {name: value + 1.0 for name, value in adapter.state_dict().items()}
+    adapter.load_state_dict(best)
     assert optimizer.training
-    assert torch.equal(model[0].weight, y)
+    torch.testing.assert_close(optimizer.iterates(adapter.extra).x, best["extra"])
+    model.eval()
+    torch.testing.assert_close(adapter.extra.detach(), best["extra"])
 
 
-def test_a_load_that_fails_leaves_the_mode() -> None:
-    model, optimizer = trained(ADAMW)
-    y = copies(model.parameters())
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        model.load_state_dict({"first.weight": torch.zeros(9, 9)}, strict=False)
-    assert optimizer.training
-    assert equal(model.parameters(), y)
-    model.load_state_dict(model.state_dict())
-
-
-def test_assigning_other_parameters_is_refused() -> None:
-    model, optimizer = trained(ADAMW)
-    y = copies(model.parameters())
-    with pytest.raises(RuntimeError, match=r"assign=True.* assign=False"):
-        model.load_state_dict(model.state_dict(), assign=True)
-    assert equal(model.parameters(), y)
+@pytest.mark.parametrize("notice", ["eval", "state_dict"])
+def test_parameters_replaced_under_the_optimizer_are_told_of_once(notice: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
     fit(model, optimizer, range(2))
+    model[1] = nn.Linear(4, 4)
+    with pytest.warns(UserWarning, match=r"2 parameters of the optimizer, from 1.weight on, are no longer in the"):
+        getattr(model, notice)()
+    model.train()
+    model.eval()
+    model.state_dict()
 
 
-def test_averaged_weights_beside_a_state_of_train_mode_are_noticed() -> None:
-    """Without attach: recognised if the model is loaded first, refused at the step if it is loaded last."""
-    model, optimizer = trained(ADAMW, attach=False)
-    weights, state = through_a_file(averaged_state_dict(model, optimizer)), through_a_file(optimizer.state_dict())
-    for model_first in (True, False):
-        resumed = Net()
-        again = ADAMW.make(resumed.parameters())
-        if model_first:
-            resumed.load_state_dict(weights)
-        again.load_state_dict(state)
-        if model_first:
-            assert equal(resumed.parameters(), model.parameters())
-            fit(resumed, again, range(1))
-            continue
-        resumed.load_state_dict(weights)
-        with pytest.raises(
-            RuntimeError, match=r"the weights of parameter \d of group 0.* average x, but were trained on"
-        ):
-            fit(resumed, again, range(1))
+def test_parameters_replaced_in_the_optimizer_too_are_no_error() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    fit(model, optimizer, range(2))
+    model[1] = nn.Linear(4, 4)
+    optimizer.add_param_group({"params": model[1].parameters()})
+    fit(model, optimizer, range(2))
+    model.eval()
+    del model[1]
+    model.train()
 
 
 # Copies.
@@ -519,6 +524,65 @@ def test_a_copy_is_a_plain_model_that_holds_the_average(info: OptimizerInfo, tra
     assert equal(model.parameters(), y)
     assert model.state_dict().keys() == copied.state_dict().keys()
     assert same(model.state_dict(), x)
+
+
+def test_new_objects_of_its_class_are_plain() -> None:
+    model, optimizer = trained(ADAMW)
+    other = type(model)()
+    assert type(other) is Net
+    other.load_state_dict(model.state_dict())
+    other.eval()
+    assert optimizer.training
+    layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    AdamWScheduleFree(layers.parameters()).attach(layers)
+    part = layers[:2]
+    assert type(part) is nn.Sequential
+    assert part[0] is layers[0]
+    assert type(pickle.loads(pickle.dumps(part))) is nn.Sequential
+
+
+def test_a_model_with_parametrizations_of_its_own_is_copied_at_the_average() -> None:
+    model = nn.Linear(4, 4)
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    parametrize.register_parametrization(model, "weight", nn.Identity())
+    fit(model, optimizer, range(5))
+    x = at_average(model, optimizer)
+    for copied in (copy.deepcopy(model), copy.deepcopy(copy.deepcopy(model))):
+        assert same(dict(copied.named_parameters()), x)
+        copied.eval()
+        assert optimizer.training
+    with pytest.raises(
+        RuntimeError, match="Serialization of parametrized modules is only supported through state_dict"
+    ):
+        pickle.dumps(model)
+    model.eval()
+    assert same(dict(model.named_parameters()), x)
+
+
+def test_what_its_class_does_with_its_subclasses_is_not_done() -> None:
+    class Registered(nn.Linear):
+        names: ClassVar[list[str]] = []
+
+        def __init_subclass__(cls, *, name: str) -> None:
+            cls.names.append(name)
+
+    class Named(Registered, name="named"):
+        pass
+
+    model = Named(4, 4)
+    AdamWScheduleFree(model.parameters()).attach(model)
+    assert Registered.names == ["named"]
+
+
+def test_it_is_scripted_traced_and_exported_in_eval_mode() -> None:
+    model, _ = trained(ADAMW)
+    model.eval()
+    inputs = torch.randn(3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates its own
+        made = [torch.jit.script(model), torch.jit.trace(model, inputs), torch.export.export(model, (inputs,)).module()]
+    for each in made:
+        torch.testing.assert_close(each(inputs), model(inputs))
 
 
 def test_a_copy_of_a_part_or_a_wrapper_is_plain() -> None:
@@ -612,52 +676,3 @@ def test_attaching_to_another_model_is_refused() -> None:
     with pytest.raises(ValueError, match="Linear holds none of this optimizer's parameters"):
         AdamWScheduleFree(nn.Linear(2, 2).parameters()).attach(model)
     assert type(model) is nn.Linear
-
-
-# Gradients of the wrong weights.
-
-
-@pytest.mark.parametrize("attach", [True, False])
-def test_gradients_taken_at_the_average_are_not_stepped_with(attach: bool) -> None:
-    model, optimizer = trained(ADAMW, attach=attach)
-    switch = model if attach else optimizer
-    optimizer.zero_grad()
-    switch.eval()
-    backward(model, 3)
-    switch.train()
-    before = copies(model.parameters())
-    with pytest.raises(
-        RuntimeError, match=r"the gradient of parameter \d of group 0 .* was taken in eval mode.* call zero_grad"
-    ):
-        optimizer.step()
-    assert equal(model.parameters(), before)
-    fit(model, optimizer, range(2))
-
-
-@pytest.mark.parametrize("set_to_none", [True, False])
-def test_gradients_at_y_survive_an_evaluation_between_micro_batches(set_to_none: bool) -> None:
-    model, optimizer = trained(ADAMW)
-    reference, plain = trained(ADAMW, attach=False)
-    for net, each in ((model, optimizer), (reference, plain)):
-        each.zero_grad(set_to_none=set_to_none)
-        backward(net, 1)
-        if net is model:
-            model.eval()
-            model(torch.randn(2, 4))
-            model.train()
-        backward(net, 2)
-        each.step()
-    assert equal(model.parameters(), reference.parameters())
-
-
-def test_gradients_at_the_average_that_were_zeroed_are_forgotten() -> None:
-    model, optimizer = trained(ADAMW)
-    model.eval()
-    backward(model, 3)
-    model.train()
-    model.zero_grad(set_to_none=False)
-    backward(model, 4)
-    optimizer.step()
-
-
-ADAMW = OptimizerInfo(AdamWScheduleFree, "adamw", 0.1, None, (), (), frozenset())

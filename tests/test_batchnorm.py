@@ -203,6 +203,75 @@ def test_a_compiled_model_is_not_compiled_anew() -> None:
     assert counts[0] == counts[1] > 0
 
 
+@pytest.mark.parametrize("attach", [True, False])
+def test_frozen_ones_keep_theirs(attach: bool) -> None:
+    """Those in eval mode while the model, also within a wrapper, is in train mode."""
+    torch.manual_seed(3)
+    model = nn.Sequential(net(), nn.BatchNorm1d(1))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1)
+    if attach:
+        optimizer.attach(model)
+    model[0].eval()
+    fit(model, optimizer)
+    for each in (model, nn.Sequential(model)):
+        model[1].running_mean.zero_()
+        update_bn(batches(), each, optimizer)
+        assert torch.equal(model[0][2].running_mean, torch.zeros(CHANNELS))
+        assert model[1].running_mean.any()
+    (model if attach else optimizer).eval()
+    model.eval()
+    wrapper = nn.Sequential(model)
+    assert wrapper.training
+    update_bn(batches(), wrapper, optimizer)
+    assert model[0][2].running_mean.any()  # in eval mode it is not to be seen which are frozen
+
+
+def test_attached_frozen_ones_are_remembered_in_eval_mode() -> None:
+    ends = []
+    for evaluate in (True, False):
+        model = nn.Sequential(net(), nn.BatchNorm1d(1))
+        optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model, bn_batches=2)
+        torch.manual_seed(1)
+        for _ in range(2):
+            model.train()
+            model[0][2].eval()
+            fit(model, optimizer)
+            if evaluate:
+                model.eval()
+                model(batches()[0])
+                assert model[1].num_batches_tracked == 2
+                update_bn(batches(), model, optimizer)
+                assert model[1].num_batches_tracked == 5
+        assert torch.equal(model[0][2].running_mean, torch.zeros(CHANNELS))
+        model.train()
+        ends.append(copies(model.parameters()))
+    assert equal(*ends)
+
+
+def test_saving_or_copying_a_part_in_eval_mode_is_an_evaluation() -> None:
+    for way in (copy.deepcopy, lambda model: model[2:].state_dict(), lambda model: model[2].state_dict()):
+        model, _ = trained(attach=True, bn_batches=2)
+        model.eval()
+        way(model)
+        assert model[2].num_batches_tracked == 2
+
+
+def test_batches_that_do_not_come_by_the_attached_module_are_missed_aloud() -> None:
+    """As where a framework calls another method than forward."""
+    model = nn.ModuleDict({"net": net()})
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model, bn_batches=2)
+    model.eval()
+    model.train()
+    fit(model["net"], optimizer)
+    with pytest.warns(UserWarning, match=r"no training batch was kept .* ModuleDict was never called"):
+        model.eval()
+    model.train()
+    model.eval()
+    optimizer.load_state_dict(optimizer.state_dict())
+    model.train()
+    model.eval()
+
+
 @pytest.mark.parametrize("forward", [True, False])
 def test_attached_they_are_estimated_before_the_next_evaluation(forward: bool) -> None:
     """By a forward pass in eval mode or by saving there; from the last two batches, once."""

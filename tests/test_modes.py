@@ -6,7 +6,14 @@ from problems import copies, equal, make_params, set_gradients, train
 from registry import OptimizerInfo, optimizers
 from torch import nn
 
-from unscheduled import AdamWScheduleFree, AnnealedInterpolation, SGDScheduleFree, averaged_state_dict, iterates
+from unscheduled import (
+    AdamWScheduleFree,
+    AnnealedInterpolation,
+    SGDScheduleFree,
+    averaged_state_dict,
+    iterates,
+    pairing,
+)
 
 
 @optimizers
@@ -355,6 +362,19 @@ def test_averaged_state_dict_is_a_snapshot_at_x(info: OptimizerInfo, training: b
     train(optimizer, range(8, 10))
     model(torch.randn(4, 3))
     assert equal(averaged.values(), expected.values())
+
+
+def test_averaged_state_dict_looks_at_each_parameter_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also between loading a state and the first step, when the weights may have come since."""
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(20)])
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1)
+    train(optimizer, range(2))
+    optimizer.load_state_dict(optimizer.state_dict())
+    looks = []
+    original = pairing.settle
+    monkeypatch.setattr(pairing, "settle", lambda *arguments: (looks.append(1), original(*arguments)))
+    averaged_state_dict(model, optimizer)
+    assert len(looks) == 40
 
 
 def test_averaged_state_dict_of_a_compiled_model() -> None:

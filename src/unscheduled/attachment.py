@@ -2,32 +2,32 @@
 
 The attached module gets a subclass of its own class whose ``training`` is a property, so that the parameters follow the
 flag however it is set, at no cost in the forward pass. Hooks on its modules make ``state_dict`` give the average x in
-either mode, and take what ``load_state_dict`` brings as the new x.
+either mode, and take what ``load_state_dict`` brings as the new x. Modules that come later get
+theirs from torch's hook on the registration of modules.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import sys
-import types
+import warnings
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
+from unscheduled.attached import ATTACHMENTS, Attached, Followed, attached_class, attachments, own_class
 from unscheduled.batchnorm import RecentBatches, Switching
 
-ATTACHMENTS = "_unscheduled_attachments"
+alive: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
 
-class Follower(Switching, Protocol):
+class Follower(Followed, Switching, Protocol):
     """What an attachment asks of its optimizer."""
 
     def eval(self) -> Any:
@@ -38,87 +38,39 @@ class Follower(Switching, Protocol):
         """Take every attachment off."""
         ...
 
-    def shares(self, params: set[Tensor]) -> bool:
-        """Whether any of the parameters is this optimizer's too."""
+    def shared(self, params: set[Tensor]) -> set[Tensor]:
+        """Which of the parameters are this optimizer's too."""
         ...
 
-    def follow(self) -> None:
-        """Put into the parameters what the flags of the attached models ask for."""
+    def steps(self) -> int:
+        """How many steps were made, or 0 if none was since a state was loaded."""
         ...
 
-    def average_of(self, param: Tensor) -> Tensor | None:
-        """The average x of a parameter that holds y; None for one that holds x already, or is not the optimizer's."""
-        ...
-
-    def before_load(self) -> None:
+    def before_load(self, module: nn.Module, call: object) -> None:
         """Expect weights to be written into the parameters."""
         ...
 
-    def after_load(self) -> None:
-        """Take the weights that were written, and put the mode back."""
+    def after_load(self, module: nn.Module, call: object) -> None:
+        """Take the weights that were written, if this module was the first of the call."""
         ...
 
 
-class Attached(nn.Module):
-    """The part of an attached module's class that is not its own."""
-
-    @property
-    def training(self) -> bool:
-        return self.__dict__["training"]
-
-    @training.setter
-    def training(self, mode: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        before = self.__dict__["training"]
-        self.__dict__["training"] = mode
-        if mode == before:
-            return
-        try:
-            for attachment in attachments(self):
-                attachment.optimizer.follow()
-        except BaseException:  # out of memory, or interrupted
-            self.__dict__["training"] = before
-            raise
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
-        """A plain module of its own that holds x."""
-        for attachment in attachments(self):
-            for param in self.parameters():
-                average = attachment.optimizer.average_of(param)
-                if average is not None and id(param) not in memo:
-                    memo[id(param)] = nn.Parameter(average, param.requires_grad)
-        with plain(self):
-            return copy.deepcopy(self, memo)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return copy.deepcopy(self).__reduce_ex__(0)  # protocol 2 and later want the class of what is pickled
+def others_of(optimizer: Follower, params: set[Tensor]) -> list[Follower]:
+    """The other optimizers of any of these parameters that are attached to a model."""
+    found = [attachment.optimizer for attachment in alive if attachment.optimizer.shared(params)]
+    return [other for other in dict.fromkeys(found) if other is not optimizer]
 
 
 @functools.cache
-def attached_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of ``cls`` whose ``training`` is followed; it goes by the name of ``cls``."""
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return types.new_class(cls.__name__, (Attached, cls), exec_body=lambda namespace: namespace.update(names))
+def hook_newcomers() -> None:
+    """Have modules hooked from the moment that they become a part of an attached model."""
 
+    def hook(parent: nn.Module, _: str, module: nn.Module | None) -> None:
+        for attachment in tuple(alive):
+            if module is not None and attachment.has_hooked(parent):
+                attachment.hook(module)
 
-def attachments(model: nn.Module) -> tuple[Attachment, ...]:
-    """What is attached to a module itself."""
-    return model.__dict__.get(ATTACHMENTS, ())
-
-
-@contextmanager
-def plain(model: nn.Module) -> Generator[None, None, None]:
-    """Within the ``with`` block an attached module is one of its own class, without our hooks."""
-    attached = attachments(model)
-    cls = type(model)
-    try:
-        for attachment in attached:
-            attachment.let_go()
-        yield
-    finally:
-        model.__dict__[ATTACHMENTS] = attached
-        model.__class__ = cls
-        for attachment in attached:
-            attachment.hook()
+    register_module_module_registration_hook(hook)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -149,26 +101,6 @@ def nothing(*_: Any) -> None:
     """The hook of a copy."""
 
 
-class SharedAverages:
-    """The averages that one call of ``state_dict`` has given, so that tied weights share one there too."""
-
-    def __init__(self) -> None:
-        self.call: weakref.ref[dict[str, Any]] | None = None
-        self.keys: set[str] = set()
-        self.found: dict[Tensor, weakref.ref[Tensor]] = {}
-
-    def of(self, param: Tensor, key: str, state_dict: dict[str, Any], optimizer: Follower) -> Tensor | None:
-        if self.call is None or self.call() is not state_dict or key in self.keys:
-            self.call = weakref.ref(state_dict) if isinstance(state_dict, OrderedDict) else None
-            self.keys, self.found = set(), {}
-        self.keys.add(key)
-        reference = self.found.get(param)
-        average = reference() if reference else None
-        if average is None and (average := optimizer.average_of(param)) is not None:
-            self.found[param] = weakref.ref(average)
-        return average
-
-
 class Attachment:
     """The tie between an optimizer and a module that holds parameters of it."""
 
@@ -176,32 +108,44 @@ class Attachment:
         self.optimizer = optimizer
         self.model = model
         self._handles: dict[nn.Module, list[RemovableHandle]] = {}
-        self._averages = SharedAverages()
-        self._loading: nn.Module | None = None
-        self._hooks = Hook(self._save), Hook(self._before_load), Hook(self._after_load), Hook(self._before_save)
+        self._saving: nn.Module | None = None  # the first module of a call of state_dict
+        self._into: dict[str, Any] | None = None  # what it fills
+        self._average_of: Callable[[Tensor], Tensor | None] = nothing  # the same for tied weights
+        self._hooks = tuple(map(Hook, (self._before_save, self._save, self._before_load, self._after_load)))
+        self._params: dict[Tensor, str] = {}
+        self._steps = optimizer.steps()
         model.__dict__[ATTACHMENTS] = (*attachments(model), self)
         if not isinstance(model, Attached):
             model.__class__ = attached_class(type(model))
         self._recent = RecentBatches(model, bn_batches, optimizer) if bn_batches else None
         self.hook()
+        self._check_parameters()
+        hook_newcomers()
 
-    def hook(self) -> None:
-        """Put hooks on the modules that have none yet."""
+    def hook(self, part: nn.Module | None = None) -> None:
+        """Put hooks on the modules of the model, or of a part that has come to it, that have none yet."""
+        alive.add(self)
         if self._recent:
             self._recent.watch()
-        save, before_load, after_load, before_save = self._hooks
-        for module in cast(Any, self.model.modules()):  # torch does not say what the hooks are
+        before_save, save, before_load, after_load = self._hooks
+        for module in cast(Any, self.model if part is None else part).modules():  # torch does not type the hooks
             if module not in self._handles:
+                first = module.register_state_dict_post_hook(save)
+                module._state_dict_hooks.move_to_end(first.id, last=False)  # those of users may change the entries
                 self._handles[module] = [
-                    module.register_state_dict_post_hook(save),
+                    first,
+                    module.register_state_dict_pre_hook(before_save),
                     module.register_load_state_dict_pre_hook(before_load),
                     module.register_load_state_dict_post_hook(after_load),
                 ]
-                if module is self.model:
-                    self._handles[module].append(module.register_state_dict_pre_hook(before_save))
+
+    def has_hooked(self, module: nn.Module) -> bool:
+        """Whether the module is a part of the model."""
+        return module in self._handles
 
     def let_go(self) -> None:
         """Give the module its own class back, and take the hooks off."""
+        alive.discard(self)
         if self._recent:
             self._recent.ignore()
         for handles in self._handles.values():
@@ -213,45 +157,85 @@ class Attachment:
             self.model.__dict__[ATTACHMENTS] = others
             return
         self.model.__dict__.pop(ATTACHMENTS, None)
-        bases = type(self.model).__bases__
-        if bases[0] is Attached:  # else a library has made a subclass of it since
-            self.model.__class__ = cast(type[nn.Module], bases[1])
+        self.model.__class__ = own_class(type(self.model))
 
-    def reshard(self) -> None:
-        """Make FSDP2 gather the parameters anew: the root keeps them gathered after a forward pass without backward."""
-        fsdp = sys.modules.get("torch.distributed.fsdp")
-        if fsdp is not None and hasattr(fsdp, "FSDPModule"):
-            for module in self.model.modules():
-                if isinstance(module, fsdp.FSDPModule):
-                    cast(Any, module).reshard()
+    def switched(self) -> None:
+        """The parameters have been moved."""
+        self.hook()
+        for module in self._sharded():
+            module.reshard()  # the root keeps them gathered after a forward pass without backward
+        self._check_parameters()
+        if self._recent and self._recent.blind and self.optimizer.steps() > self._steps and not self.model.training:
+            self._steps = self.optimizer.steps()
+            warnings.warn(
+                f"no training batch was kept for BatchNorm, since {type(self.model).__name__} was never called in the "
+                "steps that were made: attach the module that is called in training, or use update_bn()",
+                stacklevel=2,
+            )
 
-    def _before_save(self, *_: Any) -> None:
-        self.hook()  # modules may have come since
+    def before_copy(self) -> None:
+        """The model is about to be saved or copied."""
         if self._recent and not self.model.training:
             self._recent.refresh()
 
+    def _sharded(self) -> list[Any]:
+        """The modules that FSDP2 gathers the parameters of."""
+        fsdp = sys.modules.get("torch.distributed.fsdp")
+        if fsdp is None or not hasattr(fsdp, "FSDPModule"):
+            return []
+        return [module for module in self.model.modules() if isinstance(module, fsdp.FSDPModule)]
+
+    def _check_parameters(self) -> None:
+        """Say it, once, if parameters of the optimizer have left the model, and it has some that are not trained."""
+        names: dict[Tensor, str] = {param: name for name, param in self.model.named_parameters()}
+        gone = [name for param, name in self._params.items() if param not in names]
+        shared = self.optimizer.shared(set(names))
+        self._params = {param: name for param, name in names.items() if param in shared}
+        if gone and any(param.requires_grad for param in names if param not in shared):
+            warnings.warn(
+                f"{len(gone)} parameters of the optimizer, from {gone[0]} on, are no longer in the attached model, "
+                "which has others that are not averaged: make the optimizer of the present ones, or add them to it",
+                stacklevel=2,
+            )
+
+    def _before_save(self, module: nn.Module, *_: Any) -> None:
+        if self._saving is None or self._saving is module:
+            self._saving, self._into = module, None
+            self.before_copy()
+        if module is self.model and not self._sharded():  # which may be gathered, and have others meanwhile
+            self._check_parameters()
+
     def _save(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        if self._into is not state_dict:
+            self._into, self._average_of = state_dict, self.optimizer.averages()
         for name, param in module.named_parameters(recurse=False, remove_duplicate=False):
             key = prefix + name
             if key in state_dict and state_dict[key] is not param:  # else keep_vars=True asks for the parameter itself
-                average = self._averages.of(param, key, state_dict, self.optimizer)
+                average = self._average_of(param)
                 if average is not None:
                     state_dict[key] = average
+        if module is self._saving:
+            self._saving, self._into, self._average_of = None, None, nothing
 
-    def _before_load(self, module: nn.Module, _: Any, __: str, metadata: dict[str, Any], *___: Any) -> None:
+    def _before_load(
+        self,
+        module: nn.Module,
+        _state_dict: Any,
+        _prefix: str,
+        metadata: dict[str, Any],
+        _strict: bool,
+        missing_keys: list[str],  # one list for all modules of a call
+        *_: Any,
+    ) -> None:
         if metadata.get("assign_to_params_buffers"):
             raise RuntimeError(
                 "load_state_dict(assign=True) would put new parameters into the model, and the optimizer would go on "
                 "with the old ones: load with assign=False, or load before the optimizer is made"
             )
-        if self._loading is None or self._loading is module:  # the outermost, whose other hook comes last
-            self._loading = module
-            self.optimizer.before_load()
+        self.optimizer.before_load(module, missing_keys)
 
-    def _after_load(self, module: nn.Module, _: Any) -> None:
-        if module is self._loading:
-            self._loading = None
-            self.optimizer.after_load()
+    def _after_load(self, module: nn.Module, keys: Any) -> None:
+        self.optimizer.after_load(module, keys.missing_keys)
 
 
 def check(model: Any, params: set[Tensor]) -> nn.Module:

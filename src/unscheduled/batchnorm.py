@@ -53,12 +53,28 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
 
 
+def trained(model: nn.Module) -> list[_BatchNorm]:
+    """Those whose statistics training gathers: the frozen ones, in eval mode while the model is trained, keep theirs.
+
+    Of a model in eval mode, which are frozen is known only if somebody has watched its training passes.
+    """
+    frozen = {norm for recent in recent_batches(model) for norm in recent.frozen}
+    training = without_wrappers(model).training
+    return [norm for norm in batch_norms(model) if (norm.training if training else norm not in frozen)]
+
+
+def without_wrappers(model: nn.Module) -> nn.Module:
+    """The module within those that have only one, whose own flags may be left as they were made."""
+    children = list(model.children())
+    return without_wrappers(children[0]) if len(children) == 1 and not isinstance(children[0], _BatchNorm) else model
+
+
 def reestimate(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> None:
-    """Put the pooled statistics of these forward passes into every BatchNorm, at the weights that are there.
+    """Put the pooled statistics of these forward passes into every trained BatchNorm, at the weights that are there.
 
     All else is as before, also if a pass fails. Compiled models run eagerly: the hooks would have them compiled anew.
     """
-    norms = batch_norms(model)
+    norms = trained(model)
     moments = {norm: Moments() for norm in norms}
     recents = recent_batches(model)
     flags = [(module, module.training) for module in model.modules()]
@@ -99,6 +115,9 @@ def reestimate(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> None:
 def update_bn(loader: Iterable[Any], model: nn.Module, optimizer: Switching) -> None:
     """Re-estimate the running statistics of every BatchNorm at the average x, in either mode of the optimizer.
 
+    Frozen ones, which are in eval mode while the model is in train mode, keep theirs. With the model in eval mode that
+    is not to be seen: then all are re-estimated, unless ``attach`` keeps batches, and so has seen them in training.
+
     Training gathers them at y. Here they become the mean and the unbiased variance over all batches as if these had
     been one, gathered in float64, whatever the module's ``momentum``; ``num_batches_tracked`` becomes the number of
     batches. Dropout is off. Parameters, modes, random numbers and gradients are as before, and so is all if it fails.
@@ -123,7 +142,7 @@ def update_bn(loader: Iterable[Any], model: nn.Module, optimizer: Switching) -> 
 
     Source: the need is noted in the README of the authors' ``schedulefree`` package.
     """
-    if not batch_norms(model):
+    if not trained(model):
         return
     device = next(model.parameters()).device
     found = 0
@@ -167,14 +186,18 @@ class RecentBatches:
         """Whether there was a training pass since the statistics were last re-estimated."""
         self.paused = False
         """Whether they are being re-estimated, by whomever: forward passes do not count."""
+        self.frozen: list[nn.Module] = []
+        """The BatchNorms that were in eval mode in the last training pass."""
         self._model = model
+        self._norms: list[_BatchNorm] = []
         self._optimizer = optimizer
         self._inputs: deque[tuple[tuple[Any, ...], dict[str, Any]]] = deque(maxlen=count)
         self._hook: RemovableHandle | None = None
 
     def watch(self) -> None:
         """Be called before every forward pass."""
-        if self._hook is None and batch_norms(self._model):
+        self._norms = batch_norms(self._model)
+        if self._hook is None and self._norms:
             hook = cast(Any, torch.compiler).disable(self._before_forward)  # else it would be traced, and never run
             self._hook = self._model.register_forward_pre_hook(hook, with_kwargs=True)
             vars(self._model)[RECENT] = (*vars(self._model).get(RECENT, ()), self)
@@ -194,7 +217,13 @@ class RecentBatches:
             self.refresh()
         elif torch.is_grad_enabled() and not self.paused:
             self._inputs.append(tree_map_only(Tensor, Tensor.detach, (args, kwargs)))
+            self.frozen = [norm for norm in self._norms if not norm.training]
             self.stale = True
+
+    @property
+    def blind(self) -> bool:
+        """Whether there are statistics to re-estimate, but no training pass was seen."""
+        return bool(self._norms) and not self._inputs
 
     def refresh(self) -> None:
         """Re-estimate the statistics at x, unless that was done since the last training pass."""

@@ -87,11 +87,12 @@ def export_schedulefree_state_dict(optimizer: ScheduleFreeOptimizer) -> dict[str
 def export_adamw_state_dict(optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
     """A state dict for ``torch.optim.AdamW``, to go on with it from the average x.
 
-    Load it beside the weights x: those of ``model.state_dict()`` in eval mode, or of
-    :func:`unscheduled.averaged_state_dict`. It has the second moments and the count of gradients of each parameter. The
-    first moments are those of the inner momentum if there is one, and else 0: then the first steps are small, since
-    AdamW takes their bias for corrected. Of the options it has ``lr``, ``eps``, ``weight_decay``, ``maximize`` and
-    beta2; beta1 is the inner momentum, or 0.9. The others are AdamW's defaults.
+    Load it beside the weights x: those in the parameters after ``optimizer.eval().detach()`` (an optimizer that stays
+    attached would go on to put its y and x into them), or those of :func:`unscheduled.averaged_state_dict`. It has the
+    second moments and the count of gradients of each parameter. The first moments are those of the inner momentum if
+    there is one, and else 0: then the first steps are small, since AdamW takes their bias for corrected. Of the options
+    it has ``lr``, ``eps``, ``weight_decay``, ``maximize`` and beta2; beta1 is the inner momentum, or 0.9. The others
+    are AdamW's defaults.
 
     ``optimizer.load_state_dict`` of this package takes it too, to start a new run from x.
 
@@ -109,7 +110,7 @@ def export_adamw_state_dict(optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
         >>> optimizer = unscheduled.AdamWScheduleFree([weight], lr=0.1)
         >>> (weight**2).sum().backward()
         >>> optimizer.step()
-        >>> _ = optimizer.eval()
+        >>> _ = optimizer.eval().detach()
         >>> adamw = torch.optim.AdamW([weight])
         >>> adamw.load_state_dict(export_adamw_state_dict(optimizer))
         >>> adamw.param_groups[0]["lr"]

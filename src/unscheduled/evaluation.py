@@ -28,16 +28,15 @@ def averaged_state_dict(model: nn.Module, optimizer: ScheduleFreeOptimizer) -> d
         >>> sorted(unscheduled.averaged_state_dict(model, optimizer))
         ['bias', 'weight']
     """
+    average_of = optimizer.averages()
     snapshots: dict[int, Tensor] = {}
 
     def snapshot(entry: Any) -> Any:
         if not isinstance(entry, Tensor):
             return entry
         if id(entry) not in snapshots:
-            averaged = (
-                optimizer.iterates(entry).x.to(entry.dtype) if entry in optimizer.state else entry.detach().clone()
-            )
-            snapshots[id(entry)] = averaged
+            average = average_of(entry)
+            snapshots[id(entry)] = entry.detach().clone() if average is None else average
         return snapshots[id(entry)]
 
     state_dict = model.state_dict(keep_vars=True)

@@ -144,6 +144,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
         super().add_param_group(group | groups.fresh_counters(self._next_beta(group, 0), training))
         if not training:
             self._averaged.update(self.param_groups[-1]["params"])
+            self._gradients.watch(self._averaged)
         for attached in self._attachments:  # the model may have new modules as well
             attached.hook()
 
@@ -196,22 +197,13 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
                 )
             self._update()
             return None
-        before, flags = set(self._averaged), self._flags()
-        self.train()
-        try:
+        with self._mode_given_back():
+            self.train()
             with torch.enable_grad():
                 loss = closure()
             self.train()  # should the closure have evaluated
             self._update()
-        finally:
-            if self._flags() == flags:
-                self._put(before, forget=True)
-            else:
-                self.follow()
         return loss
-
-    def _flags(self) -> list[bool]:
-        return [attached.model.training for attached in self._attachments]
 
     def _switch_name(self) -> str:
         return "model" if False in self._flags() else "optimizer"
@@ -375,12 +367,12 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave: numbers of groups, buffers in their own precision, and the mode.
 
-        Load the model before or after. If its weights are, bit for bit, the y or the x of the state, the parameters get
-        y or x, as the mode asks; otherwise they are taken as the new x, or, in a state of train mode, as y. The mode is
-        that of the attached models, if there are any, else that of the file. Parameters are found by their names, in
-        whatever order and groups, if both sides have names (one side may have a prefix more before each). They are
-        found by their order if a side has no names, or has one for two parameters; then the order of the names has to
-        be the same.
+        Load the model before or after, and switch as you like in between; until the first step they find each other.
+        If its weights are, bit for bit, the y or the x of the state, the parameters get y or x, as the mode asks;
+        otherwise they are taken as the new x, or, in a state of train mode, as y. The mode is that of the attached
+        models, if there are any, else that of the file. Parameters are found by their names, in whatever order and
+        groups, if both sides have names (one side may have a prefix more before each). They are found by their order if
+        a side has no names, or has one for two parameters; then the order of the names has to be the same.
 
         It takes the files of other optimizers too: the ``schedulefree`` package's, whose run goes on, and those of
         ``torch.optim.Adam`` and ``AdamW``, of which the second moments and their counts are kept: a new run starts from
@@ -391,6 +383,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
                 other axes, or holds a number out of its range; the message names it, and nothing is changed.
         """
         loaded: list[loading.Loaded] = []
+        weights: dict[Tensor, Tensor] = {}
 
         def check(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             try:
@@ -399,12 +392,13 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
                 loaded.append(loading.checked(state_dict, self.param_groups, self.defaults, self._rule, self._check))
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # of another form
                 raise ValueError(f"the state dict is damaged: {type(error).__name__}: {error}") from error
+            weights.update(self._weights_before_switches())
             return {"state": {}, "param_groups": loaded[0].param_groups}  # torch would cast the buffers
 
         def restore(_: torch.optim.Optimizer) -> None:
             self.state.update(loaded[0].state)
             self._batches.clear()
-            self._loaded(loaded[0].training)
+            self._loaded(loaded[0].training, weights)
 
         hooks = [
             self.register_load_state_dict_pre_hook(check),  # after the hooks of users, which may adapt the dict
@@ -432,13 +426,9 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which are attached to nothing; the weights beside them may be x or y."""
-        copied = (
-            super().__getstate__()
-            | {"implementation": self.implementation, "state_precision": self.state_precision}
-            | self._fresh_modes()
-        )
-        copied["_batches"] = {}
-        copied["_averaged"] = set(self._averaged)
+        copied = super().__getstate__() | self._fresh_modes()
+        copied |= {"implementation": self.implementation, "state_precision": self.state_precision, "_batches": {}}
+        copied |= {"_averaged": set(self._averaged), "_loaded_training": self._loaded_training}
         if self._attachments:
             copied["_loaded_training"] = self.training
             copied["state"] = self.state.copy()

@@ -4,7 +4,8 @@
 |---|---|
 | ``step`` | the number of gradients that the parameter has seen |
 | ``gap`` | z - x |
-| ``y`` | the bits of y: kept aside while the parameter holds x, and after loading until the first step |
+| ``kept`` | the bits of y, kept aside while the parameter holds x |
+| ``y`` | after loading until the first step: the bits of y that belong to the state |
 | ``z`` | after loading from the ``schedulefree`` package until the first step: z, from which the gap is made |
 | others | the buffers of the rule |
 
@@ -122,39 +123,52 @@ def put_averages(started: list[Started]) -> None:
         for param, state, beta in started:
             param.copy_(iterates.averaged(_widened(param, state["gap"]), state["gap"], beta))
         for (_, state, _), y in zip(started, kept, strict=True):
-            state.setdefault("y", y)  # that of a file waits for the weights that belong to it
+            state["kept"] = y
     except BaseException:  # out of memory, or interrupted
         for (param, state, _), y in zip(started, kept, strict=False):
             param.copy_(y)
-            if state.get("y") is y:
-                del state["y"]
+            state.pop("kept", None)
         raise
 
 
-def put_gradient_points(started: list[Started], forget: bool) -> None:
+def keep_gradient_points(started: list[Started]) -> None:
+    """Keep the bits of y of parameters that hold it aside, since weights may be written over them."""
+    for param, state, _ in started:
+        state["kept"] = param.detach().clone()
+
+
+def put_gradient_points(started: list[Started]) -> dict[Tensor, Tensor]:
     """Put y into parameters that hold x: the bits kept aside, or, if weights were written meanwhile, theirs.
 
-    What was written is the new x. Until all is done, it can be done again. The bits kept aside are then forgotten, or,
-    if ``forget`` is False, go on waiting for the weights that belong to them.
+    What was written is the new x, and is returned. Until all is done, it can be done again.
     """
-    waiting = [] if forget else [state.get("y") for _, state, _ in started]
+    written: dict[Tensor, Tensor] = {}
     for param, state, beta in started:
-        if not keeps_gradient_point(param, state, beta):
-            state["y"] = _formed(param, state, beta)
+        y = known_gradient_point(param, state, beta)
+        if y is None:
+            written[param] = param.detach().clone()
+            y = _formed(param, state, beta)
+        state["kept"] = y
     for param, state, _ in started:
-        param.copy_(state["y"])
+        param.copy_(state["kept"])
     for _, state, _ in started:
-        del state["y"]
-    for (_, state, _), y in zip(started, waiting, strict=False):
-        if y is not None:
-            state["y"] = y
+        del state["kept"]
+    return written
 
 
 def gradient_point(param: Tensor, state: State, beta: float, training: bool) -> Tensor:
     """A copy of the bits of y of a parameter that holds y (``training``) or x."""
     if training:
         return param.detach().clone()
-    return state["y"].clone() if keeps_gradient_point(param, state, beta) else _formed(param, state, beta)
+    known = known_gradient_point(param, state, beta)
+    return _formed(param, state, beta) if known is None else known.clone()
+
+
+def average(param: Tensor, state: State, beta: float, training: bool) -> Tensor:
+    """A copy of the bits of x of a parameter that holds y (``training``) or x."""
+    if not training:
+        return param.detach().clone()
+    return iterates.averaged(_widened(param.detach(), state["gap"]), state["gap"], beta).to(param.dtype)
 
 
 def put_reinterpolated(param: Tensor, state: State, beta: float, next_beta: float) -> None:
@@ -171,42 +185,60 @@ def read(param: Tensor, state: State | None, beta: float, training: bool) -> Ite
     gap = cast(Tensor, state["gap"])
     if training:
         x, y = iterates.averaged(here, gap, beta), here
-    elif keeps_gradient_point(param, state, beta):
-        y = cast(Tensor, state["y"]).to(here.dtype, copy=True)
+    elif (known := known_gradient_point(param, state, beta)) is not None:
+        y = known.to(here.dtype, copy=True)
         x = iterates.averaged(y, gap, beta)
     else:
         x, y = here, iterates.gradient_point(here, gap, beta)
     return Iterates(x, y, iterates.base(y, gap, beta))
 
 
-def keeps_gradient_point(param: Tensor, state: State, beta: float) -> bool:
-    """Whether the y kept aside belongs to what the parameter holds: to its x, or y itself, put there already."""
-    y = cast(Tensor | None, state.get("y"))
-    return y is not None and (holds_average(param, state, beta) or _same_bits(param, y))
+def known_gradient_point(param: Tensor, state: State, beta: float) -> Tensor | None:
+    """The y kept aside or loaded that belongs to what the parameter holds: to its x, or y itself, put there already."""
+    for y in (cast(Tensor | None, state.get("kept")), cast(Tensor | None, state.get("y"))):
+        if y is not None and (_holds_average(param, y, state, beta) or _same_bits(param, y)):
+            return y
+    return None
 
 
-def holds_average(param: Tensor, state: State, beta: float) -> bool:
-    """Whether the parameter holds the x that belongs to the y kept aside, bit for bit."""
-    y = cast(Tensor, state["y"])
-    return _same_bits(param, iterates.averaged(_widened(y, state["gap"]), state["gap"], beta).to(param.dtype))
+def settle(param: Tensor, state: State, beta: float, training: bool, loaded_training: bool) -> None:
+    """Bring together a loaded state and the weights beside it, of which it is not known when they came.
 
-
-def settle(param: Tensor, state: State, beta: float, training: bool) -> None:
-    """Bring together a loaded state and the weights beside it, which are y (``training``) or x, or not loaded yet.
-
-    If the state has the bits of y, they tell which of the two the weights are; if it has z, as from the
-    ``schedulefree`` package, the weights are what ``training`` says, and make the gap.
+    If the state has the bits of y, they tell whether the weights are its y or its x; the one that the mode asks for
+    (y, if ``training``) is put in. If it has z, as from the ``schedulefree`` package, weights that came since are what
+    the file says (y, if ``loaded_training``, or x), and make the gap.
     """
     if param.is_meta:  # not there yet
         return
-    if "z" in state:
+    if "z" in state and known_gradient_point(param, state, beta) is None:
         weights, z = _widened(param, state["gap"]), cast(Tensor, state["z"])
-        state["gap"].copy_(iterates.gap_between(weights, z, beta) if training else z - weights)
-    elif "y" in state and training != _same_bits(param, state["y"]):
-        if training and holds_average(param, state, beta):
+        state["gap"].copy_(iterates.gap_between(weights, z, beta) if loaded_training else z - weights)
+        state["y"] = param.detach().clone() if loaded_training else _formed(param, state, beta)
+        if training:
             param.copy_(state["y"])
-        elif not training and not holds_average(param, state, beta):
+    if "y" in state and training != _same_bits(param, state["y"]):
+        if training and _holds_average(param, state["y"], state, beta):
+            param.copy_(state["y"])
+        elif not training and not _holds_average(param, state["y"], state, beta):
             param.copy_(iterates.averaged(_widened(param, state["gap"]), state["gap"], beta))
+
+
+def holds_loaded_average(param: Tensor, state: State, beta: float, loaded_training: bool) -> bool:
+    """Whether a parameter that is to hold y holds the x that belongs to a loaded state."""
+    if "y" not in state or _same_bits(param, state["y"]):
+        return False
+    return _holds_average(param, state["y"], state, beta) or ("z" in state and not loaded_training)
+
+
+def was_written(param: Tensor, weights: Tensor, state: State, beta: float) -> bool:
+    """Whether the parameter holds the y that was formed from these weights as x, or the x of that y."""
+    y = _formed(weights, state, beta)
+    return _same_bits(param, y) or _holds_average(param, y, state, beta)
+
+
+def _holds_average(param: Tensor, y: Tensor, state: State, beta: float) -> bool:
+    """Whether the parameter holds the x that belongs to y, bit for bit."""
+    return _same_bits(param, iterates.averaged(_widened(y, state["gap"]), state["gap"], beta).to(param.dtype))
 
 
 def _formed(param: Tensor, state: State, beta: float) -> Tensor:

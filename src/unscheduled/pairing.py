@@ -1,0 +1,165 @@
+"""The weights and the state beside them: what they say together, and how they find each other after loading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from unscheduled import loading
+from unscheduled.groups import Group
+from unscheduled.state import (
+    Iterates,
+    Started,
+    State,
+    average,
+    gradient_point,
+    holds_loaded_average,
+    keep_gradient_points,
+    known_gradient_point,
+    put_gradient_points,
+    read,
+    settle,
+    was_written,
+)
+
+
+class PairedState(torch.optim.Optimizer):
+    """An optimizer whose parameters hold y or x, of which states and weights may be loaded, in any order."""
+
+    _averaged: set[Tensor]  # the parameters that hold x
+    _loaded_training: bool | None  # the mode of a loaded file, until the first step after it
+    _loading: tuple[nn.Module, object] | None  # the module that weights are loaded into, and the call
+    _written: dict[Tensor, Tensor]  # weights that were taken as a new x, until the first step after it
+
+    # Looking at it.
+
+    @torch.no_grad()
+    def iterates(self, param: Tensor) -> Iterates:
+        """The three sequences of a parameter, as new tensors in the precision of its state, from either mode.
+
+        Args:
+            param: one of the optimizer's parameters.
+
+        Raises:
+            ValueError: if ``param`` is none of them.
+        """
+        group, _ = self._find(param)
+        self._settle()
+        return read(param, self.state.get(param), group["beta"], param not in self._averaged)
+
+    @torch.no_grad()
+    def averages(self) -> Callable[[Tensor], Tensor | None]:
+        """A function that gives a snapshot of the average x of a parameter, each time the same; None if it needs none.
+
+        To be used before anything is changed. A parameter that has seen no gradient, or is another's, needs none.
+        """
+        self._settle()
+        started = {param: (param, state, beta) for param, state, beta in self._started(set(self._params()))}
+        found: dict[Tensor, Tensor] = {}
+
+        @torch.no_grad()
+        def average_of(param: Tensor) -> Tensor | None:
+            if param in started and param not in found:
+                found[param] = average(*started[param], param not in self._averaged)
+            return found.get(param)
+
+        return average_of
+
+    @torch.no_grad()
+    def _with_gradient_point(self, param: Tensor, state: State, beta: float) -> State:
+        """The state as it is saved: with the bits of y, so that it goes with weights at x as well as at y."""
+        saved = {name: value for name, value in state.items() if name not in ("kept", "y", "z")}
+        return saved | {"y": gradient_point(param, state, beta, param not in self._averaged)}
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in cast(list[Tensor], group["params"])]
+
+    def _started(self, params: set[Tensor]) -> list[Started]:
+        return [
+            (param, state, group["beta"])
+            for group in self.param_groups
+            for param in cast(list[Tensor], group["params"])
+            if param in params and (state := self.state.get(param))
+        ]
+
+    def _find(self, param: Tensor) -> tuple[Group, str]:
+        """The group of a parameter, and what to call it."""
+        for index, group in enumerate(self.param_groups):
+            for position, candidate in enumerate(group["params"]):
+                if candidate is param:
+                    return group, loading.param_name(group, index, position)
+        raise ValueError(f"a tensor of shape {tuple(param.shape)} is no parameter of this optimizer: see param_groups")
+
+    # Loading, of the weights or the state first.
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def before_load(self, module: nn.Module, call: object) -> None:
+        """Expect weights to be written into the parameters, in any mode. Attached models call it for each module."""
+        if self._loading is None or self._loading[1] is not call:
+            self._settle()
+            self._loading = module, call
+            keep_gradient_points(self._started(set(self._params()) - self._averaged))
+
+    def after_load(self, module: nn.Module, call: object) -> None:
+        """Take the weights that were written as x, if this module is the first of the call. Attached models call it."""
+        if self._loading is not None and self._loading[0] is module and self._loading[1] is call:
+            self._settle()
+
+    def end_load(self) -> None:
+        """Loading has ended, in whatever way. Attached models call it."""
+        self._settle()
+
+    @torch.no_grad()
+    def _weights_before_switches(self) -> dict[Tensor, Tensor]:
+        """What was in the parameters before they were switched to x; where it was a new x, that is put back at once."""
+        self._settle()
+        found: dict[Tensor, Tensor] = {}
+        for param, state, beta in self._started(set(self._params())):
+            y = known_gradient_point(param, state, beta)
+            if param in self._written and was_written(param, self._written[param], state, beta):
+                param.copy_(self._written[param])
+            elif param in self._averaged and y is not None:
+                found[param] = y
+        self._written.clear()
+        return found
+
+    @torch.no_grad()
+    def _take_back(self, weights: dict[Tensor, Tensor]) -> None:
+        """Put weights into the parameters again that belong to a state that came after them."""
+        for param, state, beta in self._started(set(weights)):
+            if "z" in state or known_gradient_point(weights[param], state, beta) is not None:
+                param.copy_(weights[param])
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Bring a loaded state together with the weights, and end the loading of weights, also one that has failed."""
+        if self._loaded_training is not None:
+            for param, state, beta in self._started(set(self._params())):
+                settle(param, state, beta, param not in self._averaged, self._loaded_training)
+        if self._loading is not None:
+            self._written |= put_gradient_points(self._started(set(self._params()) - self._averaged))
+            self._loading = None
+
+    def _refuse_average_for_gradient_point(self) -> None:
+        """Raise RuntimeError if the weights that were loaded after the state are x, where y was to be trained."""
+        if self._loaded_training is not None:
+            for param, state, beta in self._started(set(self._params())):
+                if holds_loaded_average(param, state, beta, self._loaded_training):
+                    raise RuntimeError(
+                        f"the weights of {self._find(param)[1]} are the average x, but were trained on as y: load the "
+                        "model's weights before the optimizer's state, or attach() the optimizer to the model"
+                    )
+
+    def _forget_file(self) -> None:
+        """The weights and the loaded state belong together from here on."""
+        self._written.clear()
+        if self._loaded_training is not None:
+            for state in self.state.values():
+                state.pop("y", None)
+                state.pop("z", None)
+            self._loaded_training = None
