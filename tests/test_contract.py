@@ -11,6 +11,7 @@ from registry import Configuration, OptimizerInfo, configurations, implementatio
 from torch.nn import Parameter
 
 from unscheduled import NoAveraging, PolynomialAveraging
+from unscheduled.precision import narrowed
 
 
 @configurations
@@ -80,22 +81,30 @@ def test_gradients_of_several_dtypes(info: OptimizerInfo, implementation: str, f
 
 @optimizers
 @implementations
-def test_narrow_parameters_are_updated_in_float32(info: OptimizerInfo, implementation: str) -> None:
-    """One step from the same point: the bits are those of the float32 step, rounded once."""
-    (narrow,) = make_params((1000,), dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_parameters_are_trained_as_in_float32(
+    info: OptimizerInfo, implementation: str, dtype: torch.dtype
+) -> None:
+    """What the parameter cannot hold of y is kept beside it; the parameter is y to the nearest."""
+    (narrow,) = make_params((1000,), dtype=dtype)
     wide = Parameter(narrow.detach().float())
     optimizer = info.make([narrow], implementation=implementation, weight_decay=0.1)
-    reference = info.make([wide], implementation="foreach" if implementation == "foreach" else "loop", weight_decay=0.1)
-    for step in range(8):
+    reference = info.make([wide], implementation="loop" if dtype == torch.float16 else implementation, weight_decay=0.1)
+    exact = dtype == torch.bfloat16 or implementation != "foreach"
+    for step in range(30):
         set_gradients([narrow], step)
         assert narrow.grad is not None
-        wide.data.copy_(narrow)
         wide.grad = narrow.grad.float()
         optimizer.step()
         reference.step()
-        assert torch.equal(narrow, wide.bfloat16())
-        for name in info.buffers:
-            assert torch.equal(optimizer.state[narrow][name], reference.state[wide][name])
+        ours, theirs = optimizer.iterates(narrow), reference.iterates(wide)
+        assert ours.y.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, rtol=0.0 if exact else 1e-5, atol=1e-11 if exact else 1e-6)
+        assert torch.equal(narrow, narrowed(ours.y, dtype))
+        if step % 7 == 0:  # an evaluation changes nothing
+            optimizer.eval()
+            assert torch.equal(narrow, narrowed(ours.x, dtype))
+            optimizer.train()
 
 
 @optimizers

@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from unscheduled import precision
 from unscheduled.adamw import AdamWScheduleFree
 from unscheduled.averaging import PolynomialAveraging
 from unscheduled.groups import Group
@@ -179,7 +180,7 @@ def _inner_momentum(group: Group) -> float:
 def _started(optimizer: ScheduleFreeOptimizer, exported: dict[str, Any]) -> list[tuple[int, Tensor, State, Group]]:
     """The parameters that have seen a gradient, with their keys in the optimizer's state dict, and what it has."""
     return [
-        (key, param, exported["state"][key], group)
+        (key, param, precision.wide_state(exported["state"][key]), group)
         for group, saved in zip(optimizer.param_groups, exported["param_groups"], strict=True)
         for param, key in zip(cast(list[Tensor], group["params"]), saved["params"], strict=True)
         if exported["state"].get(key)

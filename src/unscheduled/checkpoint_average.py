@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unscheduled import iterates
+from unscheduled import iterates, precision
 from unscheduled.checkpoint_file import Checkpoint, CheckpointError, State, Weights
 from unscheduled.loading import counterparts, plain_name, saved_names
 
@@ -39,13 +39,13 @@ class Parameter:
         """Whether the weight is x, by its bits or, in a file of the ``schedulefree`` package, by the mode."""
         if self.kind == "schedulefree":
             return not self.group["train_mode"]
-        return torch.equal(weight, self.own_average.to(weight.dtype))
+        return torch.equal(weight, precision.narrowed(self.own_average, weight.dtype))
 
     def holds_gradient_point(self, weight: Tensor) -> bool:
         """Whether the weight is y, likewise."""
         if self.kind == "schedulefree":
             return bool(self.group["train_mode"])
-        return torch.equal(weight, self.state["y"].to(weight.dtype))
+        return torch.equal(weight, precision.narrowed(self.state["y"], weight.dtype))
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def _average(name: str, weight: Tensor, parameter: Parameter) -> Tensor:
     if not state:
         return weight
     if parameter.kind == "unscheduled":
-        x = parameter.own_average
-        if not any(torch.allclose(weight, own, rtol=1e-2, atol=1e-6) for own in (x, state["y"])):
+        x = precision.narrowed(parameter.own_average, weight.dtype)
+        if not any(torch.allclose(weight, own.to(weight.dtype), rtol=1e-2, atol=1e-6) for own in (x, state["y"])):
             raise CheckpointError(
                 f"{name} is neither the x nor the y of the optimizer's state: the two are of different moments"
             )
@@ -159,7 +159,7 @@ def located(checkpoint: Checkpoint) -> Fit:
 def _parameters(optimizer: dict[str, Any]) -> list[Parameter]:
     names = saved_names(optimizer)
     return [
-        Parameter(kind(optimizer), group, optimizer["state"].get(key) or {}, names.get(key))
+        Parameter(kind(optimizer), group, precision.wide_state(optimizer["state"].get(key) or {}), names.get(key))
         for group in optimizer["param_groups"]
         for key in group["params"]
     ]

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Collection, Iterator, Set
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor
 
 from unscheduled import groups
 from unscheduled.groups import Group
 from unscheduled.kernels import Rule
-from unscheduled.state import State, state_dtype
+from unscheduled.precision import StatePrecision, has_codes, problem_of_scales, restored
+from unscheduled.state import State, dtype_of_y, state_dtype, stored_dtypes
 
 
 class Loaded(NamedTuple):
@@ -146,6 +148,7 @@ def checked(
     options: Group,
     rule: Callable[[Group], Rule],
     check: Callable[[Group], None],
+    state_precision: StatePrecision,
 ) -> Loaded:
     """Check a state dict against the groups of an optimizer.
 
@@ -155,6 +158,7 @@ def checked(
         options: what each group must have, by name.
         rule: the rule of a group.
         check: raises ValueError if an option of a group is out of its range.
+        state_precision: how the buffers are to be stored, whatever they are in the state dict.
 
     Raises:
         ValueError: if they do not fit; the message names the parameter.
@@ -184,12 +188,13 @@ def checked(
             raise ValueError(f"the state dict does not fit: parameter group {index}: {error}") from None
         restored.pop("param_names", None)  # ours stay
         loaded.param_groups.append(restored)
-        names = {"step", "gap", *rule(restored).buffers}
+        compact = state_precision == "compact"
         for position, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
             state = state_dict["state"].get(key)
             if state:
-                _check_state(state, names, param, param_name(group, index, position))
-                loaded.state[param] = {name: _placed(name, value, param) for name, value in state.items()}
+                dtypes = stored_dtypes(param, rule(restored), compact)
+                _check_state(state, set(dtypes), param, param_name(group, index, position))
+                loaded.state[param] = _placed(state, dtypes, param)
     return loaded
 
 
@@ -206,27 +211,36 @@ def _check_count(saved: Group, group: Group, index: int) -> None:
         )
 
 
-def _check_state(state: State, names: set[str], param: Tensor, name: str) -> None:
-    kept = set(state) - {"y", "z"}
-    if kept != names:
+def _check_state(state: State, buffers: set[str], param: Tensor, name: str) -> None:
+    codes = {buffer for buffer in buffers if has_codes(state, buffer)}
+    kept = set(state) - {"y", "z"} - {f"{buffer}_scale" for buffer in codes}
+    if kept != {"step"} | buffers:
         raise ValueError(
-            f"the state dict has {sorted(kept)} for {name}, this optimizer keeps {sorted(names)}: "
+            f"the state dict has {sorted(kept)} for {name}, this optimizer keeps {sorted({'step'} | buffers)}: "
             "it was made by another kind of optimizer"
         )
+    if not float(state["step"]) >= 0.0:
+        raise ValueError(f"the state dict is damaged: it has step = {state['step']} for {name}")
     for buffer, value in state.items():
-        if buffer == "step":
-            if not float(value) >= 0.0:
-                raise ValueError(f"the state dict is damaged: it has step = {value} for {name}")
-        elif not isinstance(value, Tensor) or value.shape != param.shape:
+        if buffer not in buffers | {"y", "z"}:
+            continue
+        if not isinstance(value, Tensor) or value.shape != param.shape:
             found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"of {type(value)}"
             raise ValueError(
                 f"the state dict has {buffer!r} {found} for {name}: "
                 "it was made for other parameters, or for these in another order"
             )
+    for buffer in codes:
+        problem = problem_of_scales(state[buffer], state.get(f"{buffer}_scale"))
+        if problem:
+            raise ValueError(f"the state dict is damaged: {problem} in '{buffer}_scale' for {name}")
 
 
-def _placed(name: str, value: Any, param: Tensor) -> Any:
-    """A copy on the parameter's device, in the precision of its state (y in the parameter's own)."""
-    if name == "step":
-        return int(value)
-    return value.to(device=param.device, dtype=param.dtype if name == "y" else state_dtype(param), copy=True)
+def _placed(state: State, dtypes: dict[str, torch.dtype], param: Tensor) -> State:
+    """A copy on the parameter's device, with the buffers stored as these dtypes."""
+    placed: State = {"step": int(state["step"])}
+    for name, dtype in dtypes.items():
+        placed |= restored(state, name, dtype, param)
+    for name in set(state) & {"y", "z"}:
+        placed[name] = state[name].to(param.device, dtype_of_y(param) if name == "y" else state_dtype(param), copy=True)
+    return placed

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from unscheduled import groups, kernels, loading, migration, precision
+from unscheduled.batches import Batches
 from unscheduled.groups import Group
 from unscheduled.interval import require_within
 from unscheduled.iterates import coefficients
 from unscheduled.kernels import Implementation, Rule, Scalars, Work
 from unscheduled.modes import TwoModes
 from unscheduled.precision import StatePrecision
-from unscheduled.state import Batches, State, fresh_state, put_reinterpolated
+from unscheduled.state import State, bits_of_y, fresh_state, put_reinterpolated
 from unscheduled.step_size import linear_warmup
 
 Loss = TypeVar("Loss")
@@ -280,7 +281,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
                     state.update(fresh_state(param, rule, self.state_precision == "compact"))
         if plan.only_initialises:
             for param, state in zip(plan.params, plan.states, strict=True):
-                state["y"] = param.detach().clone()  # a place for that of a file
+                state["y"] = bits_of_y(param, state)  # a place for that of a file
             self._loaded_training = self.training
             return []
         beta, weight_decay = group["beta"], group["weight_decay"]
@@ -389,7 +390,11 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
             try:
                 state_dict = loading.regrouped(state_dict, self.param_groups, self._names())
                 state_dict = migration.recognised(state_dict, self.param_groups, self._rule)
-                loaded.append(loading.checked(state_dict, self.param_groups, self.defaults, self._rule, self._check))
+                loaded.append(
+                    loading.checked(
+                        state_dict, self.param_groups, self.defaults, self._rule, self._check, self.state_precision
+                    )
+                )
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # of another form
                 raise ValueError(f"the state dict is damaged: {type(error).__name__}: {error}") from error
             weights.update(self._weights_before_switches())

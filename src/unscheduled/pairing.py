@@ -71,7 +71,7 @@ class PairedState(torch.optim.Optimizer):
     @torch.no_grad()
     def _with_gradient_point(self, param: Tensor, state: State, beta: float) -> State:
         """The state as it is saved: with the bits of y, so that it goes with weights at x as well as at y."""
-        saved = {name: value for name, value in state.items() if name not in ("kept", "y", "z")}
+        saved = {name: value for name, value in state.items() if name not in ("kept", "low", "y", "z")}
         return saved | {"y": gradient_point(param, state, beta, param not in self._averaged)}
 
     def _params(self) -> list[Tensor]:

@@ -184,6 +184,48 @@ def store(state: State, name: str, values: Tensor, rounding: Tensor | float = 0.
         buffer.copy_(values)
 
 
+def wide_state(state: State) -> State:
+    """A state whose buffers are all in the precision of the arithmetic."""
+    codes = {name for name in state if has_codes(state, name)}
+    scales = {f"{name}_scale" for name in codes}
+    return {name: wide(state, name) if name in codes else state[name] for name in state if name not in scales}
+
+
+def has_codes(state: State, name: str) -> bool:
+    """Whether a buffer is stored as codes."""
+    return isinstance(state.get(name), Tensor) and is_narrow(state[name].dtype)
+
+
+def restored(state: State, name: str, dtype: torch.dtype, like: Tensor) -> State:
+    """A copy of a buffer of a loaded state, stored as a dtype, on the device and in the layout of a parameter.
+
+    Codes of the same kind and layout are copied as they are; others are rounded to the nearest.
+    """
+    buffer: Tensor = state[name]
+    if dtype == buffer.dtype and is_narrow(dtype) and buffer.stride() == torch.empty_like(like, device="meta").stride():
+        return {key: state[key].to(like.device, copy=True) for key in (name, f"{name}_scale")}
+    values = wide(state, name).to(like.device)
+    target = fresh(like, name, dtype)
+    if is_narrow(dtype):
+        in_layout = torch.empty_like(target[name], dtype=torch.float32).copy_(values)
+        store(target, name, in_layout)
+    else:
+        target[name].copy_(values)
+    return target
+
+
+def problem_of_scales(codes: Tensor, scales: Any) -> str | None:
+    """What is wrong with the scales of codes that were loaded; None if nothing is."""
+    blocks = -(-codes.numel() // BLOCK)
+    shape = (blocks,) if codes.dtype == torch.int16 else (blocks, 2)
+    if not isinstance(scales, Tensor) or scales.dtype != torch.float32 or tuple(scales.shape) != shape:
+        is_there = f"a {scales.dtype} of shape {tuple(scales.shape)}" if isinstance(scales, Tensor) else "no tensor"
+        return f"there is {is_there} instead of float32 of shape {shape}"
+    if bool((scales < 0.0).any()) or (scales.dim() == 2 and bool((scales[:, 0] > scales[:, 1]).any())):
+        return "there are negative numbers, or ends in the wrong order"
+    return None
+
+
 def random_rounding(buffer: Tensor, step: int, position: int) -> Tensor | float:
     """The random numbers with which a buffer, the gap being at position 0, is rounded after a step."""
     if not is_narrow(buffer.dtype):

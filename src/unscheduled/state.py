@@ -4,27 +4,27 @@
 |---|---|
 | ``step`` | the number of gradients that the parameter has seen |
 | ``gap`` | z - x |
-| ``kept`` | the bits of y, kept aside while the parameter holds x |
-| ``y`` | after loading until the first step: the bits of y that belong to the state |
+| ``low`` | beside a parameter of 16 bits that holds y: what float32 has beyond it |
+| ``kept`` | y, bit for bit, kept aside while the parameter holds x |
+| ``y`` | after loading until the first step: the y that belongs to the state |
 | ``z`` | after loading from the ``schedulefree`` package until the first step: z, from which the gap is made |
 | others | the buffers of the rule |
+
+A buffer that is stored as codes has its scales beside it, as ``gap_scale``: see :mod:`unscheduled.precision`. y by
+itself has the parameter's dtype, or float32 where that has 16 bits.
 
 A parameter without state has seen no gradient: x = y = z.
 """
 
-from collections.abc import Iterator
-from operator import attrgetter, is_
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from unscheduled import iterates, precision
-from unscheduled.kernels import Batch, Rule
+from unscheduled.kernels import Rule
 
 State: TypeAlias = dict[str, Any]
-
-DTYPE, DEVICE = attrgetter("dtype"), attrgetter("device")
 Started: TypeAlias = tuple[Tensor, State, float]  # a parameter that has seen a gradient, its state, the beta of its y
 
 
@@ -43,98 +43,99 @@ def state_dtype(param: Tensor) -> torch.dtype:
 
 def fresh_state(param: Tensor, rule: Rule, compact: bool) -> State:
     """The state before the first gradient: everything is 0."""
-    names = ("gap", *rule.buffers)
-    dtypes = (torch.int16, *(rule.compact or ())) if compact else (state_dtype(param),) * len(names)
     state: State = {"step": 0}
-    for name, dtype in zip(names, dtypes, strict=True):
+    for name, dtype in stored_dtypes(param, rule, compact).items():
         state |= precision.fresh(param, name, dtype)
+    if precision.is_split(param.dtype):
+        state["low"] = _nothing_below(param)
     return state
 
 
-class Batches:
-    """What a kernel can update in one call, of the parameters of one group; kept while these are the same tensors."""
-
-    def __init__(self) -> None:
-        self._batch: Batch | None = None  # without gradients, which are not to outlive the step
-        self._rule: Rule | None = None
-        self._grad_dtype: torch.dtype | None = None
-        self._addresses: list[int] = []
-
-    def of(
-        self, params: list[Tensor], grads: list[Tensor], contiguous: bool, states: list[State], rule: Rule
-    ) -> list[tuple[int, Batch]]:
-        """The batches, each with the number of gradients that its parameters have seen, these included.
-
-        Complex tensors are pairs of real numbers, as in ``torch.optim``.
-        """
-        gaps: list[Tensor] = [state["gap"] for state in states]
-        buffers: list[list[Tensor]] = [[state[name] for state in states] for name in rule.buffers]
-        seen: list[int] = [state["step"] + 1 for state in states]
-        addresses = list(map(Tensor.data_ptr, params))
-        kept = self._batch
-        if (
-            kept is not None
-            and rule is self._rule
-            and addresses == self._addresses
-            and set(map(DTYPE, grads)) == {self._grad_dtype}
-            and seen.count(seen[0]) == len(seen)
-            and all(map(all_same, [params, gaps, *buffers], [kept.params, kept.gaps, *kept.buffers]))
-        ):
-            return [(seen[0], kept._replace(grads=grads, contiguous=contiguous, states=states))]
-        found = list(_partition(params, grads, gaps, buffers, states, seen))
-        self._batch = (
-            found[0][1]._replace(grads=[], states=[]) if len(found) == 1 and not params[0].is_complex() else None
-        )
-        self._rule, self._grad_dtype, self._addresses = rule, grads[0].dtype if grads else None, addresses
-        return found
+def stored_dtypes(param: Tensor, rule: Rule, compact: bool) -> dict[str, torch.dtype]:
+    """How the gap and the buffers of a parameter are stored."""
+    names = ("gap", *rule.buffers)
+    dtypes = (torch.int16, *(rule.compact or ())) if compact else (state_dtype(param),) * len(names)
+    return dict(zip(names, dtypes, strict=True))
 
 
-def all_same(tensors: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether two lists are of the very same tensors."""
-    return len(tensors) == len(others) and all(map(is_, tensors, others))
+# y.
 
 
-def _partition(
-    params: list[Tensor],
-    grads: list[Tensor],
-    gaps: list[Tensor],
-    buffers: list[list[Tensor]],
-    states: list[State],
-    seen: list[int],
-) -> Iterator[tuple[int, Batch]]:
-    dtypes = (map(DTYPE, tensors) for tensors in (params, grads, gaps))
-    kinds = list(zip(seen, *dtypes, map(DEVICE, params), strict=True))
-    for kind in dict.fromkeys(kinds):
+def bits_of_y(param: Tensor, state: State) -> Tensor:
+    """A copy of the y of a parameter that holds it."""
+    if "low" in state and precision.is_split(param.dtype):
+        return precision.joined(param.detach(), state["low"])
+    return param.detach().to(dtype_of_y(param), copy=True)
 
-        def of_kind(column: list[Any], kind: Any = kind) -> list[Any]:
-            return [entry for entry, of in zip(column, kinds, strict=True) if of == kind]
 
-        chosen = [of_kind(tensors) for tensors in (params, grads, gaps, *buffers)]
-        if kind[1].is_complex:
-            chosen = [[torch.view_as_real(tensor.resolve_conj()) for tensor in tensors] for tensors in chosen]
-        yield kind[0], Batch(*chosen[:3], chosen[3:], of_kind(states), False, {})
+def put_y(param: Tensor, state: State, y: Tensor) -> None:
+    """Put y into a parameter, and what it cannot hold beside it."""
+    if precision.is_split(param.dtype):
+        if "low" not in state:
+            state["low"] = _nothing_below(param)
+        precision.split(y, param, state["low"])
+    else:
+        param.copy_(y)
+
+
+def dtype_of_y(param: Tensor) -> torch.dtype:
+    """The precision of y by itself."""
+    return torch.float32 if precision.is_split(param.dtype) else param.dtype
+
+
+def _nothing_below(param: Tensor) -> Tensor:
+    return torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)
+
+
+def _formed(param: Tensor, state: State, beta: float) -> Tensor:
+    """The y of a parameter that holds x."""
+    x = param.detach().to(state_dtype(param))
+    return iterates.gradient_point(x, precision.wide(state, "gap"), beta).to(dtype_of_y(param))
+
+
+def _average_of(y: Tensor, param: Tensor, state: State, beta: float) -> Tensor:
+    """The x that belongs to y, in the precision of the parameter: rounded once, to the nearest."""
+    x = iterates.averaged(y.to(state_dtype(param)), precision.wide(state, "gap"), beta)
+    return precision.narrowed(x, param.dtype)
+
+
+def _holds_average(param: Tensor, y: Tensor, state: State, beta: float) -> bool:
+    """Whether the parameter holds the x that belongs to y, bit for bit."""
+    return _same_bits(param, _average_of(y, param, state, beta))
+
+
+def _holds(param: Tensor, y: Tensor) -> bool:
+    """Whether the parameter holds y, as far as it can."""
+    return _same_bits(param, precision.narrowed(y, param.dtype))
+
+
+def _same_bits(some: Tensor, other: Tensor) -> bool:
+    return bool(((some == other) | ((some != some) & (other != other))).all())  # NaN is the same as NaN
+
+
+# Switching.
 
 
 def put_averages(started: list[Started]) -> None:
-    """Put x into parameters that hold y, and keep the bits of y aside: into all or, if it fails, into none."""
+    """Put x into parameters that hold y, and keep y aside, bit for bit: into all or, if it fails, into none."""
     kept: list[Tensor] = []
     try:
-        kept.extend(param.detach().clone() for param, _, _ in started)
-        for param, state, beta in started:
-            param.copy_(iterates.averaged(_widened(param, state["gap"]), state["gap"], beta))
+        kept.extend(bits_of_y(param, state) for param, state, _ in started)
+        for (param, state, beta), y in zip(started, kept, strict=True):
+            param.copy_(_average_of(y, param, state, beta))
         for (_, state, _), y in zip(started, kept, strict=True):
             state["kept"] = y
     except BaseException:  # out of memory, or interrupted
         for (param, state, _), y in zip(started, kept, strict=False):
-            param.copy_(y)
+            put_y(param, state, y)
             state.pop("kept", None)
         raise
 
 
 def keep_gradient_points(started: list[Started]) -> None:
-    """Keep the bits of y of parameters that hold it aside, since weights may be written over them."""
+    """Keep the y of parameters that hold it aside, since weights may be written over them."""
     for param, state, _ in started:
-        state["kept"] = param.detach().clone()
+        state["kept"] = bits_of_y(param, state)
 
 
 def put_gradient_points(started: list[Started]) -> dict[Tensor, Tensor]:
@@ -150,31 +151,32 @@ def put_gradient_points(started: list[Started]) -> dict[Tensor, Tensor]:
             y = _formed(param, state, beta)
         state["kept"] = y
     for param, state, _ in started:
-        param.copy_(state["kept"])
+        put_y(param, state, state["kept"])
     for _, state, _ in started:
         del state["kept"]
     return written
 
 
+def put_reinterpolated(param: Tensor, state: State, beta: float, next_beta: float) -> None:
+    """Form the y of a parameter anew with another beta: x and z stay."""
+    y = bits_of_y(param, state).to(state_dtype(param))
+    put_y(param, state, iterates.reinterpolated(y, precision.wide(state, "gap"), beta, next_beta))
+
+
+# Looking at it.
+
+
 def gradient_point(param: Tensor, state: State, beta: float, training: bool) -> Tensor:
-    """A copy of the bits of y of a parameter that holds y (``training``) or x."""
+    """A copy of the y of a parameter that holds y (``training``) or x."""
     if training:
-        return param.detach().clone()
+        return bits_of_y(param, state)
     known = known_gradient_point(param, state, beta)
     return _formed(param, state, beta) if known is None else known.clone()
 
 
 def average(param: Tensor, state: State, beta: float, training: bool) -> Tensor:
     """A copy of the bits of x of a parameter that holds y (``training``) or x."""
-    if not training:
-        return param.detach().clone()
-    return iterates.averaged(_widened(param.detach(), state["gap"]), state["gap"], beta).to(param.dtype)
-
-
-def put_reinterpolated(param: Tensor, state: State, beta: float, next_beta: float) -> None:
-    """Form the y of a parameter anew with another beta: x and z stay."""
-    gap = cast(Tensor, state["gap"])
-    param.copy_(iterates.reinterpolated(_widened(param, gap), gap, beta, next_beta))
+    return _average_of(bits_of_y(param, state), param, state, beta) if training else param.detach().clone()
 
 
 def read(param: Tensor, state: State | None, beta: float, training: bool) -> Iterates:
@@ -182,23 +184,25 @@ def read(param: Tensor, state: State | None, beta: float, training: bool) -> Ite
     here = param.detach().to(state_dtype(param), copy=True)
     if not state:
         return Iterates(here, here.clone(), here.clone())
-    gap = cast(Tensor, state["gap"])
-    if training:
-        x, y = iterates.averaged(here, gap, beta), here
-    elif (known := known_gradient_point(param, state, beta)) is not None:
+    gap = precision.wide(state, "gap")
+    known = bits_of_y(param, state) if training else known_gradient_point(param, state, beta)
+    if known is None:
+        x, y = here, iterates.gradient_point(here, gap, beta)
+    else:
         y = known.to(here.dtype, copy=True)
         x = iterates.averaged(y, gap, beta)
-    else:
-        x, y = here, iterates.gradient_point(here, gap, beta)
     return Iterates(x, y, iterates.base(y, gap, beta))
 
 
 def known_gradient_point(param: Tensor, state: State, beta: float) -> Tensor | None:
     """The y kept aside or loaded that belongs to what the parameter holds: to its x, or y itself, put there already."""
     for y in (cast(Tensor | None, state.get("kept")), cast(Tensor | None, state.get("y"))):
-        if y is not None and (_holds_average(param, y, state, beta) or _same_bits(param, y)):
+        if y is not None and (_holds_average(param, y, state, beta) or _holds(param, y)):
             return y
     return None
+
+
+# Loading.
 
 
 def settle(param: Tensor, state: State, beta: float, training: bool, loaded_training: bool) -> None:
@@ -211,21 +215,22 @@ def settle(param: Tensor, state: State, beta: float, training: bool, loaded_trai
     if param.is_meta:  # not there yet
         return
     if "z" in state and known_gradient_point(param, state, beta) is None:
-        weights, z = _widened(param, state["gap"]), cast(Tensor, state["z"])
-        state["gap"].copy_(iterates.gap_between(weights, z, beta) if loaded_training else z - weights)
-        state["y"] = param.detach().clone() if loaded_training else _formed(param, state, beta)
+        weights, z = param.detach().to(state_dtype(param)), cast(Tensor, state["z"])
+        precision.store(state, "gap", iterates.gap_between(weights, z, beta) if loaded_training else z - weights)
+        state["y"] = weights.to(dtype_of_y(param), copy=True) if loaded_training else _formed(param, state, beta)
         if training:
-            param.copy_(state["y"])
-    if "y" in state and training != _same_bits(param, state["y"]):
-        if training and _holds_average(param, state["y"], state, beta):
-            param.copy_(state["y"])
-        elif not training and not _holds_average(param, state["y"], state, beta):
-            param.copy_(iterates.averaged(_widened(param, state["gap"]), state["gap"], beta))
+            put_y(param, state, state["y"])
+    if "y" in state:
+        holds_y = _holds(param, state["y"])
+        if training and (holds_y or _holds_average(param, state["y"], state, beta)):
+            put_y(param, state, state["y"])
+        elif not training and holds_y and not _holds_average(param, state["y"], state, beta):
+            param.copy_(_average_of(state["y"], param, state, beta))
 
 
 def holds_loaded_average(param: Tensor, state: State, beta: float, loaded_training: bool) -> bool:
     """Whether a parameter that is to hold y holds the x that belongs to a loaded state."""
-    if "y" not in state or _same_bits(param, state["y"]):
+    if "y" not in state or _holds(param, state["y"]):
         return False
     return _holds_average(param, state["y"], state, beta) or ("z" in state and not loaded_training)
 
@@ -233,23 +238,4 @@ def holds_loaded_average(param: Tensor, state: State, beta: float, loaded_traini
 def was_written(param: Tensor, weights: Tensor, state: State, beta: float) -> bool:
     """Whether the parameter holds the y that was formed from these weights as x, or the x of that y."""
     y = _formed(weights, state, beta)
-    return _same_bits(param, y) or _holds_average(param, y, state, beta)
-
-
-def _holds_average(param: Tensor, y: Tensor, state: State, beta: float) -> bool:
-    """Whether the parameter holds the x that belongs to y, bit for bit."""
-    return _same_bits(param, iterates.averaged(_widened(y, state["gap"]), state["gap"], beta).to(param.dtype))
-
-
-def _formed(param: Tensor, state: State, beta: float) -> Tensor:
-    """The y of a parameter that holds x."""
-    return iterates.gradient_point(_widened(param, state["gap"]), state["gap"], beta).to(param.dtype)
-
-
-def _same_bits(some: Tensor, other: Tensor) -> bool:
-    return bool(((some == other) | ((some != some) & (other != other))).all())  # NaN is the same as NaN
-
-
-def _widened(param: Tensor, gap: Tensor) -> Tensor:
-    """The parameter in the precision of the arithmetic."""
-    return param.to(torch.promote_types(param.dtype, gap.dtype))
+    return _holds(param, y) or _holds_average(param, y, state, beta)
