@@ -306,11 +306,11 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave: numbers of groups, buffers in their own precision, and the mode.
 
-        Load the model before or after, and switch as you like in between; until the first step they find each other. If
-        its weights are, bit for bit, the y or the x of the state, the parameters get y or x, as the mode asks; otherwise
-        they are taken as the new x, or, in a state of train mode, as y. The mode is that of the attached models, if there
-        are any, else that of the file. Parameters are found by their names, in whatever order and groups, if both sides
-        have names, and by their order otherwise.
+        Load the model before or after, and switch as you like in between; until the first step they find each other.
+        If its weights are, bit for bit, the y or the x of the state, the parameters get y or x, as the mode asks;
+        otherwise they are taken as the new x, or, in a state of train mode, as y. The mode is that of the attached
+        models, if there are any, else that of the file. Parameters are found by their names, in whatever order and
+        groups, if both sides have names, and by their order otherwise.
 
         It takes the files of other optimizers too: the ``schedulefree`` package's, whose run goes on, and those of
         ``torch.optim.Adam`` and ``AdamW``, of which the second moments and their counts are kept: a new run starts from

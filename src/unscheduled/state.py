@@ -115,8 +115,8 @@ def gradient_point(param: Tensor, state: State, beta: float, training: bool) -> 
 
 
 def average(param: Tensor, state: State, beta: float, training: bool) -> Tensor:
-    """A copy of the bits of x of a parameter that holds y (``training``) or x."""
-    if not training:
+    """A copy of the bits of x of a parameter that holds y (``training``; maybe not if y is kept aside) or x."""
+    if not training or ("kept" in state and not _same_bits(param, state["kept"])):
         return param.detach().clone()
     return iterates.averaged(_widened(param.detach(), state["gap"]), state["gap"], beta).to(param.dtype)
 
