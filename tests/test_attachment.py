@@ -482,7 +482,7 @@ def test_parameters_replaced_under_the_optimizer_are_told_of_once(notice: str) -
     optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
     fit(model, optimizer, range(2))
     model[1] = nn.Linear(4, 4)
-    with pytest.warns(UserWarning, match=r"2 parameters of the optimizer, from 1.weight on, are no longer in the"):
+    with pytest.warns(UserWarning, match=r"parameters of the optimizer \(2, from 1.weight on\) are no longer"):
         getattr(model, notice)()
     model.train()
     model.eval()

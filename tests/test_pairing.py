@@ -338,6 +338,21 @@ def test_a_load_that_raises_in_between_leaves_the_mode_and_no_trace(training: bo
     fit(model, optimizer, range(5, 7))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_hooks_of_users_may_look_at_the_state_dict_while_it_is_loaded(training: bool) -> None:
+    model, optimizer = trained(ADAMW)
+    before = model.state_dict()
+    best = {name: value + 1 for name, value in before.items()}
+    model.train(training)
+    looks: list[Any] = []
+    model.second.register_load_state_dict_pre_hook(lambda *_: looks.append(model.state_dict()))
+    model.load_state_dict(best)
+    assert optimizer.training is training
+    torch.testing.assert_close(dict(model.state_dict()), best)
+    assert torch.equal(looks[0]["first.bias"], best["first.bias"])
+    assert torch.equal(looks[0]["second.bias"], before["second.bias"])
+
+
 def test_assigning_other_parameters_is_refused() -> None:
     model, optimizer = trained(ADAMW)
     y = copies(model.parameters())

@@ -193,7 +193,7 @@ class Attachment:
         self._params = {param: name for param, name in names.items() if param in shared}
         if gone and any(param.requires_grad for param in names if param not in shared):
             warnings.warn(
-                f"{len(gone)} parameters of the optimizer, from {gone[0]} on, are no longer in the attached model, "
+                f"parameters of the optimizer ({len(gone)}, from {gone[0]} on) are no longer in the attached model, "
                 "which has others that are not averaged: make the optimizer of the present ones, or add them to it",
                 stacklevel=2,
             )

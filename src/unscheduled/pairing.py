@@ -54,9 +54,10 @@ class PairedState(torch.optim.Optimizer):
     def averages(self) -> Callable[[Tensor], Tensor | None]:
         """A function that gives a snapshot of the average x of a parameter, each time the same; None if it needs none.
 
-        To be used before anything is changed. A parameter that has seen no gradient, or is another's, needs none.
+        To be used before anything is changed. A parameter that has seen no gradient, or is another's, needs none. It
+        may be asked in the middle of loading, as by a hook of the user.
         """
-        self._settle()
+        self._settle_state()
         started = {param: (param, state, beta) for param, state, beta in self._started(set(self._params()))}
         found: dict[Tensor, Tensor] = {}
 
@@ -138,12 +139,15 @@ class PairedState(torch.optim.Optimizer):
     @torch.no_grad()
     def _settle(self) -> None:
         """Bring a loaded state together with the weights, and end the loading of weights, also one that has failed."""
-        if self._loaded_training is not None:
-            for param, state, beta in self._started(set(self._params())):
-                settle(param, state, beta, param not in self._averaged, self._loaded_training)
+        self._settle_state()
         if self._loading is not None:
             self._written |= put_gradient_points(self._started(set(self._params()) - self._averaged))
             self._loading = None
+
+    def _settle_state(self) -> None:
+        if self._loaded_training is not None:
+            for param, state, beta in self._started(set(self._params())):
+                settle(param, state, beta, param not in self._averaged, self._loaded_training)
 
     def _refuse_average_for_gradient_point(self) -> None:
         """Raise RuntimeError if the weights that were loaded after the state are x, where y was to be trained."""

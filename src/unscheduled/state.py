@@ -175,8 +175,10 @@ def gradient_point(param: Tensor, state: State, beta: float, training: bool) -> 
 
 
 def average(param: Tensor, state: State, beta: float, training: bool) -> Tensor:
-    """A copy of the bits of x of a parameter that holds y (``training``) or x."""
-    return _average_of(bits_of_y(param, state), param, state, beta) if training else param.detach().clone()
+    """A copy of the bits of x of a parameter that holds y (``training``; maybe not if y is kept aside) or x."""
+    if not training or ("kept" in state and not _holds(param, state["kept"])):
+        return param.detach().clone()
+    return _average_of(bits_of_y(param, state), param, state, beta)
 
 
 def read(param: Tensor, state: State | None, beta: float, training: bool) -> Iterates:
