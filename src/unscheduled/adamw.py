@@ -162,7 +162,8 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         interpolation: how beta changes with the steps; None keeps it constant.
         decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
         maximize: follow the gradient upwards.
-        implementation: ``"auto"``, ``"loop"``, ``"foreach"`` or ``"fused"``, see :mod:`unscheduled.kernels`.
+        implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
+            :mod:`unscheduled.kernels`.
         state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 3.1 bytes a parameter.
 
     Raises:

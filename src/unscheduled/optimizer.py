@@ -57,8 +57,8 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
 
     Args:
         params: parameters, named parameters or parameter groups, as for every ``torch.optim.Optimizer``.
-        implementation: ``"auto"`` (the fastest that there is), ``"loop"``, ``"foreach"`` or ``"fused"``, for all
-            groups: see :mod:`unscheduled.kernels`.
+        implementation: ``"auto"`` (the fastest that there is), ``"loop"``, ``"foreach"``, ``"compiled"`` or
+            ``"fused"``, for all groups: see :mod:`unscheduled.kernels`.
         state_precision: ``"float32"`` (or the parameters' own precision, if that is higher) or ``"compact"``, for all
             groups: see :mod:`unscheduled.precision`.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``: for code written for ``schedulefree``.

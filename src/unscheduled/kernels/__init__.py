@@ -4,6 +4,7 @@
 |---|---|---|
 | ``loop`` | the definition on each tensor | any rule, device and dtype |
 | ``foreach`` | ``torch._foreach_*``, by hand | the default on other devices, where the rule has it |
+| ``compiled`` | the definition compiled by ``torch.compile`` into one graph | accelerators, if asked for |
 | ``fused`` | the definition compiled by Numba into one pass over the memory | the default on the CPU, with Numba |
 """
 
@@ -14,7 +15,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from unscheduled.kernels import foreach, loop
+from unscheduled.kernels import compiled, foreach, loop
 from unscheduled.kernels.narrow import widened
 from unscheduled.kernels.rule import Batch as Batch
 from unscheduled.kernels.rule import Rule as Rule
@@ -22,9 +23,9 @@ from unscheduled.kernels.rule import Scalars as Scalars
 from unscheduled.kernels.rule import Tensors as Tensors
 from unscheduled.kernels.rule import Work as Work
 
-Implementation: TypeAlias = Literal["auto", "loop", "foreach", "fused"]
+Implementation: TypeAlias = Literal["auto", "loop", "foreach", "compiled", "fused"]
 
-IMPLEMENTATIONS = ("loop", "foreach", "fused")
+IMPLEMENTATIONS = ("loop", "foreach", "compiled", "fused")
 
 
 @functools.cache
@@ -61,10 +62,11 @@ def check(implementation: str, rule: Rule, params: Iterable[Tensor] = ()) -> Non
 def update(implementation: str, rule: Rule, works: list[Work]) -> None:
     """One step of all parameters of a rule."""
     by_foreach = rule.foreach is not None and implementation in ("auto", "foreach")
+    lowering = compiled if implementation == "compiled" else foreach if by_foreach else loop
     if implementation == "fused" or (implementation == "auto" and has_numba()):
         from unscheduled.kernels import fused
 
         works = fused.update(rule, works)
     for batch, scalars in works:
         with widened(rule, batch, scalars.step) as wide:
-            (foreach if by_foreach else loop).update(rule, wide, scalars)
+            lowering.update(rule, wide, scalars)

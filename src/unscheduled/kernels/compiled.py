@@ -1,0 +1,50 @@
+"""The definition compiled by ``torch.compile``, with the numbers of the step as tensors: one graph for all steps.
+
+For accelerators: on the CPU compilation takes minutes for hundreds of tensors. Nothing is read back from the device, so
+that the host does not wait for it, as long as the learning rate is a number or a tensor on the CPU.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unscheduled.iterates import Coefficients
+from unscheduled.kernels import loop
+from unscheduled.kernels.rule import Batch, Rule, Scalars
+
+Layout = tuple[tuple[torch.dtype, torch.device, torch.Size, tuple[int, ...]], ...]
+
+
+def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
+    """One step of every parameter of the batch."""
+    columns = [batch.params, batch.grads, batch.gaps, *batch.buffers]
+    layout = tuple((each.dtype, each.device, each.shape, each.stride()) for column in columns for each in column)
+    _graph(rule, layout)(rule, batch._replace(states=[], kept={}), _as_tensors(scalars, batch.gaps[0]))
+
+
+@cache
+def _graph(rule: Rule, layout: Layout) -> Callable[..., None]:
+    """The compiled loop for tensors of this layout: a function of its own, since torch compiles one a few times only."""
+    function: Any = FunctionType(loop.update.__code__.replace(), loop.update.__globals__, loop.update.__name__)
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def _as_tensors(scalars: Scalars, like: Tensor) -> Any:
+    """The scalars with a tensor for each float, which come to the device together; what else there is is constant."""
+    own = {name: value for name, value in scalars.direction.items() if not isinstance(value, bool)}
+    numbers = [scalars.lr, scalars.weight_decay, scalars.weight_decay_of_gap, *scalars.coefficients, *own.values()]
+    tensors: list[Any] = list(torch.tensor(numbers, dtype=like.dtype).to(like.device, non_blocking=True).unbind())
+    lr, decay, decay_of_gap, *others = tensors
+    count = len(scalars.coefficients)
+    return scalars._replace(
+        step=0,
+        lr=lr,
+        weight_decay=decay,
+        weight_decay_of_gap=decay_of_gap,
+        coefficients=Coefficients(*others[:count]),
+        direction={**scalars.direction, **dict(zip(own, others[count:], strict=True))},
+    )
