@@ -7,7 +7,7 @@ that the host does not wait for it, as long as the learning rate is a number or 
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,9 +28,12 @@ def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
 
 @cache
 def _graph(rule: Rule, layout: Layout) -> Callable[..., None]:
-    """The compiled loop for tensors of this layout: a function of its own, since torch compiles one a few times only."""
-    function: Any = FunctionType(loop.update.__code__.replace(), loop.update.__globals__, loop.update.__name__)
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    """The compiled loop for tensors of this layout: a function of its own, since torch compiles one a few times only.
+
+    It is kept for the life of the process.
+    """
+    function = FunctionType(loop.update.__code__.replace(), loop.update.__globals__, loop.update.__name__)
+    return cast(Any, torch.compile)(function, fullgraph=True, dynamic=False)
 
 
 def _as_tensors(scalars: Scalars, like: Tensor) -> Any:
