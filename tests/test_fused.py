@@ -1,10 +1,15 @@
 """The fused implementation: the same as the loop, whatever the memory looks like, from any thread and after a fork."""
 
+import gc
 import logging
 import multiprocessing
+import os
 import subprocess
 import sys
+import textwrap
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,8 +111,9 @@ def test_a_negated_gradient_is_read_as_what_it_means() -> None:
     assert torch.equal(param, other)
 
 
-@pytest.mark.parametrize("change", ["data", "state", "gradients"])
+@pytest.mark.parametrize("change", ["data", "state", "memory", "shared", "gradients"])
 def test_tensors_that_are_replaced_between_steps_are_noticed(change: str) -> None:
+    """Also where the same tensor object gets other memory, as by moving the state to another process or device."""
     results: list[list[Tensor]] = []
     for implementation in ("fused", "loop"):
         params = make_params()
@@ -122,7 +128,13 @@ def test_tensors_that_are_replaced_between_steps_are_noticed(change: str) -> Non
                 elif change == "state":
                     kept.append(optimizer.state[param]["gap"])
                     optimizer.state[param]["gap"] = optimizer.state[param]["gap"].clone() * 2
-                elif step % 2:
+                elif change == "memory":
+                    gap = optimizer.state[param]["gap"]
+                    kept.append(gap.data)
+                    gap.data = gap.data.clone() * 2
+                elif change == "shared":
+                    optimizer.state[param]["gap"].share_memory_()
+                elif change == "gradients" and step % 2:
                     param.grad = None
         train(optimizer, [9])
         results.append(copies(params))
@@ -130,9 +142,73 @@ def test_tensors_that_are_replaced_between_steps_are_noticed(change: str) -> Non
         torch.testing.assert_close(some, reference)
 
 
-def test_gradients_do_not_outlive_the_step() -> None:
-    import weakref
+def test_a_view_of_the_same_memory_is_another_tensor() -> None:
+    """A transposed parameter, and one that became shorter, are not updated as they were."""
+    results: list[list[Tensor]] = []
+    for implementation in ("fused", "loop"):
+        param = Parameter(torch.arange(9.0).view(3, 3))
+        whole = param.data
+        optimizer = SGDScheduleFree([param], lr=0.1, implementation=implementation)
+        train(optimizer, range(3))
+        param.data = param.data.t()
+        param.grad = torch.arange(9.0).view(3, 3)
+        optimizer.step()
+        param.data = whole.view(-1)[:4]
+        param.grad = torch.ones(4)
+        with pytest.raises(RuntimeError, match=r"size|shape"):
+            optimizer.step()
+        results.append([whole])
+    assert torch.equal(results[0][0][:2], results[1][0][:2])
 
+
+def test_autograd_notices_that_the_weights_were_written() -> None:
+    param = Parameter(torch.ones(3))
+    optimizer = SGDScheduleFree([param], lr=0.1, implementation="fused")
+    loss = (param**3).sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_buffer_of_another_precision_is_left() -> None:
+    results: list[list[Tensor]] = []
+    for implementation in ("fused", "loop"):
+        params = make_params()
+        optimizer = AdamWScheduleFree(params, lr=0.01, implementation=implementation)
+        train(optimizer, range(2))
+        optimizer.state[params[0]]["exp_avg_sq"] = optimizer.state[params[0]]["exp_avg_sq"].double()
+        train(optimizer, range(2, 5))
+        results.append(copies(params))
+    for some, reference in zip(*results, strict=True):
+        torch.testing.assert_close(some, reference)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has some of its own
+def test_a_step_within_a_compiled_function() -> None:
+    params, others = make_params(), make_params()
+    optimizer, reference = (AdamWScheduleFree(of, lr=0.01, implementation="fused") for of in (params, others))
+    step = torch.compile(optimizer.step, backend="eager")
+    for number in range(3):
+        set_gradients(params, number)
+        set_gradients(others, number)
+        step()
+        reference.step()
+    assert equal(params, others)
+
+
+def test_parameters_that_are_gone_are_forgotten() -> None:
+    params = make_params()
+    optimizer = AdamWScheduleFree([{"params": [param]} for param in params], implementation="fused")
+    train(optimizer, range(3))
+    gone = weakref.ref(optimizer.param_groups.pop()["params"][0])
+    optimizer.state.pop(params.pop())
+    train(optimizer, [3])
+    gc.collect()
+    assert gone() is None
+
+
+def test_gradients_do_not_outlive_the_step() -> None:
     params = make_params()
     optimizer = AdamWScheduleFree(params, implementation="fused")
     train(optimizer, range(3))
@@ -218,10 +294,20 @@ def test_a_forked_child_makes_threads_of_its_own() -> None:
     assert child.exitcode == 0
 
 
+def in_a_process(code: str, **environment: str) -> str:
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
 def test_importing_does_not_import_numba() -> None:
-    code = "import sys, unscheduled; print('numba' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == "False\n"
+    assert in_a_process("import sys, unscheduled; print('numba' in sys.modules)") == "False\n"
 
 
 def test_without_numba_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +315,57 @@ def test_without_numba_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ImportError, match=r"'fused' needs Numba: pip install 'unscheduled\[fused\]', or use 'auto'"):
         AdamWScheduleFree(make_params(), implementation="fused")
     train(AdamWScheduleFree(make_params()), range(3))
+
+
+STEP = """
+    import torch, unscheduled
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = unscheduled.SGDScheduleFree([weight], lr=0.5{choice})
+    weight.grad = torch.ones(3)
+    {step}
+    print(weight.tolist())
+"""
+
+
+def test_numba_that_does_not_import_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("raise ImportError('NumPy is too new')\n")
+    assert (
+        in_a_process(STEP.format(choice="", step="optimizer.step()"), PYTHONPATH=str(tmp_path)) == "[0.5, 0.5, 0.5]\n"
+    )
+    tried = "try:\n        optimizer.step()\n    except ImportError as error:\n        print(error)"
+    said = in_a_process(STEP.format(choice=", implementation='fused'", step=tried), PYTHONPATH=str(tmp_path))
+    assert said.startswith("implementation = 'fused' needs Numba, which does not import: NumPy is too new")
+
+
+def test_without_a_place_for_the_cache_it_works_too(tmp_path: Path) -> None:
+    """A file stands where the folder is to be made."""
+    (tmp_path / "file").touch()
+    code = STEP.format(choice=", implementation='fused'", step="optimizer.step()")
+    assert in_a_process(code, NUMBA_CACHE_DIR=str(tmp_path / "file" / "cache")) == "[0.5, 0.5, 0.5]\n"
+
+
+def test_each_rule_has_a_file_of_its_own_in_the_cache(tmp_path: Path) -> None:
+    """Numba's index of one file is read, added to and written: two processes at a time would mix rules up."""
+    code = """
+        import torch, unscheduled
+        for cls in (unscheduled.SGDScheduleFree, unscheduled.AdamWScheduleFree):
+            weight = torch.nn.Parameter(torch.ones(3))
+            weight.grad = torch.ones(3)
+            cls([weight], implementation="fused").step()
+    """
+    in_a_process(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert len(list(tmp_path.rglob("*kernel_*.nbi"))) == 2
+
+
+def test_off_the_cpu_numba_is_not_imported() -> None:
+    code = """
+        import sys, torch, unscheduled
+        weight = torch.nn.Parameter(torch.ones(3, device="meta"))
+        weight.grad = torch.ones(3, device="meta")
+        unscheduled.SGDScheduleFree([weight], lr=0.5).step()
+        print("numba" in sys.modules)
+    """
+    assert in_a_process(code) == "False\n"
 
 
 def test_parameters_on_another_device_are_refused() -> None:
@@ -253,7 +390,8 @@ def test_a_changed_definition_is_compiled_anew() -> None:
         exec(text, names)
         return jit._fingerprint("", names["direction"])  # pyright: ignore[reportPrivateUsage]
 
-    text = "def half(g):\n    return 2 * g\ndef direction(g):\n    return (half(g),)\n"
+    text = "K = 1.0\ndef half(g):\n    return 2 * g * K\ndef direction(g):\n    return (half(g),)\n"
     assert of(text) == of(text)
+    assert of(text) != of(text.replace("K = 1.0", "K = 2.0"))
     assert of(text) != of(text.replace("2 * g", "3 * g"))
     assert of(text) != of(text.replace("(half(g),)", "(half(-g),)"))

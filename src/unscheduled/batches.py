@@ -2,25 +2,37 @@
 
 from collections.abc import Iterator
 from operator import attrgetter, is_
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from unscheduled.kernels import Batch, Rule
+from unscheduled.kernels import Batch, Kept, Rule
+from unscheduled.precision import scale_names
 from unscheduled.state import State
 
 DTYPE, DEVICE = attrgetter("dtype"), attrgetter("device")
+
+
+class Facts(NamedTuple):
+    """What has to be the same for batches to be used again, beside the tensors themselves."""
+
+    rule: Rule
+    offsets: list[int] | None  # how many gradients more than the first each has seen; None if all have seen as many
+    addresses: list[list[int]]  # a column for each kind of tensor: memory may move under a tensor
+    contiguous: list[bool]
+    sizes: list[int]  # of the gradients
+    grad_dtypes: list[torch.dtype]
 
 
 class Batches:
     """What a kernel can update in one call, of the parameters of one group; kept while these are the same tensors."""
 
     def __init__(self) -> None:
-        self._batch: Batch | None = None  # without gradients, which are not to outlive the step
-        self._rule: Rule | None = None
-        self._grad_dtype: torch.dtype | None = None
-        self._addresses: list[int] = []
+        self._facts: Facts | None = None
+        self._columns: list[list[Tensor]] = []
+        self._names: tuple[str, ...] = ()  # of what is kept for a parameter
+        self._batches: list[tuple[list[int] | None, Batch]] = []  # positions, and batches without gradients
 
     def of(
         self, params: list[Tensor], grads: list[Tensor], contiguous: bool, states: list[State], rule: Rule
@@ -29,26 +41,35 @@ class Batches:
 
         Complex tensors are pairs of real numbers, as in ``torch.optim``.
         """
-        gaps: list[Tensor] = [state["gap"] for state in states]
-        buffers: list[list[Tensor]] = [[state[name] for state in states] for name in rule.buffers]
+        if not params:
+            return []
         seen: list[int] = [state["step"] + 1 for state in states]
-        addresses = list(map(Tensor.data_ptr, params))
-        kept = self._batch
-        if (
-            kept is not None
-            and rule is self._rule
-            and addresses == self._addresses
-            and set(map(DTYPE, grads)) == {self._grad_dtype}
-            and seen.count(seen[0]) == len(seen)
-            and all(map(all_same, [params, gaps, *buffers], [kept.params, kept.gaps, *kept.buffers]))
-        ):
-            return [(seen[0], kept._replace(grads=grads, contiguous=contiguous, states=states))]
-        found = list(_partition(params, grads, gaps, buffers, states, seen))
-        self._batch = (
-            found[0][1]._replace(grads=[], states=[]) if len(found) == 1 and not params[0].is_complex() else None
-        )
-        self._rule, self._grad_dtype, self._addresses = rule, grads[0].dtype if grads else None, addresses
+        facts, columns = self._look(params, grads, seen, states, rule)
+        if facts != self._facts or not all(map(all_same, columns, self._columns)):
+            self._names = ("gap", *rule.buffers, *scale_names(states))
+            self._facts, self._columns = self._look(params, grads, seen, states, rule)
+            self._batches = list(_partition(params, grads, seen, states, rule))
+        found: list[tuple[int, Batch]] = []
+        for positions, batch in self._batches:
+            if positions is None:
+                found.append((seen[0], batch._replace(grads=grads, states=states, contiguous=contiguous)))
+            else:
+                found.append((seen[positions[0]], _at(positions, batch, grads, states)))
         return found
+
+    def _look(
+        self, params: list[Tensor], grads: list[Tensor], seen: list[int], states: list[State], rule: Rule
+    ) -> tuple[Facts, list[list[Tensor]]]:
+        columns = [params, *([state[name] for state in states if name in state] for name in self._names)]
+        facts = Facts(
+            rule,
+            None if seen.count(seen[0]) == len(seen) else [count - seen[0] for count in seen],
+            [list(map(Tensor.data_ptr, column)) for column in columns],
+            list(map(Tensor.is_contiguous, params)),
+            list(map(Tensor.numel, grads)),
+            list(map(DTYPE, grads)),
+        )
+        return facts, columns
 
 
 def all_same(tensors: list[Tensor], others: list[Tensor]) -> bool:
@@ -57,21 +78,24 @@ def all_same(tensors: list[Tensor], others: list[Tensor]) -> bool:
 
 
 def _partition(
-    params: list[Tensor],
-    grads: list[Tensor],
-    gaps: list[Tensor],
-    buffers: list[list[Tensor]],
-    states: list[State],
-    seen: list[int],
-) -> Iterator[tuple[int, Batch]]:
-    dtypes = (map(DTYPE, tensors) for tensors in (params, grads, gaps))
-    kinds = list(zip(seen, *dtypes, map(DEVICE, params), strict=True))
+    params: list[Tensor], grads: list[Tensor], seen: list[int], states: list[State], rule: Rule
+) -> Iterator[tuple[list[int] | None, Batch]]:
+    stored = [[state[name] for state in states] for name in ("gap", *rule.buffers)]
+    dtypes = (map(DTYPE, column) for column in (params, grads, *stored))
+    kinds = list(zip(seen, map(DEVICE, params), *dtypes, strict=True))
     for kind in dict.fromkeys(kinds):
+        positions = [position for position, other in enumerate(kinds) if other == kind]
+        chosen = [[_real(column[position]) for position in positions] for column in (params, *stored)]
+        batch = Batch(chosen[0], [], chosen[1], chosen[2:], [], contiguous=False, kept=Kept())
+        yield (None if len(positions) == len(kinds) and not params[0].is_complex() else positions), batch
 
-        def of_kind(column: list[Any], kind: Any = kind) -> list[Any]:
-            return [entry for entry, of in zip(column, kinds, strict=True) if of == kind]
 
-        chosen = [of_kind(tensors) for tensors in (params, grads, gaps, *buffers)]
-        if kind[1].is_complex:
-            chosen = [[torch.view_as_real(tensor.resolve_conj()) for tensor in tensors] for tensors in chosen]
-        yield kind[0], Batch(*chosen[:3], chosen[3:], of_kind(states), False, {})
+def _at(positions: list[int], batch: Batch, grads: list[Tensor], states: list[State]) -> Batch:
+    """A batch with the gradients and states at these positions."""
+    here = [_real(grads[position]) for position in positions]
+    contiguous = all(map(Tensor.is_contiguous, here))
+    return batch._replace(grads=here, states=[states[position] for position in positions], contiguous=contiguous)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -230,6 +230,8 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
             kernels.update(self.implementation, rule, work)
         for plan in plans:
             self._count(plan)
+        for index in [index for index in self._batches if index >= len(plans)]:  # of groups that are gone
+            del self._batches[index]
 
     def _plan(self, index: int, group: Group) -> Plan:
         """The next step of a group: nothing is changed yet, and what cannot be is refused."""

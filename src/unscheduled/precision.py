@@ -191,6 +191,13 @@ def wide_state(state: State) -> State:
     return {name: wide(state, name) if name in codes else state[name] for name in state if name not in scales}
 
 
+def scale_names(states: Iterable[State]) -> list[str]:
+    """The names of what is kept in these states beside parameters and buffers that are stored narrow."""
+    found = [(state, name) for state in states for name in state]
+    names = {f"{name}_scale" for state, name in found if name != "low" and has_codes(state, name)}
+    return sorted(names | {name for _, name in found if name == "low"})
+
+
 def has_codes(state: State, name: str) -> bool:
     """Whether a buffer is stored as codes."""
     return isinstance(state.get(name), Tensor) and is_narrow(state[name].dtype)

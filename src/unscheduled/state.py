@@ -16,6 +16,7 @@ itself has the parameter's dtype, or float32 where that has 16 bits.
 A parameter without state has seen no gradient: x = y = z.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -25,6 +26,8 @@ from unscheduled import iterates, precision
 from unscheduled.kernels import Rule
 
 State: TypeAlias = dict[str, Any]
+PIECE = 1 << 18  # numbers
+
 Started: TypeAlias = tuple[Tensor, State, float]  # a parameter that has seen a gradient, its state, the beta of its y
 
 
@@ -93,15 +96,28 @@ def _formed(param: Tensor, state: State, beta: float) -> Tensor:
     return iterates.gradient_point(x, precision.wide(state, "gap"), beta).to(dtype_of_y(param))
 
 
-def _average_of(y: Tensor, param: Tensor, state: State, beta: float) -> Tensor:
-    """The x that belongs to y, in the precision of the parameter: rounded once, to the nearest."""
-    x = iterates.averaged(y.to(state_dtype(param)), precision.wide(state, "gap"), beta)
-    return precision.narrowed(x, param.dtype)
+def _pieces_with_average(param: Tensor, y: Tensor, state: State, beta: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces of a parameter, and the x that belongs to y there: rounded once, to the nearest.
+
+    A piece and what is computed of it stay in the cache.
+    """
+    tensors = param.detach(), y, precision.wide(state, "gap")
+    dtype = state_dtype(param)
+    whole = not all(type(each) is Tensor and each.is_contiguous() for each in tensors)
+    columns = [[each] if whole else list(cast(Any, each.view(-1)).split(PIECE)) for each in tensors]
+    for here, there, gap in zip(*columns, strict=True):
+        yield here, precision.narrowed(iterates.averaged(there.to(dtype), gap, beta), param.dtype)
+
+
+def _put_average(param: Tensor, y: Tensor, state: State, beta: float) -> None:
+    """Put the x that belongs to y into a tensor like the parameter."""
+    for here, x in _pieces_with_average(param, y, state, beta):
+        here.copy_(x)
 
 
 def _holds_average(param: Tensor, y: Tensor, state: State, beta: float) -> bool:
     """Whether the parameter holds the x that belongs to y, bit for bit."""
-    return _same_bits(param, _average_of(y, param, state, beta))
+    return all(_same_bits(here, x) for here, x in _pieces_with_average(param, y, state, beta))
 
 
 def _holds(param: Tensor, y: Tensor) -> bool:
@@ -124,7 +140,7 @@ def put_averages(started: list[Started]) -> None:
     try:
         kept.extend(bits_of_y(param, state) for param, state, _ in started)
         for (param, state, beta), y in zip(started, kept, strict=True):
-            param.copy_(_average_of(y, param, state, beta))
+            _put_average(param, y, state, beta)
         for (_, state, _), y in zip(started, kept, strict=True):
             state["kept"] = y
     except BaseException:  # out of memory, or interrupted
@@ -180,7 +196,9 @@ def average(param: Tensor, state: State, beta: float, training: bool) -> Tensor:
     """A copy of the bits of x of a parameter that holds y (``training``; maybe not if y is kept aside) or x."""
     if not training or ("kept" in state and not _holds(param, state["kept"])):
         return param.detach().clone()
-    return _average_of(bits_of_y(param, state), param, state, beta)
+    x = torch.empty_like(param)
+    _put_average(x, bits_of_y(param, state), state, beta)
+    return x
 
 
 def read(param: Tensor, state: State | None, beta: float, training: bool) -> Iterates:
@@ -229,7 +247,7 @@ def settle(param: Tensor, state: State, beta: float, training: bool, loaded_trai
         if training and (holds_y or _holds_average(param, state["y"], state, beta)):
             put_y(param, state, state["y"])
         elif not training and holds_y and not _holds_average(param, state["y"], state, beta):
-            param.copy_(_average_of(state["y"], param, state, beta))
+            _put_average(param, state["y"], state, beta)
 
 
 def holds_loaded_average(param: Tensor, state: State, beta: float, loaded_training: bool) -> bool:

@@ -9,21 +9,28 @@
 """
 
 import functools
+import importlib
 import importlib.util
+import logging
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Literal, TypeAlias
 
 from torch import Tensor
 
 from unscheduled.kernels import compiled, foreach, loop
+from unscheduled.kernels import threads as threads  # for what it does after a fork
 from unscheduled.kernels.narrow import widened
 from unscheduled.kernels.rule import Batch as Batch
+from unscheduled.kernels.rule import Kept as Kept
 from unscheduled.kernels.rule import Rule as Rule
 from unscheduled.kernels.rule import Scalars as Scalars
 from unscheduled.kernels.rule import Tensors as Tensors
 from unscheduled.kernels.rule import Work as Work
 
 Implementation: TypeAlias = Literal["auto", "loop", "foreach", "compiled", "fused"]
+
+log = logging.getLogger("unscheduled")
 
 IMPLEMENTATIONS = ("loop", "foreach", "compiled", "fused")
 
@@ -32,6 +39,16 @@ IMPLEMENTATIONS = ("loop", "foreach", "compiled", "fused")
 def has_numba() -> bool:
     """Whether Numba is installed. It is imported at the first step that uses it."""
     return importlib.util.find_spec("numba") is not None
+
+
+@functools.cache
+def import_fused() -> ModuleType | ImportError:
+    """The fused implementation, or why Numba, which is installed, does not import."""
+    try:
+        return importlib.import_module("unscheduled.kernels.fused")
+    except ImportError as error:
+        log.debug("Numba does not import, so that implementation = 'fused' is not used: %s", error)
+        return error
 
 
 def check(implementation: str, rule: Rule, params: Iterable[Tensor] = ()) -> None:
@@ -63,10 +80,13 @@ def update(implementation: str, rule: Rule, works: list[Work]) -> None:
     """One step of all parameters of a rule."""
     by_foreach = rule.foreach is not None and implementation in ("auto", "foreach")
     lowering = compiled if implementation == "compiled" else foreach if by_foreach else loop
-    if implementation == "fused" or (implementation == "auto" and has_numba()):
-        from unscheduled.kernels import fused
-
-        works = fused.update(rule, works)
+    on_cpu = any(batch.params[0].is_cpu for batch, _ in works)
+    if on_cpu and (implementation == "fused" or (implementation == "auto" and has_numba())):
+        fused = import_fused()
+        if not isinstance(fused, ImportError):
+            works = fused.update(rule, works)
+        elif implementation == "fused":
+            raise ImportError(f"implementation = 'fused' needs Numba, which does not import: {fused}") from fused
     for batch, scalars in works:
         with widened(rule, batch, scalars.step) as wide:
             lowering.update(rule, wide, scalars)

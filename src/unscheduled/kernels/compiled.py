@@ -14,7 +14,9 @@ from torch import Tensor
 
 from unscheduled.iterates import Coefficients
 from unscheduled.kernels import loop
-from unscheduled.kernels.rule import Batch, Rule, Scalars
+from unscheduled.kernels.rule import Batch, Kept, Rule, Scalars
+
+NOTHING_KEPT = Kept()
 
 Layout = tuple[tuple[torch.dtype, torch.device, torch.Size, tuple[int, ...]], ...]
 
@@ -23,7 +25,7 @@ def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
     """One step of every parameter of the batch."""
     columns = [batch.params, batch.grads, batch.gaps, *batch.buffers]
     layout = tuple((each.dtype, each.device, each.shape, each.stride()) for column in columns for each in column)
-    _graph(rule, layout)(rule, batch._replace(states=[], kept={}), _as_tensors(scalars, batch.gaps[0]))
+    _graph(rule, layout)(rule, batch._replace(states=[], kept=NOTHING_KEPT), _as_tensors(scalars, batch.gaps[0]))
 
 
 @cache

@@ -8,7 +8,7 @@ torch uses. What it cannot take is left to another implementation.
 import logging
 from functools import cache
 from operator import attrgetter, is_
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.nn import Parameter
 
 from unscheduled.kernels import threads
 from unscheduled.kernels.jit import CHUNK, SHARED, Kernel, Kind, compiled_kernel
-from unscheduled.kernels.rule import Batch, Rule, Scalars, Work
+from unscheduled.kernels.rule import Batch, Kept, Rule, Scalars, Work
 from unscheduled.precision import is_narrow, key
 
 PIECE = 16  # chunks that a thread takes at a time, at most
@@ -28,6 +28,7 @@ log = logging.getLogger("unscheduled")
 is_cpu = attrgetter("is_cpu")
 
 
+@torch._disable_dynamo  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 def update(rule: Rule, works: list[Work]) -> list[Work]:
     """One step of all parameters that it can take; what is left for another implementation is returned."""
     taken: dict[Kind, tuple[Kernel, list[Work]]] = {}
@@ -49,6 +50,8 @@ def update(rule: Rule, works: list[Work]) -> list[Work]:
 
 def _kind(batch: Batch) -> Kind | None:
     """What the tensors of a batch are stored as; None if there is no kernel for that."""
+    if not batch.params[0].is_cpu:
+        return None
     param, grad = batch.params[0].dtype, batch.grads[0].dtype
     kind = Kind(param, grad, tuple(column[0].dtype for column in (batch.gaps, *batch.buffers)))
     readable = {param, grad} <= {torch.float32, torch.bfloat16}
@@ -71,7 +74,7 @@ def _columns(rule: Rule, kind: Kind, batch: Batch) -> list[list[Tensor]]:
 class Call(NamedTuple):
     """What the kernel is given for some batches: made once, and filled with what is new in a step."""
 
-    batches: list[dict[str, Any]]  # what they keep, which tells them
+    tokens: list[object]  # of the batches
     addresses: NDArray[np.int64]  # a column for each tensor
     columns: list[slice]  # of each batch
     scalars: NDArray[np.float32]
@@ -83,10 +86,11 @@ class Call(NamedTuple):
 
 def _call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
     """The call for these batches, with the present gradients and scalars."""
-    kept = [batch.kept for batch, _ in works]
-    call: Call | None = kept[0].get("call")
-    if call is None or len(call.batches) != len(kept) or not all(map(is_, call.batches, kept)):
-        call = kept[0]["call"] = _new_call(rule, kind, works)
+    tokens = [batch.kept.token for batch, _ in works]
+    first = works[0][0].kept
+    call: Call | None = first.call
+    if call is None or len(call.tokens) != len(tokens) or not all(map(is_, call.tokens, tokens)):
+        call = first.call = _new_call(rule, kind, works)
     for row, ((batch, scalars), columns) in enumerate(zip(works, call.columns, strict=True)):
         call.addresses[0, columns] = list(map(Tensor.data_ptr, batch.grads))
         call.scalars[row] = _numbers(scalars)
@@ -112,7 +116,7 @@ def _new_call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
     arrays = (addresses, sizes, ends, rows, scalars, keys)
     numbers = (0, 0, int(ends[-1]), len(sizes), len(addresses), len(works))
     return Call(
-        batches=[batch.kept for batch, _ in works],
+        tokens=[batch.kept.token for batch, _ in works],
         addresses=addresses,
         columns=[slice(stop - count, stop) for stop, count in zip(stops, counts, strict=True)],
         scalars=scalars,
@@ -129,6 +133,7 @@ def _run(rule: Rule, kind: Kind, kernel: Kernel, works: list[Work]) -> None:
     thread_count = torch.get_num_threads() if call.elements > ALONE else 1
     call.arguments[:2] = 0, max(1, min(PIECE, chunks // (4 * thread_count))) if thread_count > 1 else chunks
     threads.run(kernel.address, call.arguments.ctypes.data, thread_count)
+    torch.autograd.graph.increment_version([param for batch, _ in works for param in batch.params])
 
 
 def _numbers(scalars: Scalars) -> list[float]:
@@ -146,16 +151,18 @@ def _numbers(scalars: Scalars) -> list[float]:
 
 def _fit(batch: Batch) -> bool:
     """Whether the whole batch can be taken as it is: its gradients are of one dtype, and where their parameters are."""
-    if "fit" not in batch.kept:
-        columns = [batch.params, batch.gaps, *batch.buffers]
-        batch.kept["fit"] = all(_plain(column) and all(map(Tensor.is_contiguous, column)) for column in columns)
-        batch.kept["singles"] = [index for index, param in enumerate(batch.params) if param.numel() == 1]
-    grads = batch.grads
+    kept, params, grads = batch.kept, batch.params, batch.grads
+    if kept.singles is None:
+        columns = [params, batch.gaps, *batch.buffers]
+        kept.singles = [index for index, param in enumerate(params) if param.numel() == 1]
+        kept.fit = all(_plain(column) and all(map(Tensor.is_contiguous, column)) for column in columns) and all(
+            len({tensor.shape for tensor in tensors}) == 1 for tensors in zip(*columns, grads, strict=True)
+        )
     return (
-        batch.kept["fit"]
+        kept.fit
         and batch.contiguous
         and set(map(type, grads)) <= {Tensor, Parameter}
-        and not any(grads[index].is_neg() for index in batch.kept["singles"])  # others are not contiguous then
+        and not any(grads[index].is_neg() for index in kept.singles)  # others are not contiguous then
     )
 
 
@@ -170,11 +177,11 @@ def _plain(tensors: list[Tensor]) -> bool:
 
 def _parted(batch: Batch) -> tuple[Batch, Batch]:
     """What can be taken of a batch, with gradients laid out as their parameters are, and what cannot."""
-    ours, others = (Batch([], [], [], [[] for _ in batch.buffers], [], False, {}) for _ in range(2))
+    ours, others = (Batch([], [], [], [[] for _ in batch.buffers], [], False, Kept()) for _ in range(2))
     for param, grad, gap, state, *buffers in zip(
         batch.params, batch.grads, batch.gaps, batch.states, *batch.buffers, strict=True
     ):
-        fit = _plain([param, grad, gap, *buffers]) and _is_dense(param)
+        fit = _plain([param, grad, gap, *buffers]) and _is_dense(param) and grad.shape == param.shape
         fit = fit and all(_layout(tensor) == _layout(param) for tensor in (gap, *buffers))
         if fit and _layout(grad) != _layout(param):
             grad = torch.empty_like(param).copy_(grad)

@@ -1,16 +1,21 @@
 """The kernels of the fused implementation: the definition, compiled by Numba and inlined into one loop."""
 # What Numba compiles has no types, and names that it is given later:
 # pyright: basic, reportUndefinedVariable=false, reportIndexIssue=false, reportCallIssue=false
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 # ruff: noqa: F821
 
 import hashlib
+import inspect
 import logging
 import math
+import sys
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -22,10 +27,10 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from unscheduled import iterates
 from unscheduled.kernels import streams
 from unscheduled.kernels.rule import Rule
-from unscheduled.precision import BLOCK
+from unscheduled.precision import BLOCK, SMALLEST
 
 CHUNK = 16_384  # elements: a multiple of BLOCK
-SHARED = 8  # scalars of every rule: see fused.numbers
+SHARED = 8  # scalars of every rule, which fused._numbers puts first
 
 Function = Callable[..., Any]
 
@@ -52,22 +57,25 @@ def compiled_kernel(rule: Rule, kind: Kind, scalar_count: int) -> Kernel | None:
 
     It is kept on the disk, and made anew when the definition has changed.
     """
-    wanted = (rule.direction.__code__, kind, scalar_count)
-    if wanted not in _kernels:
+    direction = rule.direction
+    if not isinstance(direction, FunctionType) or direction.__closure__:
+        return None
+    found = _of_direction.setdefault(direction, {})
+    if (kind, scalar_count) not in found:
         with _lock:
-            if wanted not in _kernels:
-                _kernels[wanted] = _compile(rule, kind, scalar_count)
-    return _kernels[wanted]
+            fingerprint = _fingerprint((kind, scalar_count), direction, iterates.base_move, iterates.advance)
+            if fingerprint not in _kernels:
+                _kernels[fingerprint] = _compile(rule, kind, scalar_count, fingerprint)
+            found[kind, scalar_count] = _kernels[fingerprint]
+    return found[kind, scalar_count]
 
 
-_kernels: dict[Any, Kernel | None] = {}
+_of_direction: WeakKeyDictionary[Any, dict[tuple[Kind, int], Kernel | None]] = WeakKeyDictionary()
+_kernels: dict[str, Kernel | None] = {}
 _lock = threading.Lock()
 
 
-def _compile(rule: Rule, kind: Kind, scalar_count: int) -> Kernel | None:
-    if rule.direction.__closure__:
-        return None
-    fingerprint = _fingerprint(repr((kind, scalar_count)), rule.direction, iterates.base_move, iterates.advance)
+def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Kernel | None:
     of_grads, of_params, of_gaps, *of_buffers = streams.of(kind.param, kind.grad, kind.stored)
     is_narrow = any(stream.is_narrow for stream in (of_grads, of_params, of_gaps, *of_buffers))
     names = {
@@ -88,69 +96,67 @@ def _compile(rule: Rule, kind: Kind, scalar_count: int) -> Kernel | None:
         "span": BLOCK if is_narrow else CHUNK,
         "scratch_shape": (3 + len(of_buffers), BLOCK if is_narrow else 1),
     }
-    function = _renamed(_kernel(fingerprint), names)
+    function = _renamed(_kernel, names)
+    function.__qualname__ = f"kernel_{fingerprint}"  # for a file of its own in Numba's cache, which looks at it
+    compiler = partial(cfunc, types.void(types.CPointer(types.int64)), nopython=True, error_model="numpy")
     try:
-        compiled = cfunc(types.void(types.CPointer(types.int64)), nopython=True, error_model="numpy", cache=True)(
-            function
-        )
+        try:
+            compiled = compiler(cache=True)(function)
+        except (OSError, RuntimeError) as error:  # there is no place to write, or no file of this module
+            log.debug("the kernel is not kept on the disk: %s", error)
+            compiled = compiler()(function)
     except NumbaError as error:
         log.debug("Numba cannot compile %s: %s", rule.direction.__name__, error)
         return None
     return Kernel(compiled.address, compiled)
 
 
-def _kernel(fingerprint: int) -> Function:
-    """The kernel, but for the names that stand for the functions of a rule. Numba looks at what a closure holds."""
+def _kernel(arguments):
+    """Take chunks from the common counter until there are no more. It lacks the names that :func:`_compile` gives.
 
-    def kernel(arguments):
-        """Take chunks from the common counter until there are no more.
-
-        The arguments are the counter, how many chunks to take at a time, how many there are, the number of tensors, of
-        streams and of rows, and the addresses of: a table with a column of addresses for each tensor (of the gradient,
-        the parameter, the gap and the buffers, and then of what else belongs to them, see ``streams.of``), the numbers
-        of elements, how many chunks a tensor and all before it have, which row of scalars and keys is its own, the
-        scalars, and the keys.
-        """
-        assert fingerprint
-        given = carray(arguments, 12)
-        piece, chunks, tensors, table_rows, rows = given[1], given[2], given[3], given[4], given[5]
-        table = streams.int64s(given[6], 0, table_rows * tensors).reshape((table_rows, tensors))
-        sizes = streams.int64s(given[7], 0, tensors)
-        ends = streams.int64s(given[8], 0, tensors)
-        row_of = streams.int64s(given[9], 0, tensors)
-        scalars = streams.floats(given[10], 0, rows * (SHARED + own_scalars)).reshape((rows, SHARED + own_scalars))
-        keys = streams.uint32s(given[11], 0, rows * key_count).reshape((rows, key_count))
-        scratch = np.empty(scratch_shape, np.float32)
-        while True:
-            first = streams.take(arguments, piece)
-            if first >= chunks:
-                break
-            tensor = np.searchsorted(ends, first, side="right")
-            for chunk in range(first, min(first + piece, chunks)):
-                while ends[tensor] <= chunk:
-                    tensor += 1
-                begin = CHUNK * (chunk - ends[tensor]) + -(-sizes[tensor] // CHUNK) * CHUNK
-                addresses, row = table[:, tensor], row_of[tensor]
-                sign, lr, decay, decay_of_gap, gap_in_y, move_in_y, gap_in_gap, move_in_gap = to_fixed_tuple(
-                    scalars[row], SHARED
-                )
-                own = to_fixed_tuple(scalars[row, SHARED:], own_scalars)
-                for start in range(begin, min(begin + CHUNK, sizes[tensor]), span):
-                    count = min(span, sizes[tensor] - start)
-                    grads = open_grads(addresses, start, count, scratch[0])
-                    y = open_y(addresses, start, count, scratch[1])
-                    gaps = open_gaps(addresses, start, count, scratch[2])
-                    buffers = open_buffers(addresses, start, count, scratch[3:])
-                    for i in range(count):
-                        found = direction(sign * grads[i], *(elements(buffers, i) + own))
-                        move = base_move(found[0], y[i], gaps[i], lr, decay, decay_of_gap)
-                        y[i], gaps[i] = advance(y[i], gaps[i], move, gap_in_y, move_in_y, gap_in_gap, move_in_gap)
-                        put(buffers, i, found[1:])
-                    close_y(addresses, start, y, keys[row, 0])
-                    close_gaps(addresses, start, gaps, keys[row, 0])
-                    close_buffers(addresses, start, buffers, keys[row, 1:])
-
-    return kernel
+    The arguments are the counter, how many chunks to take at a time, how many there are, the number of tensors, of
+    streams and of rows, and the addresses of: a table with a column of addresses for each tensor (of the gradient,
+    the parameter, the gap and the buffers, and then of what else belongs to them, see ``streams.of``), the numbers
+    of elements, how many chunks a tensor and all before it have, which row of scalars and keys is its own, the
+    scalars, and the keys.
+    """
+    given = carray(arguments, 12)
+    piece, chunks, tensors, table_rows, rows = given[1], given[2], given[3], given[4], given[5]
+    table = streams.int64s(given[6], 0, table_rows * tensors).reshape((table_rows, tensors))
+    sizes = streams.int64s(given[7], 0, tensors)
+    ends = streams.int64s(given[8], 0, tensors)
+    row_of = streams.int64s(given[9], 0, tensors)
+    scalars = streams.floats(given[10], 0, rows * (SHARED + own_scalars)).reshape((rows, SHARED + own_scalars))
+    keys = streams.uint32s(given[11], 0, rows * key_count).reshape((rows, key_count))
+    scratch = np.empty(scratch_shape, np.float32)
+    while True:
+        first = streams.take(arguments, piece)
+        if first >= chunks:
+            break
+        tensor = np.searchsorted(ends, first, side="right")
+        for chunk in range(first, min(first + piece, chunks)):
+            while ends[tensor] <= chunk:
+                tensor += 1
+            begin = CHUNK * (chunk - ends[tensor]) + -(-sizes[tensor] // CHUNK) * CHUNK
+            addresses, row = table[:, tensor], row_of[tensor]
+            sign, lr, decay, decay_of_gap, gap_in_y, move_in_y, gap_in_gap, move_in_gap = to_fixed_tuple(
+                scalars[row], SHARED
+            )
+            own = to_fixed_tuple(scalars[row, SHARED:], own_scalars)
+            for start in range(begin, min(begin + CHUNK, sizes[tensor]), span):
+                count = min(span, sizes[tensor] - start)
+                grads = open_grads(addresses, start, count, scratch[0])
+                y = open_y(addresses, start, count, scratch[1])
+                gaps = open_gaps(addresses, start, count, scratch[2])
+                buffers = open_buffers(addresses, start, count, scratch[3:])
+                for i in range(count):
+                    found = direction(sign * grads[i], *(elements(buffers, i) + own))
+                    move = base_move(found[0], y[i], gaps[i], lr, decay, decay_of_gap)
+                    y[i], gaps[i] = advance(y[i], gaps[i], move, gap_in_y, move_in_y, gap_in_gap, move_in_gap)
+                    put(buffers, i, found[1:])
+                close_y(addresses, start, y, keys[row, 0])
+                close_gaps(addresses, start, gaps, keys[row, 0])
+                close_buffers(addresses, start, buffers, keys[row, 1:])
 
 
 def _open(opened: list[streams.Stream]) -> Function:
@@ -225,12 +231,26 @@ def _renamed(function: Any, names: dict[str, Any]) -> Any:
     )
 
 
-def _fingerprint(kind: str, *functions: Any) -> int:
-    """A number that changes if the kind, the definitions or what they call do."""
-    text = repr([kind, streams.SOURCE, *map(_code, functions)])
-    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) + 1
+def _fingerprint(kind: object, *functions: Any) -> str:
+    """What changes if the kind, the definitions, what they call or what makes kernels of them does."""
+    text = repr([kind, BLOCK, CHUNK, SMALLEST, SOURCE, *map(_code, functions)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _code(function: Any) -> tuple[Any, ...]:
+    """A definition with all that it names."""
     code = function.__code__
-    return code.co_code, code.co_consts, code.co_names, [_code(value) for value in _called(function).values()]
+    values = [function.__globals__.get(name) for name in code.co_names]
+    named = [_code(value) if isinstance(value, FunctionType) else repr(value) for value in values]
+    return code.co_code, repr(code.co_consts), code.co_names, named
+
+
+def _source() -> str:
+    """The text of this module and of what it is made with; without it, nothing on the disk is used by others."""
+    try:
+        return "".join(map(inspect.getsource, (sys.modules[__name__], streams)))
+    except OSError:
+        return str(time.time_ns())
+
+
+SOURCE = _source()

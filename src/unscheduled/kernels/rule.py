@@ -1,7 +1,7 @@
 """What a kernel is given: the rule of the algorithm, a batch of tensors, and the scalars of the step."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -35,6 +35,16 @@ class Rule:
     compact: tuple[torch.dtype, ...] | None = None
 
 
+@dataclass(eq=False)
+class Kept:
+    """What the fused kernel makes of a batch when it first meets it, and needs again."""
+
+    fit: bool = False  # all but the gradients can be taken as they are
+    singles: list[int] | None = None  # where single numbers are, once it was looked at
+    call: Any = None
+    token: object = field(default_factory=object)  # which stands for it where it may not be referred to
+
+
 class Batch(NamedTuple):
     """Tensors that are updated together: one count of gradients seen, one device, and one dtype in each list."""
 
@@ -44,7 +54,7 @@ class Batch(NamedTuple):
     buffers: list[list[Tensor]]  # one list for each of the rule's buffers
     states: list[dict[str, Any]]  # where they are from
     contiguous: bool  # all gradients are known to be
-    kept: dict[str, Any]  # what a kernel made of all but the gradients, for the next step
+    kept: Kept
 
 
 class Scalars(NamedTuple):

@@ -6,7 +6,6 @@ The same codes as in :mod:`unscheduled.precision`, bit for bit, for a block at a
 # pyright: basic, reportIndexIssue=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +15,6 @@ from numba.core.extending import intrinsic
 
 from unscheduled.precision import BLOCK
 from unscheduled.precision import SMALLEST as SMALLEST_NUMBER
-
-SOURCE = Path(__file__).read_text(encoding="utf-8")  # for Numba's cache, which looks at the file of the kernel only
 
 SMALLEST = np.float32(SMALLEST_NUMBER)
 

@@ -8,7 +8,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def run(function: int, argument: int, count: int) -> None:
     """
     if count == 1:
         _from_python(function)(argument)
-    elif (parallel := _Current.openmp) is not None:
+    elif not _Current.forked and (parallel := _openmp()) is not None:
         parallel(function, argument, count, 0)
     else:
         _Current.pool.run(_from_python(function), argument, count)
@@ -38,6 +38,7 @@ def _from_python(function: int) -> Function:
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
 
 
+@cache
 def _openmp() -> Any:
     """OpenMP's own function for running another in several threads, from the library that torch has loaded."""
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
@@ -65,7 +66,7 @@ class Pool:
         try:
             function(argument)
         finally:
-            wait([other for other in others if not other.cancel()])  # what has not begun by now has nothing to do
+            _wait([other for other in others if not other.cancel()])  # what has not begun by now has nothing to do
 
     def _at_least(self, size: int) -> ThreadPoolExecutor:
         with self._lock:
@@ -75,15 +76,24 @@ class Pool:
             return self._pool
 
 
+def _wait(others: list[Future[None]]) -> None:
+    """Wait to the end, since the memory that they write to is to stay; what interrupts is raised then."""
+    try:
+        wait(others)
+    except BaseException:
+        _wait(others)
+        raise
+
+
 class _Current:
     """The threads of this process."""
 
-    openmp = _openmp()
+    forked = False
     pool = Pool()
 
 
 def _after_fork() -> None:
-    _Current.openmp, _Current.pool = None, Pool()
+    _Current.forked, _Current.pool = True, Pool()
 
 
 if hasattr(os, "register_at_fork"):
