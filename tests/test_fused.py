@@ -374,7 +374,10 @@ def test_parameters_on_another_device_are_refused() -> None:
         AdamWScheduleFree(params, implementation="fused")
 
 
-def test_a_direction_that_numba_cannot_compile_runs_as_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_direction_that_numba_cannot_compile_runs_as_the_loop(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jit, "_kernels", {})
     rule = kernels.Rule(lambda grad: (grad.sign(),))
     with caplog.at_level(logging.DEBUG, "unscheduled"):
         kind = jit.Kind(torch.float32, torch.float32, (torch.float32,))

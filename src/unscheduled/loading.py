@@ -9,7 +9,7 @@ from torch import Tensor
 from unscheduled import groups
 from unscheduled.groups import Group
 from unscheduled.kernels import Rule
-from unscheduled.precision import StatePrecision, has_codes, problem_of_scales, restored
+from unscheduled.precision import StatePrecision, has_codes, is_split, problem_of_scales, restored
 from unscheduled.state import State, dtype_of_y, state_dtype, stored_dtypes
 
 
@@ -239,6 +239,8 @@ def _check_state(state: State, buffers: set[str], param: Tensor, name: str) -> N
 def _placed(state: State, dtypes: dict[str, torch.dtype], param: Tensor) -> State:
     """A copy on the parameter's device, with the buffers stored as these dtypes."""
     placed: State = {"step": int(state["step"])}
+    if is_split(param.dtype):  # until a y is put there, the parameter is y
+        placed["low"] = torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)
     for name, dtype in dtypes.items():
         placed |= restored(state, name, dtype, param)
     for name in set(state) & {"y", "z"}:

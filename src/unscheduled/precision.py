@@ -114,7 +114,7 @@ def encode_int16(values: Tensor, codes: Tensor, scales: Tensor, rounding: Tensor
     blocks = _blocks(values)
     scales.copy_(blocks.abs().amax(1) / 32767.0)
     steps = blocks * _inverse(scales)[:, None]
-    _put((steps + rounding).floor().clamp(-32767.0, 32767.0).nan_to_num(0.0).to(torch.int16), codes)
+    _put(_rounded(steps, rounding).clamp(-32767.0, 32767.0).nan_to_num(0.0).to(torch.int16), codes)
 
 
 def decode_uint8(codes: Tensor, ends: Tensor) -> Tensor:
@@ -134,7 +134,13 @@ def encode_uint8(values: Tensor, codes: Tensor, ends: Tensor, rounding: Tensor |
     low, high = ends.view(torch.int32).unbind(1)
     inverse = _inverse((high - low).to(torch.float32) / 255.0)
     steps = (blocks.view(torch.int32) - low[:, None]).to(torch.float32) * inverse[:, None]
-    _put((steps + rounding).floor().clamp(0.0, 255.0).to(torch.uint8), codes)
+    _put(_rounded(steps, rounding).clamp(0.0, 255.0).to(torch.uint8), codes)
+
+
+def _rounded(steps: Tensor, rounding: Tensor | float) -> Tensor:
+    """The fraction by itself: beside a large number it would be rounded to the nearest, and up in the mean."""
+    whole = steps.floor()
+    return whole + (steps - whole + rounding).floor()
 
 
 def _inverse(scales: Tensor) -> Tensor:
@@ -179,6 +185,8 @@ def store(state: State, name: str, values: Tensor, rounding: Tensor | float = 0.
     buffer: Tensor = state[name]
     encode = ENCODE.get(buffer.dtype)
     if encode:
+        if values.stride() != buffer.stride():  # codes are in the order of memory
+            values = torch.empty_like(buffer, dtype=torch.float32).copy_(values)
         encode(values, buffer, state[f"{name}_scale"], rounding)
     elif buffer is not values:
         buffer.copy_(values)
@@ -266,6 +274,11 @@ def joined(high: Tensor, low: Tensor) -> Tensor:
 def split(values: Tensor, high: Tensor, low: Tensor) -> None:
     """Put float32 numbers into a tensor of 16 bits, to the nearest, and the rest into ``low``: see :func:`joined`."""
     values, high, low = _local(values), _local(high), _local(low)
+    if high.dtype == torch.float16:
+        fine = (values * 2.0**39).round() * 2.0**-39
+        values = torch.where(values.abs() < 2.0**-14, fine, values)
+    else:
+        values = _one_nan(values)
     high.copy_(narrowed(values, high.dtype))
     if high.dtype == torch.float16:
         rest = (values - high.to(torch.float32)) / _unit(high)
@@ -282,9 +295,14 @@ def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if values.dtype != torch.float32 or dtype != torch.bfloat16:
         return values.to(dtype)
-    bits = _local(values).view(torch.int32)
+    bits = _one_nan(_local(values)).view(torch.int32)
     upper = (((bits & 0x7FFFFFFF) + 0x8000) >> 16) | ((bits >> 16) & 0x8000)
     return _like(upper.to(torch.int16).view(torch.bfloat16), values)
+
+
+def _one_nan(values: Tensor) -> Tensor:
+    """NaN with a fraction that 16 bits have: of others the sum with the half would be another number."""
+    return torch.where(values.isnan(), float("nan"), values)
 
 
 def _unit(high: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from numba import carray, cfunc, njit, types  # pyright: ignore[reportPrivateImportUsage]
+from numba import carray, cfunc, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core.errors import NumbaError
 from numba.core.extending import overload
 from numba.np.unsafe.ndarray import to_fixed_tuple
@@ -27,6 +27,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from unscheduled import iterates
 from unscheduled.kernels import streams
 from unscheduled.kernels.rule import Rule
+from unscheduled.kernels.streams import inlined
 from unscheduled.precision import BLOCK, SMALLEST
 
 CHUNK = 16_384  # elements: a multiple of BLOCK
@@ -97,7 +98,9 @@ def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Ker
         "scratch_shape": (3 + len(of_buffers), BLOCK if is_narrow else 1),
     }
     function = _renamed(_kernel, names)
-    function.__qualname__ = f"kernel_{fingerprint}"  # for a file of its own in Numba's cache, which looks at it
+    function.__name__ = function.__qualname__ = (
+        f"kernel_{fingerprint}"  # for a file of its own in Numba's cache, which looks at it
+    )
     compiler = partial(cfunc, types.void(types.CPointer(types.int64)), nopython=True, error_model="numpy")
     try:
         try:
@@ -162,9 +165,9 @@ def _kernel(arguments):
 def _open(opened: list[streams.Stream]) -> Function:
     """The arrays of several streams."""
     if not opened:
-        return njit(lambda addresses, start, count, scratch: ())
+        return inlined(lambda addresses, start, count, scratch: ())
     one, others = opened[0].open, _open(opened[1:])
-    return njit(
+    return inlined(
         lambda addresses, start, count, scratch: (
             one(addresses, start, count, scratch[0]),
             *others(addresses, start, count, scratch[1:]),
@@ -175,35 +178,35 @@ def _open(opened: list[streams.Stream]) -> Function:
 def _close(closed: list[streams.Stream]) -> Function:
     """Store the arrays of several streams."""
     if not closed:
-        return njit(lambda addresses, start, arrays, keys: None)
+        return inlined(lambda addresses, start, arrays, keys: None)
     one, others = closed[0].close, _close(closed[1:])
 
     def close(addresses, start, arrays, keys):
         one(addresses, start, arrays[0], keys[0])
         others(addresses, start, arrays[1:], keys[1:])
 
-    return njit(close)
+    return inlined(close)
 
 
 def _elements(count: int) -> Function:
     """One element of each of so many arrays."""
     if count == 0:
-        return njit(lambda arrays, i: ())
+        return inlined(lambda arrays, i: ())
     others = _elements(count - 1)
-    return njit(lambda arrays, i: (arrays[0][i], *others(arrays[1:], i)))
+    return inlined(lambda arrays, i: (arrays[0][i], *others(arrays[1:], i)))
 
 
 def _put(count: int) -> Function:
     """Put one element into each of so many arrays."""
     if count == 0:
-        return njit(lambda arrays, i, values: None)
+        return inlined(lambda arrays, i, values: None)
     others = _put(count - 1)
 
     def put(arrays, i, values):
         arrays[0][i] = values[0]
         others(arrays[1:], i, values[1:])
 
-    return njit(put)
+    return inlined(put)
 
 
 @overload(iterates.root)
@@ -215,7 +218,7 @@ def _root(value):
 def _jitted(function: Function) -> Function:
     """A definition, compiled with the definitions that it calls."""
     called = {name: _jitted(value) for name, value in _called(function).items() if value is not iterates.root}
-    return njit(_renamed(function, called))
+    return inlined(_renamed(function, called))
 
 
 def _called(function: Any) -> dict[str, Any]:

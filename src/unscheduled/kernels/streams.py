@@ -6,6 +6,7 @@ The same codes as in :mod:`unscheduled.precision`, bit for bit, for a block at a
 # pyright: basic, reportIndexIssue=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,10 @@ from unscheduled.precision import SMALLEST as SMALLEST_NUMBER
 SMALLEST = np.float32(SMALLEST_NUMBER)
 
 Function = Callable[..., Any]
+
+inlined = partial(njit, forceinline=True)
+"""Numba's names for functions are unique within a process only: kernels that were compiled in different ones, and come
+from the disk, would call each other's."""
 
 
 class Stream(NamedTuple):
@@ -58,7 +63,7 @@ def _array_of(number: Any, size: int) -> Function:
 
         return types.CPointer(number)(types.int64), generate
 
-    return njit(lambda address, start, count: carray(pointer(address + size * start), count))
+    return inlined(lambda address, start, count: carray(pointer(address + size * start), count))
 
 
 floats = _array_of(types.float32, 4)
@@ -78,20 +83,22 @@ def take(typing_context, counter, piece):
     return types.int64(types.CPointer(types.int64), types.int64), generate
 
 
-@njit
+@inlined
 def _nothing(addresses, start, array, key):
     pass
 
 
 def _float32(row: int) -> Stream:
     """Numbers that are what they are."""
-    return Stream(njit(lambda addresses, start, count, scratch: floats(addresses[row], start, count)), _nothing, False)
+    return Stream(
+        inlined(lambda addresses, start, count, scratch: floats(addresses[row], start, count)), _nothing, False
+    )
 
 
 def _bfloat16(row: int) -> Stream:
     """Numbers that are only read."""
 
-    @njit
+    @inlined
     def opened(addresses, start, count, scratch):
         bits, values = _int16s(addresses[row], start, count), scratch[:count]
         target = values.view(np.int32)
@@ -105,7 +112,7 @@ def _bfloat16(row: int) -> Stream:
 def _split(row: int, low_row: int) -> Stream:
     """Parameters of bfloat16, with the rest of their bits beside them."""
 
-    @njit
+    @inlined
     def opened(addresses, start, count, scratch):
         high, low = _int16s(addresses[row], start, count), _int16s(addresses[low_row], start, count)
         values = scratch[:count]
@@ -116,7 +123,7 @@ def _split(row: int, low_row: int) -> Stream:
             target[i] = magnitude | np.int32((bits & np.int32(0x8000)) << np.int32(16))
         return values
 
-    @njit
+    @inlined
     def closed(addresses, start, array, key):
         count = len(array)
         high, low = _int16s(addresses[row], start, count), _int16s(addresses[low_row], start, count)
@@ -124,6 +131,8 @@ def _split(row: int, low_row: int) -> Stream:
         for i in range(count):
             bits = source[i]
             magnitude = bits & np.int32(0x7FFFFFFF)
+            if magnitude > np.int32(0x7F800000):
+                bits = magnitude = np.int32(0x7FC00000)
             upper = np.int32(magnitude + np.int32(0x8000)) >> np.int32(16)
             high[i] = np.int16(upper | ((bits >> np.int32(16)) & np.int32(0x8000)))
             low[i] = np.int16(magnitude - (upper << np.int32(16)))
@@ -141,13 +150,13 @@ def _as_float(typing_context, bits):
     return types.float32(types.int32), generate
 
 
-@njit
+@inlined
 def _hash_offset(start, key):
     """What all positions of a block have in common in the hash."""
     return np.uint32(np.uint32(start) * np.uint32(0x9E3779B1) + key)
 
 
-@njit
+@inlined
 def _uniform(offset, i):
     """A random number in [0, 1) for a position of a block."""
     number = np.uint32(np.uint32(i) * np.uint32(0x9E3779B1) + offset)
@@ -157,10 +166,16 @@ def _uniform(offset, i):
     return np.float32(np.int32(number >> np.uint32(8))) * np.float32(2.0**-24)
 
 
+@inlined
+def _rounded(steps, rounding):
+    whole = np.floor(steps)
+    return whole + np.floor(steps - whole + rounding)
+
+
 def _int16(row: int, scale_row: int) -> Stream:
     """Multiples of 1/32767 of the largest of the block."""
 
-    @njit
+    @inlined
     def opened(addresses, start, count, scratch):
         codes, values = _int16s(addresses[row], start, count), scratch[:count]
         scale = floats(addresses[scale_row], start // BLOCK, 1)[0]
@@ -168,7 +183,7 @@ def _int16(row: int, scale_row: int) -> Stream:
             values[i] = np.float32(codes[i]) * scale
         return values
 
-    @njit
+    @inlined
     def closed(addresses, start, array, key):
         count = len(array)
         codes = _int16s(addresses[row], start, count)
@@ -181,7 +196,7 @@ def _int16(row: int, scale_row: int) -> Stream:
         inverse = np.float32(0.0) if scale < SMALLEST else np.float32(1.0) / scale
         offset = _hash_offset(start, key)
         for i in range(count):
-            step = np.floor(array[i] * inverse + _uniform(offset, i))
+            step = _rounded(array[i] * inverse, _uniform(offset, i))
             step = min(max(step, np.float32(-32767.0)), np.float32(32767.0))
             codes[i] = np.int16(np.int32(step))
 
@@ -191,7 +206,7 @@ def _int16(row: int, scale_row: int) -> Stream:
 def _uint8(row: int, scale_row: int) -> Stream:
     """256 values, even in the bits of the float, between the ends of the block."""
 
-    @njit
+    @inlined
     def opened(addresses, start, count, scratch):
         codes, values = _uint8s(addresses[row], start, count), scratch[:count]
         ends = floats(addresses[scale_row], 2 * (start // BLOCK), 2).view(np.int32)
@@ -201,7 +216,7 @@ def _uint8(row: int, scale_row: int) -> Stream:
             target[i] = ends[0] + np.int32(np.float32(codes[i]) * step)
         return values
 
-    @njit
+    @inlined
     def closed(addresses, start, array, key):
         count = len(array)
         codes = _uint8s(addresses[row], start, count)
@@ -215,7 +230,7 @@ def _uint8(row: int, scale_row: int) -> Stream:
         inverse = np.float32(0.0) if step < SMALLEST else np.float32(1.0) / step
         offset = _hash_offset(start, key)
         for i in range(count):
-            code = np.floor(np.float32(np.int32(bits[i] - low)) * inverse + _uniform(offset, i))
+            code = _rounded(np.float32(np.int32(bits[i] - low)) * inverse, _uniform(offset, i))
             codes[i] = np.uint8(np.int32(min(max(code, np.float32(0.0)), np.float32(255.0))))
 
     return Stream(opened, closed, True)
