@@ -1,0 +1,86 @@
+"""What narrow states cost in quality: ``python -m benchmarks.narrow``. The tasks of the race with compact states too.
+
+The same learning rate, weights and batches for both; what is kept of a run is not run again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from unscheduled.lab.execution import run_all
+from unscheduled.lab.plan import Plan
+from unscheduled.lab.provenance import code_sha256, machine, versions
+from unscheduled.lab.run import RunSettings
+from unscheduled.lab.statistics import compare, estimate
+from unscheduled.lab.task import load_task
+from unscheduled.lab.tuning import find_tuned_rates, value_at
+
+CONTENDER = "schedule-free"
+PRECISIONS = ("float32", "compact")
+
+
+def compared(name: str, seeds: int, jobs: int, out: Path, console: Console) -> dict[str, Any]:
+    """The final losses of a task, by how the state is stored."""
+    loaded = load_task(name)
+    steps = loaded.task.steps
+    plan = Plan(loaded, steps, (steps,), (CONTENDER,), seeds, jobs, out / name)
+    tuned = find_tuned_rates(plan)
+    if tuned is None:
+        raise SystemExit(f"{name} has no tuned learning rates: unscheduled race {name} --tune")
+    lr = tuned.choice(CONTENDER, steps)["lr"]
+    settings = [
+        RunSettings(
+            contender=CONTENDER,
+            lr=lr,
+            options=plan.options(CONTENDER) | {"state_precision": precision},
+            warmup_steps=plan.warmup_steps(steps),
+            horizon=steps,
+            evaluate_at=(steps,),
+            seed=seed,
+        )
+        for precision in PRECISIONS
+        for seed in range(seeds)
+    ]
+    runs = run_all(loaded, settings, plan.out, jobs, console, name)
+    values = {
+        precision: [value_at(run, steps) for run in runs if run["options"]["state_precision"] == precision]
+        for precision in PRECISIONS
+    }
+    comparison = compare(values["compact"], values["float32"])
+    means = {precision: estimate(found) for precision, found in values.items()}
+    console.print(f"{name}: {', '.join(f'{precision} {mean}' for precision, mean in means.items())}")
+    console.print(f"{name}: compact - float32, seed by seed: {comparison.difference.shown('+')}")
+    return {
+        "task": name,
+        "metric": loaded.task.metric_name,
+        "steps": steps,
+        "lr": lr,
+        "values": values,
+        "mean": {precision: mean.mean for precision, mean in means.items()},
+        "standard_error": {precision: mean.standard_error for precision, mean in means.items()},
+        "difference": comparison.difference.mean,
+        "difference_standard_error": comparison.difference.standard_error,
+    }
+
+
+def main() -> None:
+    """Race them and write narrow.json."""
+    parser = argparse.ArgumentParser(description="Compare compact with float32 states on the tasks of the race.")
+    parser.add_argument("--tasks", nargs="+", default=["char-lm", "digits"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("race/narrow"), help="where finished runs are kept")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    arguments = parser.parse_args()
+    console = Console()
+    found = [compared(name, arguments.seeds, arguments.jobs, arguments.work, console) for name in arguments.tasks]
+    record = {"machine": machine(), "versions": versions(), "code_sha256": code_sha256(), "tasks": found}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "narrow.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

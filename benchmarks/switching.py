@@ -1,0 +1,67 @@
+"""What ``eval()`` and ``train()`` of ours cost, beside a plain copy of all parameters and copying it back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.contenders import Contender
+from benchmarks.timing import Timing, ratios, timed, times
+from benchmarks.workloads import Gradients, equal_tensors, fresh_parameters
+
+SHAPES = equal_tensors(10, 50_000_000)
+WARM_ROUNDS = 2
+MOST_ATTEMPTS = 3
+CONTENDER = "unscheduled AdamW fused"
+
+
+@torch.no_grad()
+def copies_of(params: list[Tensor]) -> list[Tensor]:
+    """A plain copy: what anyone who keeps the weights aside has to pay."""
+    return [param.clone() for param in params]
+
+
+def switching(contenders: list[Contender], rounds: int, shown: Callable[[int, int], None]) -> dict[str, Any] | None:
+    """Both switches after a step in every round, in turns with the plain copies.
+
+    ``train()`` gives the memory of the kept copy back, which the plain copy back does outside the measured time.
+    """
+    found = [contender for contender in contenders if contender.name == CONTENDER]
+    if not found:
+        return None
+    gradients, params, plain = Gradients(SHAPES), fresh_parameters(SHAPES), fresh_parameters(SHAPES)
+    optimizer: Any = found[0].make(params)
+    kept: list[Tensor] = []
+    calls: dict[str, Callable[[], object]] = {
+        "eval": optimizer.eval,
+        "copy": lambda: kept.extend(copies_of(plain)),
+        "train": optimizer.train,
+        "copy back": lambda: _copy_back(plain, kept),
+    }
+    timings: dict[str, list[Timing]] = {name: [] for name in calls}
+    for attempt in range(-WARM_ROUNDS, MOST_ATTEMPTS * rounds):
+        shown(attempt, MOST_ATTEMPTS * rounds)
+        gradients.compute(optimizer, params, attempt + WARM_ROUNDS)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for pair in (("eval", "copy"), ("train", "copy back")):
+            for name in pair if attempt % 2 else reversed(pair):
+                timing = timed(calls[name])
+                if attempt >= 0:
+                    timings[name].append(timing)
+        kept.clear()
+        if all(sum(timing.calm for timing in of) >= rounds for of in timings.values()):
+            break
+    return {
+        "contender": CONTENDER,
+        "parameters": sum(map(Tensor.numel, params)),
+        "seconds": {name: times(of).record() for name, of in timings.items()},
+        "eval_to_copy": ratios(timings["eval"], timings["copy"]).record(),
+        "train_to_copy_back": ratios(timings["train"], timings["copy back"]).record(),
+    }
+
+
+@torch.no_grad()
+def _copy_back(params: list[Tensor], kept: list[Tensor]) -> None:
+    torch._foreach_copy_(params, kept)
