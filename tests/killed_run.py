@@ -133,7 +133,7 @@ def main(directory: Path, name: str, attached: bool, seed: int) -> None:
 
         def live(life: int = life, writer: int = writer) -> None:
             limit = STEPS_OF_A_LIFE * (life + 1)  # so that no life but the last reaches the end
-            say = lambda step: os.write(writer, step.to_bytes(4))  # noqa: E731
+            say = lambda step: os.write(writer, step.to_bytes(4, "big"))  # noqa: E731
             end(*trained(name, attached, lives, life, limit, say), directory / "killed")
 
         pid = forked(live)
@@ -141,7 +141,7 @@ def main(directory: Path, name: str, attached: bool, seed: int) -> None:
         wanted = 1 if life == KILLS or dies_saving(life) else 1 + randomness.randrange(STEPS_OF_A_LIFE)
         reports = [os.read(reader, 4) for _ in range(wanted)]
         if all(reports):
-            starts.append(int.from_bytes(reports[0]))
+            starts.append(int.from_bytes(reports[0], "big"))
             if life < KILLS and not dies_saving(life):
                 time.sleep(randomness.uniform(0.0, 0.005))
                 os.kill(pid, signal.SIGKILL)

@@ -218,7 +218,8 @@ def restored(state: State, name: str, dtype: torch.dtype, like: Tensor) -> State
     """
     buffer: Tensor = state[name]
     if dtype == buffer.dtype and is_narrow(dtype) and buffer.stride() == torch.empty_like(like, device="meta").stride():
-        return {key: state[key].to(like.device, copy=True) for key in (name, f"{name}_scale")}
+        scales: Tensor = state[f"{name}_scale"]
+        return {name: buffer.to(like.device, copy=True), f"{name}_scale": scales.to(like.device).clone().contiguous()}
     values = wide(state, name).to(like.device)
     target = fresh(like, name, dtype)
     if is_narrow(dtype):

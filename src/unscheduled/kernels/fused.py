@@ -133,7 +133,16 @@ def _run(rule: Rule, kind: Kind, kernel: Kernel, works: list[Work]) -> None:
     thread_count = torch.get_num_threads() if call.elements > ALONE else 1
     call.arguments[:2] = 0, max(1, min(PIECE, chunks // (4 * thread_count))) if thread_count > 1 else chunks
     threads.run(kernel.address, call.arguments.ctypes.data, thread_count)
-    torch.autograd.graph.increment_version([param for batch, _ in works for param in batch.params])
+    _tell_autograd([param for batch, _ in works for param in batch.params])
+
+
+def _tell_autograd(params: list[Tensor]) -> None:
+    """Note that they were written to, as every operation of torch does."""
+    try:
+        torch.autograd.graph.increment_version(params)
+    except TypeError:  # older versions of torch take one at a time
+        for param in params:
+            torch.autograd.graph.increment_version(param)
 
 
 def _numbers(scalars: Scalars) -> list[float]:
