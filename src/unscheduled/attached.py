@@ -115,10 +115,7 @@ class Attached(nn.Module):
 def attached_class(cls: type[nn.Module]) -> type[nn.Module]:
     """The subclass of ``cls`` whose ``training`` is followed; it goes by the name of ``cls``."""
     names: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    names["__jit_unused_properties__"] = [
-        *getattr(cls, "__jit_unused_properties__", ()),
-        "training",
-    ]  # torch.jit.script
+    names["__jit_unused_properties__"] = [*getattr(cls, "__jit_unused_properties__", ()), "training"]  # for scripting
     return types.new_class(cls.__name__, (Attached, cls), exec_body=lambda namespace: namespace.update(names))
 
 

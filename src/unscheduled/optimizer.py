@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar, cast, overload
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from unscheduled import groups, kernels, loading, migration, precision
+from unscheduled import groups, kernels, precision
 from unscheduled.batches import Batches
 from unscheduled.groups import Group
 from unscheduled.interval import require_within
 from unscheduled.iterates import coefficients
 from unscheduled.kernels import Implementation, Rule, Scalars, Work
-from unscheduled.modes import TwoModes
 from unscheduled.precision import StatePrecision
+from unscheduled.saving import SavedOptimizer
 from unscheduled.state import State, bits_of_y, fresh_state, put_reinterpolated
 from unscheduled.step_size import linear_warmup
 
@@ -42,7 +42,7 @@ class Plan(NamedTuple):
     only_initialises: bool
 
 
-class ScheduleFreeOptimizer(TwoModes, ABC):
+class ScheduleFreeOptimizer(SavedOptimizer):
     """Schedule-Free learning: gradients are taken at y, between a base iterate z and its running average x.
 
         z' = z - gamma (d(g) + lambda w),    w = y or z
@@ -70,12 +70,6 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
     Source: Defazio et al., "The Road Less Scheduled", arXiv 2405.15682.
     """
 
-    implementation: Implementation
-    """Which lowering of the update runs."""
-
-    state_precision: StatePrecision
-    """How the buffers are stored."""
-
     def __init__(
         self,
         params: ParamsT,
@@ -89,7 +83,7 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
             raise ValueError(
                 f"foreach = {foreach} and implementation = {implementation!r} exclude each other: give one of them"
             )
-        self._batches: dict[int, Batches] = {}
+        self._batches = {}
         self.state_precision = state_precision
         self.implementation = implementation if foreach is None else "foreach" if foreach else "loop"
         defaults = groups.resolved(options, defaults={})
@@ -134,11 +128,8 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
             raise TypeError(f"param_group must be a dict with the key 'params', but got {type(param_group)}")
         try:
             group = groups.resolved(param_group, self.defaults)
-            self._check(group)
             group["params"] = groups.listed(group["params"])
-            params = groups.tensors(group["params"])
-            kernels.check(self.implementation, self._rule(group), params)
-            precision.check(self.state_precision, params, self._rule(group).compact is not None)
+            self._check(group, groups.tensors(group["params"]))
         except ValueError as error:
             raise ValueError(f"parameter group {len(self.param_groups)}: {error}") from None
         training = self.training
@@ -149,11 +140,11 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
         for attached in self._attachments:  # the model may have new modules as well
             attached.hook()
 
-    def _check(self, group: Group) -> None:
+    def _check(self, group: Group, params: Sequence[Tensor] = ()) -> None:
         groups.check(group)
         self._check_rule(group)
-        kernels.check(self.implementation, self._rule(group))
-        precision.check(self.state_precision, [], self._rule(group).compact is not None)
+        kernels.check(self.implementation, self._rule(group), params)
+        precision.check(self.state_precision, params, self._rule(group).compact is not None)
         self._next_beta(group, 0)
 
     def _next_beta(self, group: Group, step: int) -> float:
@@ -339,106 +330,3 @@ class ScheduleFreeOptimizer(TwoModes, ABC):
             }
             metrics.update((prefix + name, value) for name, value in values.items())
         return metrics
-
-    # Saving and loading.
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, as numbers, strings and tensors: ``torch.load(weights_only=True)`` reads it.
-
-        Beside the gap and the buffers it has the bits of y, so that training resumes bit for bit whether the model's
-        file holds x or y: ``training`` in its groups tells which (x where a model is attached). The names of the
-        parameters are in it if the optimizer was given names or the models that hold them are attached.
-        """
-
-        def describe(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-            self._settle()
-            names = self._names()
-            if names:  # beside the groups: in them, DCP would look for them in the files of unattached optimizers
-                state_dict["param_names"] = dict(enumerate(names[param] for param in self._params()))
-            for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-                saved.update(groups.described_axes(group), training=self.training and not self._attachments)
-                for param, key in zip(group["params"], saved["params"], strict=True):
-                    if state := self.state.get(param):
-                        state_dict["state"][key] = self._with_gradient_point(param, state, group["beta"])
-
-        hook = self.register_state_dict_post_hook(describe, prepend=True)  # before the hooks of users
-        try:
-            return super().state_dict()
-        finally:
-            hook.remove()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave: numbers of groups, buffers in their own precision, and the mode.
-
-        Load the model before or after, and switch as you like in between; until the first step they find each other.
-        If its weights are, bit for bit, the y or the x of the state, the parameters get y or x, as the mode asks;
-        otherwise they are taken as the new x, or, in a state of train mode, as y. The mode is that of the attached
-        models, if there are any, else that of the file. Parameters are found by their names, in whatever order and
-        groups, if both sides have names (one side may have a prefix more before each). They are found by their order if
-        a side has no names, or has one for two parameters; then the order of the names has to be the same.
-
-        It takes the files of other optimizers too: the ``schedulefree`` package's, whose run goes on, and those of
-        ``torch.optim.Adam`` and ``AdamW``, of which the second moments and their counts are kept: a new run starts from
-        x = y = z at the weights, with this optimizer's options.
-
-        Raises:
-            ValueError: if it was made by another kind of optimizer, for other parameters (names, count or shape), with
-                other axes, or holds a number out of its range; the message names it, and nothing is changed.
-        """
-        loaded: list[loading.Loaded] = []
-        weights: dict[Tensor, Tensor] = {}
-
-        def check(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-            try:
-                state_dict = loading.regrouped(state_dict, self.param_groups, self._names())
-                state_dict = migration.recognised(state_dict, self.param_groups, self._rule)
-                loaded.append(
-                    loading.checked(
-                        state_dict, self.param_groups, self.defaults, self._rule, self._check, self.state_precision
-                    )
-                )
-            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # of another form
-                raise ValueError(f"the state dict is damaged: {type(error).__name__}: {error}") from error
-            weights.update(self._weights_before_switches())
-            return {"state": {}, "param_groups": loaded[0].param_groups}  # torch would cast the buffers
-
-        def restore(_: torch.optim.Optimizer) -> None:
-            self.state.update(loaded[0].state)
-            self._batches.clear()
-            self._loaded(loaded[0].training, weights)
-
-        hooks = [
-            self.register_load_state_dict_pre_hook(check),  # after the hooks of users, which may adapt the dict
-            self.register_load_state_dict_post_hook(restore, prepend=True),  # before theirs
-        ]
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _names(self) -> dict[Tensor, str]:
-        """What the parameters are called: the names given at construction, or those in the attached models.
-
-        Two models may have the same names. Unless every parameter has one, there are none.
-        """
-        names: dict[Tensor, str] = {}
-        for attached in self._attachments:
-            for name, param in attached.model.named_parameters():
-                names.setdefault(param, loading.plain_name(name))
-        for group in self.param_groups:
-            given = [loading.plain_name(name) for name in group.get("param_names", [])]
-            names.update(zip(group["params"], given, strict=False))
-        return names if all(param in names for param in self._params()) else {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, which are attached to nothing; the weights beside them may be x or y."""
-        copied = super().__getstate__() | self._fresh_modes()
-        copied |= {"implementation": self.implementation, "state_precision": self.state_precision, "_batches": {}}
-        copied |= {"_averaged": set(self._averaged), "_loaded_training": self._loaded_training}
-        if self._attachments:
-            copied["_loaded_training"] = self.training
-            copied["state"] = self.state.copy()
-            for param, state, beta in self._started(set(self._params())):
-                copied["state"][param] = self._with_gradient_point(param, state, beta)
-        return copied

@@ -220,13 +220,8 @@ def restored(state: State, name: str, dtype: torch.dtype, like: Tensor) -> State
     if dtype == buffer.dtype and is_narrow(dtype) and buffer.stride() == torch.empty_like(like, device="meta").stride():
         scales: Tensor = state[f"{name}_scale"]
         return {name: buffer.to(like.device, copy=True), f"{name}_scale": scales.to(like.device).clone().contiguous()}
-    values = wide(state, name).to(like.device)
     target = fresh(like, name, dtype)
-    if is_narrow(dtype):
-        in_layout = torch.empty_like(target[name], dtype=torch.float32).copy_(values)
-        store(target, name, in_layout)
-    else:
-        target[name].copy_(values)
+    store(target, name, wide(state, name).to(like.device))
     return target
 
 

@@ -98,9 +98,7 @@ def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Ker
         "scratch_shape": (3 + len(of_buffers), BLOCK if is_narrow else 1),
     }
     function = _renamed(_kernel, names)
-    function.__name__ = function.__qualname__ = (
-        f"kernel_{fingerprint}"  # for a file of its own in Numba's cache, which looks at it
-    )
+    function.__name__ = function.__qualname__ = f"kernel_{fingerprint}"  # a file of its own in Numba's cache
     compiler = partial(cfunc, types.void(types.CPointer(types.int64)), nopython=True, error_model="numpy")
     try:
         try:

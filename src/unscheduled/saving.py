@@ -1,0 +1,137 @@
+"""The state of an optimizer as a dictionary: what is saved, and how it is taken back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unscheduled import groups, loading, migration
+from unscheduled.batches import Batches
+from unscheduled.groups import Group
+from unscheduled.kernels import Implementation, Rule
+from unscheduled.modes import TwoModes
+from unscheduled.precision import StatePrecision
+
+
+class SavedOptimizer(TwoModes, ABC):
+    """An optimizer whose state is saved, loaded and copied."""
+
+    implementation: Implementation
+    """Which lowering of the update runs."""
+
+    state_precision: StatePrecision
+    """How the buffers are stored."""
+
+    _batches: dict[int, Batches]  # of each group, by its position
+
+    @abstractmethod
+    def _rule(self, group: Group) -> Rule:
+        """The rule of a group."""
+
+    @abstractmethod
+    def _check(self, group: Group) -> None:
+        """Raise ValueError if an option of a group is out of its range."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as numbers, strings and tensors: ``torch.load(weights_only=True)`` reads it.
+
+        Beside the gap and the buffers it has the bits of y, so that training resumes bit for bit whether the model's
+        file holds x or y: ``training`` in its groups tells which (x where a model is attached). The names of the
+        parameters are in it if the optimizer was given names or the models that hold them are attached.
+        """
+
+        def describe(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+            self._settle()
+            names = self._names()
+            if names:  # beside the groups: in them, DCP would look for them in the files of unattached optimizers
+                state_dict["param_names"] = dict(enumerate(names[param] for param in self._params()))
+            for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+                saved.update(groups.described_axes(group), training=self.training and not self._attachments)
+                for param, key in zip(group["params"], saved["params"], strict=True):
+                    if state := self.state.get(param):
+                        state_dict["state"][key] = self._with_gradient_point(param, state, group["beta"])
+
+        hook = self.register_state_dict_post_hook(describe, prepend=True)  # before the hooks of users
+        try:
+            return super().state_dict()
+        finally:
+            hook.remove()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave: numbers of groups, buffers in their own precision, and the mode.
+
+        Load the model before or after, and switch as you like in between; until the first step they find each other.
+        If its weights are, bit for bit, the y or the x of the state, the parameters get y or x, as the mode asks;
+        otherwise they are taken as the new x, or, in a state of train mode, as y. The mode is that of the attached
+        models, if there are any, else that of the file. Parameters are found by their names, in whatever order and
+        groups, if both sides have names (one side may have a prefix more before each). They are found by their order if
+        a side has no names, or has one for two parameters; then the order of the names has to be the same.
+
+        It takes the files of other optimizers too: the ``schedulefree`` package's, whose run goes on, and those of
+        ``torch.optim.Adam`` and ``AdamW``, of which the second moments and their counts are kept: a new run starts from
+        x = y = z at the weights, with this optimizer's options.
+
+        Raises:
+            ValueError: if it was made by another kind of optimizer, for other parameters (names, count or shape), with
+                other axes, or holds a number out of its range; the message names it, and nothing is changed.
+        """
+        loaded: list[loading.Loaded] = []
+        weights: dict[Tensor, Tensor] = {}
+
+        def check(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+            try:
+                state_dict = loading.regrouped(state_dict, self.param_groups, self._names())
+                state_dict = migration.recognised(state_dict, self.param_groups, self._rule)
+                loaded.append(
+                    loading.checked(
+                        state_dict, self.param_groups, self.defaults, self._rule, self._check, self.state_precision
+                    )
+                )
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # of another form
+                raise ValueError(f"the state dict is damaged: {type(error).__name__}: {error}") from error
+            weights.update(self._weights_before_switches())
+            return {"state": {}, "param_groups": loaded[0].param_groups}  # torch would cast the buffers
+
+        def restore(_: torch.optim.Optimizer) -> None:
+            self.state.update(loaded[0].state)
+            self._batches.clear()
+            self._loaded(loaded[0].training, weights)
+
+        hooks = [
+            self.register_load_state_dict_pre_hook(check),  # after the hooks of users, which may adapt the dict
+            self.register_load_state_dict_post_hook(restore, prepend=True),  # before theirs
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _names(self) -> dict[Tensor, str]:
+        """What the parameters are called: the names given at construction, or those in the attached models.
+
+        Two models may have the same names. Unless every parameter has one, there are none.
+        """
+        names: dict[Tensor, str] = {}
+        for attached in self._attachments:
+            for name, param in attached.model.named_parameters():
+                names.setdefault(param, loading.plain_name(name))
+        for group in self.param_groups:
+            given = [loading.plain_name(name) for name in group.get("param_names", [])]
+            names.update(zip(group["params"], given, strict=False))
+        return names if all(param in names for param in self._params()) else {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which are attached to nothing; the weights beside them may be x or y."""
+        copied = super().__getstate__() | self._fresh_modes()
+        copied |= {"implementation": self.implementation, "state_precision": self.state_precision, "_batches": {}}
+        copied |= {"_averaged": set(self._averaged), "_loaded_training": self._loaded_training}
+        if self._attachments:
+            copied["_loaded_training"] = self.training
+            copied["state"] = self.state.copy()
+            for param, state, beta in self._started(set(self._params())):
+                copied["state"][param] = self._with_gradient_point(param, state, beta)
+        return copied
