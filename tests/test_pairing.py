@@ -91,6 +91,17 @@ SWITCHES: list[list[tuple[bool, ...]]] = [
 ]
 
 
+def load_between(switches: Any, loads: list[tuple[Any, Any]], switched: Any) -> None:
+    """The two loads with the switches before, between and after them; train mode in the end."""
+    for index, modes in enumerate(switches):
+        for mode in modes:
+            switched.train(mode)
+        if index < len(loads):
+            each, saved = loads[index]
+            each.load_state_dict(saved)
+    switched.train()
+
+
 @optimizers
 @pytest.mark.parametrize("saved_in", [True, False])
 @pytest.mark.parametrize("attached", [True, False])
@@ -111,14 +122,8 @@ def test_switches_before_between_and_after_the_loads_cost_no_bit(
             again.attach(resumed)
         if going_on:  # from a run of its own
             fit(resumed, again, range(20, 22))
-        for index, modes in enumerate(switches):
-            for mode in modes:
-                (resumed if attached else again).train(mode)
-            if index < 2 and model_first == (index == 0):
-                resumed.load_state_dict(weights)
-            elif index < 2:
-                again.load_state_dict(state)
-        (resumed if attached else again).train()
+        loads = [(resumed, weights), (again, state)]
+        load_between(switches, loads if model_first else loads[::-1], resumed if attached else again)
         resumed.train()
         assert equal(resumed.parameters(), model.parameters()), switches
         fit(resumed, again, range(1))
@@ -149,14 +154,8 @@ def test_a_run_of_the_schedulefree_package_goes_on_however_it_is_switched_betwee
             again.attach(resumed)
         if going_on:  # from a run of its own
             fit(resumed, again, range(20, 22))
-        for index, modes in enumerate(switches):
-            for mode in modes:
-                (resumed if attached else again).train(mode)
-            if index < 2 and model_first == (index == 0):
-                resumed.load_state_dict(weights)
-            elif index < 2:
-                again.load_state_dict(state)
-        (resumed if attached else again).train()
+        loads = [(resumed, weights), (again, state)]
+        load_between(switches, loads if model_first else loads[::-1], resumed if attached else again)
         torch.testing.assert_close(list(resumed.parameters()), list(model.parameters()), msg=str(switches))
         found = [again.iterates(param).z for param in resumed.parameters() if param.requires_grad]
         torch.testing.assert_close(found, z, msg=str(switches))
