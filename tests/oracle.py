@@ -14,7 +14,7 @@ Vector = NDArray[np.float64]
 
 @dataclass
 class Oracle:
-    """One parameter. The arguments are those of the optimizers; ``rule`` is "sgd", "adamw" or "radam"."""
+    """One parameter. The arguments are those of the optimizers; ``rule`` is "sgd", "adamw", "radam", "lion" or "muon"."""
 
     start: Vector
     rule: str
@@ -24,15 +24,20 @@ class Oracle:
     eps: float = 1e-8
     inner_momentum: float = 0.0
     silent_sgd_phase: bool = True
+    ns_steps: int = 5
     weight_decay: float = 0.0
     decay_at: str = "y"
     warmup_steps: int = 0
     r: float = 0.0
     weight_lr_power: float = 2.0
     averaging_warmup_steps: int = 0
+    weight_lr: str = "maximum"
+    cooldown_start: int | None = None
     constant_c: float | None = None
     beta_max: float | None = None
     anneal_steps: int = 1
+    growing_power: float | None = None
+    growing_start: int = 1
     maximize: bool = False
 
     t: int = 0
@@ -59,11 +64,23 @@ class Oracle:
         # The direction.
         if self.rule == "sgd":
             d = g
+        elif self.rule == "lion":
+            d = np.sign(self.inner_momentum * self.m + (1 - self.inner_momentum) * g)
+            self.m = self.beta2 * self.m + (1 - self.beta2) * g
+        elif self.rule == "muon" and g.ndim == 2:
+            self.m = self.inner_momentum * self.m + (1 - self.inner_momentum) * g
+            look_ahead = self.inner_momentum * self.m + (1 - self.inner_momentum) * g
+            u, s, v = np.linalg.svd(look_ahead, full_matrices=False)
+            s = s / (np.sqrt((s**2).sum()) + self.eps)
+            for _ in range(self.ns_steps):
+                s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+            d = 0.2 * sqrt(max(g.shape)) * (u * s) @ v
         else:
+            inner_momentum = 0.0 if self.rule == "muon" else self.inner_momentum
             self.v = self.beta2 * self.v + (1 - self.beta2) * g**2
             v_hat = self.v / (1 - self.beta2**t)
-            self.m = self.inner_momentum * self.m + (1 - self.inner_momentum) * g
-            m_hat = self.m / (1 - self.inner_momentum**t)
+            self.m = inner_momentum * self.m + (1 - inner_momentum) * g
+            m_hat = self.m / (1 - inner_momentum**t)
             d = m_hat / (np.sqrt(v_hat) + self.eps)
         if self.rule == "radam":
             rho_inf = 2 / (1 - self.beta2) - 1
@@ -88,7 +105,12 @@ class Oracle:
         elif t <= self.averaging_warmup_steps:
             c = 1.0
         else:
-            w = t**self.r * self.lr_max**self.weight_lr_power
+            s = t
+            if self.cooldown_start is not None and t > self.cooldown_start:
+                s = t - self.cooldown_start
+                if s == 1:
+                    self.weight_sum = 0.0
+            w = s**self.r * (self.lr_max if self.weight_lr == "maximum" else gamma) ** self.weight_lr_power
             self.weight_sum += w
             c = w / self.weight_sum
         self.x = (1 - c) * self.x + c * self.z
@@ -98,4 +120,6 @@ class Oracle:
         if self.beta_max is not None:
             p = min(t / self.anneal_steps, 1.0)
             beta = 1 - np.exp((1 - p) * np.log(1 - self.beta) + p * np.log(1 - self.beta_max))
+        if self.growing_power is not None and t > self.growing_start:
+            beta = 1 - (self.growing_start / t) ** self.growing_power * (1 - self.beta)
         self.y = (1 - beta) * self.z + beta * self.x

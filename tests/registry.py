@@ -3,7 +3,7 @@
 A new algorithm is one entry in OPTIMIZERS; every test of the contract is written once over it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -12,10 +12,14 @@ from unscheduled import (
     AdamWScheduleFree,
     AnnealedInterpolation,
     ExponentialAveraging,
+    GrowingInterpolation,
+    LionScheduleFree,
+    MuonScheduleFree,
     NoAveraging,
     PolynomialAveraging,
     RAdamScheduleFree,
     ScheduleFreeOptimizer,
+    ScheduleFreeWrapper,
     SGDScheduleFree,
 )
 
@@ -54,6 +58,7 @@ class OptimizerInfo:
     own: tuple[Configuration, ...]  # what only this optimizer has
     refused: tuple[Refused, ...]
     buffers: frozenset[str]
+    oracle: dict[str, Any] = field(default_factory=dict)  # its defaults, where they are not the oracle's
 
     def make(self, params: Any, **arguments: Any) -> ScheduleFreeOptimizer:
         return self.cls(params, **({"lr": self.lr} | arguments))
@@ -81,6 +86,18 @@ class OptimizerInfo:
             ),
             "exponential": ({"averaging": ExponentialAveraging(0.05)}, {"constant_c": 0.05}),
             "none": ({"averaging": NoAveraging()}, {"constant_c": 1.0}),
+            "current lr": (
+                {"averaging": PolynomialAveraging(weight_lr_power=1, weight_lr="current"), "warmup_steps": 12},
+                {"weight_lr": "current", "weight_lr_power": 1, "warmup_steps": 12},
+            ),
+            "cool-down": (
+                {"averaging": PolynomialAveraging(r=1, cooldown_start=40)},
+                {"r": 1, "cooldown_start": 40},
+            ),
+            "growing": (
+                {"interpolation": GrowingInterpolation(0.7, 10)} | self.beta_arguments(0.5),
+                {"beta": 0.5, "growing_power": 0.7, "growing_start": 10},
+            ),
             "annealed": ({"interpolation": AnnealedInterpolation(0.97, 30)}, {"beta_max": 0.97, "anneal_steps": 30}),
             "maximize": ({"maximize": True, "weight_decay": 0.1}, {"maximize": True, "weight_decay": 0.1}),
         }
@@ -99,7 +116,7 @@ class OptimizerInfo:
 
     def settings(self, configuration: Configuration) -> dict[str, Any]:
         """The oracle's settings for a configuration."""
-        return {"rule": self.rule, "lr": self.lr, "beta": 0.9} | configuration.settings
+        return {"rule": self.rule, "lr": self.lr, "beta": 0.9} | self.oracle | configuration.settings
 
 
 REFUSED = (
@@ -116,9 +133,9 @@ REFUSED = (
     Refused({"weight_decay": "0.1"}, r"weight_decay = '0\.1' is not a number: use 0 for none"),
     Refused({"averaging": NoAveraging}, r"averaging = NoAveraging is a class: make an object of it, with parentheses"),
     Refused({"decay_at": "x"}, r"decay_at = 'x' is neither 'y' nor 'z'"),
-    Refused({"averaging": 0.1}, r"averaging = 0\.1 is not an averaging"),
+    Refused({"averaging": 0.1}, r"averaging = 0\.1 is no averaging"),
     Refused({"r": 1.0, "averaging": NoAveraging()}, r"r = 1\.0, averaging = NoAveraging\(\) exclude each other"),
-    Refused({"interpolation": "annealed"}, r"interpolation = 'annealed' is not an interpolation"),
+    Refused({"interpolation": "annealed"}, r"interpolation = 'annealed' is no interpolation"),
 )
 
 REFUSED_BETAS = (
@@ -187,6 +204,43 @@ OPTIMIZERS = (
             Refused({"betas": (0.9, 0.6)}, r"betas\[1\] = 0\.6 .* nothing would ever move: use 0\.999"),
         ),
         buffers=frozenset({"gap", "exp_avg_sq"}),
+    ),
+    OptimizerInfo(
+        cls=LionScheduleFree,
+        rule="lion",
+        lr=0.003,
+        beta_arguments=lambda beta: {"betas": (beta, 0.99)},
+        own=(
+            Configuration("beta2", {"betas": (0.9, 0.9)}, {"beta2": 0.9}),
+            Configuration("sign", {"inner_momentum": 0.0}, {"inner_momentum": 0.0}),
+        ),
+        refused=(
+            *REFUSED,
+            *(case for case in REFUSED_BETAS if "betas" in case.arguments),
+            Refused({"inner_momentum": 1.0}, r"inner_momentum = 1\.0 is outside \[0, 1\)"),
+        ),
+        buffers=frozenset({"gap", "exp_avg"}),
+        oracle={"beta2": 0.99, "inner_momentum": 0.9},
+    ),
+    OptimizerInfo(
+        cls=MuonScheduleFree,
+        rule="muon",
+        lr=0.01,
+        beta_arguments=lambda beta: {"betas": (beta, 0.999)},
+        own=(
+            Configuration("inner momentum", {"inner_momentum": 0.5}, {"inner_momentum": 0.5}),
+            Configuration("steps", {"ns_steps": 2}, {"ns_steps": 2}),
+            Configuration("all of AdamW", {"use_muon": False}, {"rule": "adamw", "inner_momentum": 0.0}),
+        ),
+        refused=(
+            *REFUSED,
+            *REFUSED_BETAS,
+            Refused({"inner_momentum": 1.0}, r"inner_momentum = 1\.0 is outside \[0, 1\)"),
+            Refused({"ns_steps": 0}, r"ns_steps = 0 is no integer >= 1"),
+            Refused({"use_muon": "yes"}, r"use_muon = 'yes' is neither True, False nor None"),
+        ),
+        buffers=frozenset({"gap", "momentum_buffer"}),
+        oracle={"inner_momentum": 0.95, "decay_at": "z"},
     ),
 )
 

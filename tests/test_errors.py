@@ -177,7 +177,7 @@ def test_a_beta_that_went_wrong(info: OptimizerInfo) -> None:
 def test_an_averaging_that_went_wrong() -> None:
     @dataclass(frozen=True)
     class Broken:
-        def __call__(self, step: int, lr_max: float, weight_sum: float) -> tuple[float, float]:
+        def __call__(self, step: int, lr: float, lr_max: float, weight_sum: float) -> tuple[float, float]:
             return float("nan"), weight_sum
 
     params = make_params()

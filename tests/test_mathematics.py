@@ -56,7 +56,7 @@ def test_polynomial_averaging_is_the_weighted_mean(r: float, power: float, lrs: 
     for step, lr in enumerate(lrs, start=1):
         lr_max = max(lr_max, lr)
         z = math.sin(step)
-        c, weight_sum = averaging(step, lr_max, weight_sum)
+        c, weight_sum = averaging(step, lr, lr_max, weight_sum)
         assert 0.0 < c <= 1.0
         x = (1 - c) * x + c * z
         points.append(z)
@@ -70,18 +70,18 @@ def test_the_window_grows_with_the_steps_and_shrinks_with_r() -> None:
     for r in (0.0, 1.0, 3.0, 19.0):
         averaging, weight_sum, c = PolynomialAveraging(r=r), 0.0, 0.0
         for step in range(1, 10_001):
-            c, weight_sum = averaging(step, 1.0, weight_sum)
+            c, weight_sum = averaging(step, 1.0, 1.0, weight_sum)
         assert c == pytest.approx((r + 1) / 10_000, rel=2e-3)
 
 
 def test_weights_at_the_largest_power_stay_finite() -> None:
-    c, weight_sum = PolynomialAveraging(r=32)(10**9, lr_max=10.0, weight_sum=1e280)
+    c, weight_sum = PolynomialAveraging(r=32)(10**9, lr=1.0, lr_max=10.0, weight_sum=1e280)
     assert 0 < c < 1
     assert math.isfinite(weight_sum)
 
 
 def test_no_weight_without_a_learning_rate() -> None:
-    assert PolynomialAveraging()(1, lr_max=0.0, weight_sum=0.0) == (0.0, 0.0)
+    assert PolynomialAveraging()(1, lr=0.0, lr_max=0.0, weight_sum=0.0) == (0.0, 0.0)
 
 
 @given(beta=st.floats(0, 0.99), beta_max=st.floats(0, 0.99), steps=st.integers(1, 1000), step=st.integers(0, 2000))

@@ -24,7 +24,7 @@ from unscheduled import (
     SGDScheduleFree,
 )
 from unscheduled.checkpoint import export_adamw_state_dict, export_schedulefree_state_dict
-from unscheduled.groups import described_axes
+from unscheduled.groups import AXES, described_axes
 from unscheduled.migration import recognised
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -588,7 +588,7 @@ def test_what_is_not_recognised_is_the_same_object() -> None:
 def test_the_axes_of_adamw_are_ours() -> None:
     optimizer = AdamWScheduleFree(make_params(), averaging=ExponentialAveraging(0.1))
     (group,) = converted(torch.optim.AdamW(make_params()).state_dict(), optimizer)["param_groups"]
-    assert {axis: group[axis] for axis in ("averaging", "interpolation")} == described_axes(optimizer.param_groups[0])
+    assert {axis: group[axis] for axis in AXES} == described_axes(optimizer.param_groups[0])
 
 
 # To AdamW.

@@ -245,7 +245,7 @@ def drop_gap(state: dict[str, Any]) -> dict[str, Any]:
         (
             MODEL,
             age_averaging,
-            r"made with averaging = PolynomialAveraging\(r, weight_lr_power, warmup_steps, window\)",
+            r"made with averaging = PolynomialAveraging\(r, .*, cooldown_start, window\)",
         ),
     ],
     ids=["more", "fewer", "shape", "buffer", "square", "y", "lr", "beta", "sum", "step", "axis"],

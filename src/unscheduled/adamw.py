@@ -2,12 +2,14 @@
 # torch publishes its foreach operations under names with an underscore:
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from unscheduled import groups
 from unscheduled.averaging import Averaging
 from unscheduled.groups import Group
 from unscheduled.interpolation import Interpolation
@@ -16,6 +18,7 @@ from unscheduled.iterates import Array, root
 from unscheduled.kernels import Implementation, Rule, Tensors
 from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.precision import StatePrecision
+from unscheduled.step_size import PolyakStep, StepSize
 
 
 def adam_direction(
@@ -112,23 +115,24 @@ def adam_scalars(group: Group, step: int) -> dict[str, float]:
     }
 
 
-ADAM = Rule(adam_direction, ("exp_avg_sq",), foreach_adam_direction, (torch.uint8,))
+def normal_size(grads: Tensors) -> Tensor:
+    """<g, d> for d = g / sqrt(E g^2), if the gradients are normal with mean 0: sqrt(pi / 2) |g|_1."""
+    return math.sqrt(math.pi / 2.0) * torch.stack(list(torch._foreach_norm(grads, 1))).sum()
+
+
+ADAM = Rule(adam_direction, ("exp_avg_sq",), foreach_adam_direction, (torch.uint8,), normal_size)
 ADAM_WITH_MOMENTUM = Rule(
     direction_with_momentum,
     ("exp_avg", "exp_avg_sq"),
     foreach_direction_with_momentum,
     (torch.int16, torch.uint8),
+    normal_size,
 )
 
 
 def check_adam(group: Group) -> None:
     """Raise ValueError if ``betas`` or ``eps`` is out of its range."""
-    try:
-        beta, beta2 = group["betas"]
-    except (TypeError, ValueError):
-        raise ValueError(f"betas = {group['betas']} is no pair: give (beta, beta2), such as (0.9, 0.999)") from None
-    require_within("[0, 1]", "betas[0]", beta, "it is the interpolation beta: use 0.9")
-    require_within("[0, 1)", "betas[1]", beta2, "it averages the squared gradient: use 0.999, or 0.99")
+    groups.check_betas(group, "it averages the squared gradient: use 0.999, or 0.99")
     require_within("[1e-30, inf)", "eps", group["eps"], "use 1e-8")
 
 
@@ -149,7 +153,8 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
 
     Args:
         params: parameters, named parameters or parameter groups.
-        lr: learning rate, a float or a tensor of one element, >= 0. Start at 2 to 4 times AdamW's tuned rate.
+        lr: learning rate, a float or a tensor of one element, >= 0. Start at 2 to 4 times AdamW's tuned rate. None is
+            0.0025, or 1 with a :class:`PolyakStep`, on which it is a factor.
         betas: (beta, beta2): the interpolation in [0, 1], and the average of the squared gradient in [0, 1).
         eps: epsilon, >= 1e-30, added to the root.
         weight_decay: lambda, >= 0.
@@ -160,6 +165,10 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         inner_momentum: beta1, in [0, 1), Adam's own momentum; 0 keeps no buffer for it. For very large batches.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
+        step_size: :class:`PolyakStep` for a step size from the loss, which ``step(loss=loss)`` is given. None is the
+            learning rate itself.
+        corrected_decay: make the weight decay AdamC's, gamma lambda in place of lambda, so that z loses gamma^2 lambda
+            w a step. For step sizes that vary; lambda is 5 to 50 with a Polyak step.
         decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
@@ -189,7 +198,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 0.0025,
+        lr: float | Tensor | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -201,13 +210,15 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         inner_momentum: float = 0.0,
         averaging: Averaging | None = None,
         interpolation: Interpolation | None = None,
+        step_size: StepSize | None = None,
+        corrected_decay: bool = False,
         decay_at: Literal["y", "z"] = "y",
         maximize: bool = False,
         implementation: Implementation = "auto",
         state_precision: StatePrecision = "float32",
     ) -> None:
         options = {
-            "lr": lr,
+            "lr": (1.0 if isinstance(step_size, PolyakStep) else 0.0025) if lr is None else lr,
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
@@ -217,6 +228,8 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
             "inner_momentum": inner_momentum,
             "averaging": averaging,
             "interpolation": interpolation,
+            "step_size": step_size,
+            "corrected_decay": corrected_decay,
             "decay_at": decay_at,
             "maximize": maximize,
         }
@@ -237,9 +250,14 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
             }
         return scalars
 
+    def _move_scalars(self, group: Group, lr: float) -> tuple[float, float]:
+        return lr, group["weight_decay"] * (lr if group["corrected_decay"] else 1.0)
+
     def _beta(self, group: Group) -> float:
         return float(group["betas"][0])
 
     def _check_rule(self, group: Group) -> None:
         check_adam(group)
         require_within("[0, 1)", "inner_momentum", group["inner_momentum"], "use 0, or 0.9 for very large batches")
+        if not isinstance(group["corrected_decay"], bool):
+            raise ValueError(f"corrected_decay = {group['corrected_decay']!r} is neither True nor False")

@@ -14,6 +14,7 @@ from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.radam import RAdamScheduleFree
 from unscheduled.sgd import SGDScheduleFree
 from unscheduled.state import State
+from unscheduled.step_size import PolyakStep
 
 SHARED = ("params", "param_names", "initial_lr", "lr", "momentum", "betas", "eps", "weight_decay", "silent_sgd_phase")
 """What the groups of the package have under the same name, if they have it; ``initial_lr`` is a scheduler's."""
@@ -35,8 +36,9 @@ def export_schedulefree_state_dict(optimizer: ScheduleFreeOptimizer) -> dict[str
 
     Raises:
         ValueError: if the package cannot express it: an interpolation that changes, another averaging than the
-            polynomial, a warmup of the averaging or of RAdam that is not over, decay at z, ``maximize``, an inner
-            momentum, beta = 0 (or, in SGD, 1), or a beta that was changed since y was formed.
+            polynomial over the running maximum, one that was restarted, frozen or cools down, a warmup of the averaging
+            or of RAdam that is not over, a Polyak step, decay at z or AdamC's, ``maximize``, an inner momentum, beta =
+            0 (or, in SGD, 1), or a beta that was changed since y was formed.
 
     Example:
         >>> import torch
@@ -119,7 +121,8 @@ def export_adamw_state_dict(optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
     """
     if not isinstance(optimizer, (AdamWScheduleFree, RAdamScheduleFree)):
         raise ValueError(
-            f"{type(optimizer).__name__} keeps no second moments for AdamW: start AdamW afresh from the average x"
+            f"{type(optimizer).__name__} has no second moments of all parameters for AdamW: call eval() and detach(), "
+            "and start another optimizer afresh from the average x"
         )
     exported = optimizer.state_dict()
     states: dict[int, State] = {}
@@ -153,6 +156,12 @@ def _check_expressible(group: Group, index: int, training: bool) -> None:
     unknown = [
         (not isinstance(interpolation, ConstantInterpolation), "interpolation", "make it ConstantInterpolation()"),
         (not isinstance(averaging, PolynomialAveraging), "averaging", "only PolynomialAveraging can be exported"),
+        (getattr(averaging, "weight_lr", "") == "current", "averaging", "make its weight_lr 'maximum'"),
+        (getattr(averaging, "cooldown_start", None) is not None, "averaging", "make its cooldown_start None"),
+        (group["averaging_state"] != "running", "averaging_state", "go on until it is 'running'"),
+        (group["averaging_start"] > 0, "averaging_start", "its averages begin at the first step"),
+        (isinstance(group["step_size"], PolyakStep), "step_size", "give it a learning rate"),
+        (group.get("corrected_decay", False), "corrected_decay", "make it False"),
         (step < getattr(averaging, "warmup_steps", 0), "averaging", warmup),
         ("silent_sgd_phase" in group and step < group["warmup_steps"], "warmup_steps", warmup),
         (group["decay_at"] == "z" and group["weight_decay"] > 0.0, "decay_at", "make it 'y'"),

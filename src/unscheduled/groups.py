@@ -10,6 +10,7 @@
 | ``averaging`` | the averaging weight c | see :mod:`unscheduled.averaging` |
 | ``r``, ``weight_lr_power`` | short for ``averaging=PolynomialAveraging(r, weight_lr_power)`` | likewise |
 | ``interpolation`` | how beta changes with the steps | see :mod:`unscheduled.interpolation` |
+| ``step_size`` | how the step size comes about, the same in all groups | see :mod:`unscheduled.step_size` |
 """
 
 import dataclasses
@@ -21,10 +22,12 @@ from torch import Tensor
 from unscheduled.averaging import PolynomialAveraging
 from unscheduled.interpolation import ConstantInterpolation
 from unscheduled.interval import require_count, require_within
+from unscheduled.step_size import ConstantStep, PolyakStep
 
 Group: TypeAlias = dict[str, Any]
 
-AXES = ("averaging", "interpolation")
+AXES = ("averaging", "interpolation", "step_size")
+AVERAGING_STATES = ("running", "restarting", "frozen")
 POWERS = ("r", "weight_lr_power")
 
 
@@ -36,7 +39,8 @@ def resolved(options: Group, defaults: Group) -> Group:
     """
     given = {name: value for name, value in options.items() if value is not None or name not in AXES + POWERS}
     powers = {name: given.pop(name) for name in POWERS if name in given}
-    completed = {"averaging": PolynomialAveraging(), "interpolation": ConstantInterpolation()} | defaults | given
+    plain = {"averaging": PolynomialAveraging(), "interpolation": ConstantInterpolation(), "step_size": ConstantStep()}
+    completed = plain | defaults | given
     if powers and "averaging" in given:
         both = [f"{name} = {value}" for name, value in powers.items()] + [f"averaging = {given['averaging']}"]
         raise ValueError(f"{', '.join(both)} exclude each other: give averaging alone")
@@ -74,14 +78,19 @@ def tensors(params: Any) -> list[Tensor]:
 def fresh_counters(beta: float, training: bool) -> Group:
     """The numbers that a group keeps from step to step, before the first one.
 
-    ``step`` counts the calls of ``step()``; ``weight_sum`` and ``lr_max`` belong to the averaging; ``beta`` is the
-    one that formed the present y; ``c`` and ``effective_lr`` are those of the last step. ``training`` is a copy of
-    the optimizer's mode, for checkpoints.
+    ``step`` counts the calls of ``step()``; ``weight_sum``, ``lr_max``, ``averaging_state`` and ``averaging_start``,
+    the step before the first one that the averaging counts, belong to the averaging; ``norm_average`` and
+    ``norm_weight`` to the step size; ``beta`` is the one that formed the present y; ``c`` and ``effective_lr`` are
+    those of the last step. ``training`` is a copy of the optimizer's mode, for checkpoints.
     """
     return {
         "step": 0,
         "weight_sum": 0.0,
         "lr_max": 0.0,
+        "averaging_state": "running",
+        "averaging_start": 0,
+        "norm_average": 0.0,
+        "norm_weight": 0.0,
         "beta": beta,
         "c": 0.0,
         "effective_lr": 0.0,
@@ -101,15 +110,26 @@ def check(group: Group) -> None:
     for axis in AXES:
         if isinstance(group[axis], type):
             raise ValueError(f"{axis} = {group[axis].__name__} is a class: make an object of it, with parentheses")
-        if not (dataclasses.is_dataclass(group[axis]) and callable(group[axis])):
-            raise ValueError(
-                f"{axis} = {group[axis]!r} is not an {axis}: use an object of a class of unscheduled.{axis}"
-            )
+        known = isinstance(group[axis], (ConstantStep, PolyakStep)) if axis == "step_size" else callable(group[axis])
+        if not (dataclasses.is_dataclass(group[axis]) and known):
+            raise ValueError(f"{axis} = {group[axis]!r} is no {axis}: use an object of a class of unscheduled.{axis}")
+    if isinstance(group["step_size"], PolyakStep) and group["maximize"]:
+        raise ValueError(f"maximize = True, step_size = {group['step_size']} exclude each other: minimize the negative")
     for name in ("foreach", "implementation"):
         if name in group:
             raise ValueError(
                 f"{name} = {group[name]!r} in a group: it is for all groups, so give it to the constructor"
             )
+
+
+def check_betas(group: Group, remedy: str) -> None:
+    """Raise ValueError unless ``betas`` is (beta, beta2): the interpolation, and the rate of an average."""
+    try:
+        beta, beta2 = group["betas"]
+    except (TypeError, ValueError):
+        raise ValueError(f"betas = {group['betas']} is no pair: give (beta, beta2), such as (0.9, 0.999)") from None
+    require_within("[0, 1]", "betas[0]", beta, "it is the interpolation beta: use 0.9")
+    require_within("[0, 1)", "betas[1]", beta2, remedy)
 
 
 def check_lr(lr: float | Tensor) -> float:
@@ -132,6 +152,11 @@ def check_counters(group: Group) -> None:
     require_count(0, "step", group["step"], remedy)
     require_within("[0, inf)", "weight_sum", group["weight_sum"], remedy)
     require_within("[0, inf)", "lr_max", group["lr_max"], remedy)
+    require_count(0, "averaging_start", group["averaging_start"], remedy)
+    if group["averaging_state"] not in AVERAGING_STATES:
+        raise ValueError(f"averaging_state = {group['averaging_state']!r} is not one of {AVERAGING_STATES}: {remedy}")
+    require_within("[0, inf)", "norm_average", group["norm_average"], remedy)
+    require_within("[0, 1]", "norm_weight", group["norm_weight"], remedy)
     require_within("[0, 1]", "beta", group["beta"], remedy)
     require_within("[0, 1]", "c", group["c"], remedy)
     require_within("[0, inf)", "effective_lr", group["effective_lr"], remedy)

@@ -65,3 +65,35 @@ class AnnealedInterpolation:
         progress = min(step / self.steps, 1.0)
         log_weight_of_z = (1.0 - progress) * math.log1p(-beta) + progress * math.log1p(-self.beta_max)
         return -math.expm1(log_weight_of_z)
+
+
+@dataclass(frozen=True)
+class GrowingInterpolation:
+    """beta that grows towards 1 for ever, with no end to be told: the weight of z falls as a power of the steps.
+
+        beta_t = 1 - (start / t)^power (1 - beta)    for t > start, and beta until then
+
+    Args:
+        power: rho, in (0, 8]; AMUSE uses 0.6 to 0.8, from beta = 0.4 to 0.6.
+        start: T0, the step from which beta grows, an integer >= 1.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> grow = GrowingInterpolation(power=0.5, start=100)
+        >>> round(grow(0.5, 100), 4), round(grow(0.5, 400), 4), round(grow(0.5, 10_000), 4)
+        (0.5, 0.75, 0.95)
+
+    Source: "AMUSE", arXiv 2605.22432.
+    """
+
+    power: float
+    start: int
+
+    def __post_init__(self) -> None:
+        require_within("(0, 8]", "power", self.power, "use 0.6 to 0.8")
+        require_count(1, "start", self.start, "give the step from which beta grows, such as the end of the warmup")
+
+    def __call__(self, beta: float, step: int) -> float:
+        return 1.0 - min(1.0, self.start / max(step, 1)) ** self.power * (1.0 - beta)

@@ -30,6 +30,8 @@ class Elementwise(Protocol):
     def __rmul__(self, other: Any, /) -> Any: ...
     def __truediv__(self, other: Any, /) -> Any: ...
     def __pow__(self, other: Any, /) -> Any: ...
+    def __gt__(self, other: Any, /) -> Any: ...
+    def __lt__(self, other: Any, /) -> Any: ...
 
 
 Array = TypeVar("Array", bound=Elementwise)
@@ -174,3 +176,13 @@ def root(value: Array) -> Array:
         0.5
     """
     return value**0.5
+
+
+def sign(value: Array) -> Array:
+    """The sign, -1, 0 or 1: of a float, an array or a tensor.
+
+    Example:
+        >>> sign(-0.25), sign(0.0), sign(3.0)
+        (-1.0, 0.0, 1.0)
+    """
+    return 1.0 * (value > 0.0) - 1.0 * (value < 0.0)

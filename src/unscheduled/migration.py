@@ -89,7 +89,7 @@ def _of_schedulefree(saved: Group, ours: Group, started: States, rule: Rule) -> 
     averaging = PolynomialAveraging(saved["r"], saved["weight_lr_power"])
     if lr_max == 0.0:
         weight_sum = 0.0
-    _, weight = averaging(step, lr_max, 0.0) if step > 0 else (0.0, 0.0)
+    _, weight = averaging(step, lr_max, lr_max, 0.0) if step > 0 else (0.0, 0.0)
     group = {
         **_options(ours),
         **{name: value for name, value in saved.items() if name not in NOT_OURS},

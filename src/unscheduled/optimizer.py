@@ -19,14 +19,16 @@ from unscheduled.groups import Group
 from unscheduled.interval import require_within
 from unscheduled.iterates import coefficients
 from unscheduled.kernels import Implementation, Rule, Scalars, Work
+from unscheduled.polyak import Loss, Number, Part, polyak_step
 from unscheduled.precision import StatePrecision
 from unscheduled.saving import SavedOptimizer
 from unscheduled.state import State, bits_of_y, fresh_state, put_reinterpolated
-from unscheduled.step_size import linear_warmup
+from unscheduled.step_size import NormAverage, PolyakStep, linear_warmup
 
-Loss = TypeVar("Loss")
+Value = TypeVar("Value")
 
 LAYOUT = attrgetter("layout")
+NORM_AVERAGE = ("norm_average", "norm_weight")
 
 
 class Plan(NamedTuple):
@@ -37,9 +39,14 @@ class Plan(NamedTuple):
     grads: list[Tensor]
     contiguous: bool  # all gradients are
     states: list[State]
-    warm_lr: float
-    counters: Group
     only_initialises: bool
+    warm_lr: float = 0.0
+    counters: Group = {}  # noqa: RUF012 (nobody writes to it)
+
+
+def all_contiguous(grads: list[Tensor]) -> bool:
+    """Whether all are, so that a kernel need not look."""
+    return all(map(Tensor.is_contiguous, grads))
 
 
 class ScheduleFreeOptimizer(SavedOptimizer):
@@ -112,6 +119,10 @@ class ScheduleFreeOptimizer(SavedOptimizer):
         """The rule's own factor on the learning rate after ``step`` gradients."""
         return 1.0
 
+    def _move_scalars(self, group: Group, lr: float) -> tuple[float, float]:
+        """gamma and lambda of the move gamma (d + lambda w), at a step of the size ``lr``."""
+        return lr, group["weight_decay"]
+
     # Groups.
 
     def add_param_group(self, param_group: Group) -> None:
@@ -130,10 +141,17 @@ class ScheduleFreeOptimizer(SavedOptimizer):
             group = groups.resolved(param_group, self.defaults)
             group["params"] = groups.listed(group["params"])
             self._check(group, groups.tensors(group["params"]))
+            if group["step_size"] != self.defaults["step_size"]:
+                raise ValueError(
+                    f"step_size = {group['step_size']} in a group: it is for all groups, so give it to the constructor"
+                )
         except ValueError as error:
             raise ValueError(f"parameter group {len(self.param_groups)}: {error}") from None
         training = self.training
-        super().add_param_group(group | groups.fresh_counters(self._next_beta(group, 0), training))
+        counters = groups.fresh_counters(self._next_beta(group, 0), training)
+        for name in NORM_AVERAGE if self.param_groups else ():  # which all groups share
+            counters[name] = self.param_groups[0][name]
+        super().add_param_group(group | counters)
         if not training:
             self._averaged.update(self.param_groups[-1]["params"])
             self._gradients.watch(self._averaged)
@@ -144,6 +162,11 @@ class ScheduleFreeOptimizer(SavedOptimizer):
         groups.check(group)
         self._check_rule(group)
         kernels.check(self.implementation, self._rule(group), params)
+        if isinstance(group["step_size"], PolyakStep) and self._rule(group).size is None:
+            raise ValueError(
+                f"step_size = {group['step_size']} is not there for {type(self).__name__}: "
+                "use AdamWScheduleFree or SGDScheduleFree, or give a learning rate"
+            )
         precision.check(self.state_precision, params, self._rule(group).compact is not None)
         self._next_beta(group, 0)
 
@@ -156,24 +179,37 @@ class ScheduleFreeOptimizer(SavedOptimizer):
     # The step.
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, *, loss: Loss | None = None, grad_norm: Number | None = None) -> None: ...
     @overload
-    def step(self, closure: Callable[[], Loss]) -> Loss: ...
+    def step(self, closure: Callable[[], Value], *, grad_norm: Number | None = None) -> Value: ...
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:
+    def step(
+        self,
+        closure: Callable[[], Value] | None = None,
+        *,
+        loss: Loss | None = None,
+        grad_norm: Number | None = None,
+    ) -> Value | None:
         """One optimization step from the gradients at y.
 
         Args:
             closure: evaluates the model anew, calls backward and returns the loss. It runs at y, from either mode;
                 in eval mode the parameters are back at the (new) average afterwards.
+            loss: the loss at y, of which :class:`PolyakStep` makes the step size; others have no need of it. A scalar,
+                the one that ``backward`` was for: or a list of such, if the gradients of several were accumulated. What
+                the closure returns takes its place.
+            grad_norm: the 2-norm of the gradient before it was clipped, as ``torch.nn.utils.clip_grad_norm_`` returns
+                it. :class:`PolyakStep` would take a clipped gradient for a flat loss, and make a larger step.
 
         Returns:
             What the closure returned.
 
         Raises:
             RuntimeError: in eval mode without a closure, or if a gradient is sparse; nothing is changed.
-            ValueError: if the learning rate or the beta of a group has left its range; nothing is changed.
+            ValueError: if the learning rate or the beta of a group has left its range, or, with :class:`PolyakStep`, if
+                the loss is missing, no scalar, not finite or below f*, or the gradient is not finite; nothing is
+                changed.
         """
         if closure is None:
             if not self.training and not self._only_initialises():
@@ -187,15 +223,17 @@ class ScheduleFreeOptimizer(SavedOptimizer):
                     "call model.train(), which moves the parameters too, and not optimizer.train()",
                     stacklevel=3,
                 )
-            self._update()
+            self._update(loss, grad_norm)
             return None
+        if loss is not None:
+            raise ValueError(f"closure, loss = {loss} exclude each other: let the closure return the loss")
         with self._mode_given_back():
             self.train()
             with torch.enable_grad():
-                loss = closure()
+                value = closure()
             self.train()  # should the closure have evaluated
-            self._update()
-        return loss
+            self._update(cast(Any, value), grad_norm)
+        return value
 
     def _switch_name(self) -> str:
         return "model" if False in self._flags() else "optimizer"
@@ -208,14 +246,16 @@ class ScheduleFreeOptimizer(SavedOptimizer):
         gradients = (param.grad for param in cast(list[Tensor], group["params"]) if param.grad is not None)
         return group["step"] == 0 and float(group["lr"]) == 0.0 and not any(bool(grad.any()) for grad in gradients)
 
-    def _update(self) -> None:
+    def _update(self, loss: Loss | None, grad_norm: Number | None) -> None:
         self._refuse_gradients_at_average()
         self._refuse_average_for_gradient_point()
-        plans = [self._plan(index, group) for index, group in enumerate(self.param_groups)]  # refuses before changing
+        plans = [self._gathered(group) for group in self.param_groups]  # refuses before changing, as what follows does
         self._settle()
+        factor, average = self._polyak_factor(plans, loss, grad_norm)
+        plans = [self._planned(index, plan, factor, average) for index, plan in enumerate(plans)]
         self._forget_file()
         works: dict[Rule, list[Work]] = {}
-        for index, plan in enumerate(plans):
+        for index, plan in enumerate(self._moves(plans)):
             works.setdefault(self._rule(plan.group), []).extend(self._works(index, plan))
         for rule, work in works.items():
             kernels.update(self.implementation, rule, work)
@@ -224,46 +264,75 @@ class ScheduleFreeOptimizer(SavedOptimizer):
         for index in [index for index in self._batches if index >= len(plans)]:  # of groups that are gone
             del self._batches[index]
 
-    def _plan(self, index: int, group: Group) -> Plan:
-        """The next step of a group: nothing is changed yet, and what cannot be is refused."""
+    def _gathered(self, group: Group) -> Plan:
+        """The gradients of a group; sparse ones are refused."""
         params = cast(list[Tensor], group["params"])
         grads = [grad for param in params if (grad := param.grad) is not None]
         if len(grads) < len(params):
             params = [param for param in params if param.grad is not None]
-        contiguous = all(map(Tensor.is_contiguous, grads))  # which sparse tensors never are
+        contiguous = all_contiguous(grads)  # which sparse tensors never are
         if not contiguous and set(map(LAYOUT, grads)) != {torch.strided}:
             sparse = next(param for param, grad in zip(params, grads, strict=True) if grad.layout != torch.strided)
             raise RuntimeError(
                 f"the gradient of {self._find(sparse)[1]} is sparse, but every step averages every weight: "
                 "make it dense, as with torch.nn.Embedding(sparse=False)"
             )
+        states = [self.state[param] for param in params]
+        return Plan(group, params, grads, contiguous, states, self._nothing_to_learn(group))
+
+    def _polyak_factor(self, plans: list[Plan], loss: Loss | None, grad_norm: Number | None) -> tuple[float, Group]:
+        """The step size's factor on every learning rate, and what the groups keep of it."""
+        first = self.param_groups[0]
+        if not isinstance(first["step_size"], PolyakStep) or all(plan.only_initialises for plan in plans):
+            return 1.0, {}
+        parts = [
+            Part(
+                plan.grads,
+                [precision.wide(state, "gap") if state else None for state in plan.states],
+                plan.group["beta"],
+                cast(Any, self._rule(plan.group).size),
+            )
+            for plan in plans
+            if plan.grads
+        ]
+        before = NormAverage(*(first[name] for name in NORM_AVERAGE))
+        factor, average = polyak_step(first["step_size"], parts, loss, grad_norm, before)
+        return factor, dict(zip(NORM_AVERAGE, average, strict=True))
+
+    def _planned(self, index: int, plan: Plan, factor: float, average: Group) -> Plan:
+        """The plan with its learning rate and the counters after the step: nothing is changed yet."""
         try:
-            warm_lr, counters = self._next_counters(group)
+            warm_lr, counters = self._next_counters(plan.group, factor)
         except ValueError as error:
             raise ValueError(f"parameter group {index}: {error}") from None
-        states = [self.state[param] for param in params]
-        return Plan(group, params, grads, contiguous, states, warm_lr, counters, self._nothing_to_learn(group))
+        return plan._replace(warm_lr=warm_lr, counters=counters | average)
 
-    def _next_counters(self, group: Group) -> tuple[float, Group]:
-        """The learning rate of the next step, warmup included, and the counters after it."""
+    def _next_counters(self, group: Group, factor: float) -> tuple[float, Group]:
+        """The learning rate of the next step, warmup and ``factor`` included, and the counters after it."""
         step = group["step"] + 1
-        warm_lr = groups.check_lr(group["lr"]) * linear_warmup(step, group["warmup_steps"])
+        warm_lr = groups.check_lr(group["lr"]) * linear_warmup(step, group["warmup_steps"]) * factor
         effective_lr = warm_lr * self._lr_factor(group, step)
-        lr_max = max(group["lr_max"], effective_lr)
-        c, weight_sum, next_beta = 0.0, group["weight_sum"], group["beta"]
+        counters: Group = {"step": step, "c": 0.0, "effective_lr": effective_lr, "beta": group["beta"]}
         if effective_lr > 0.0:  # else z stays, and so do x and y
-            c, weight_sum = group["averaging"](step, lr_max, weight_sum)
-            if not 0.0 <= c <= 1.0:  # else no time for the words
-                require_within("[0, 1]", f"c of {group['averaging']}", c, "it is the weight of z in a mean")
-            next_beta = self._next_beta(group, step)
-        return warm_lr, {
-            "step": step,
+            counters |= {"beta": self._next_beta(group, step), "lr_max": max(group["lr_max"], effective_lr)}
+            if group["averaging_state"] != "frozen":
+                counters |= self._averaged_counters(group, step, effective_lr, counters["lr_max"])
+        return warm_lr, counters
+
+    def _averaged_counters(self, group: Group, step: int, lr: float, lr_max: float) -> Group:
+        """c, and the counters of the averaging after a step that enters the average."""
+        c, weight_sum = group["averaging"](step - group["averaging_start"], lr, lr_max, group["weight_sum"])
+        if not 0.0 <= c <= 1.0:  # else no time for the words
+            require_within("[0, 1]", f"c of {group['averaging']}", c, "it is the weight of z in a mean")
+        return {
+            "c": 1.0 if group["averaging_state"] == "restarting" else c,
             "weight_sum": weight_sum,
-            "lr_max": lr_max,
-            "beta": next_beta,
-            "c": c,
-            "effective_lr": effective_lr,
+            "averaging_state": "running",
         }
+
+    def _moves(self, plans: list[Plan]) -> list[Plan]:
+        """The plans with what the rule is to be given in place of the gradients."""
+        return plans
 
     def _works(self, index: int, plan: Plan) -> list[Work]:
         """What there is to compute for a group. Buffers are made where there are none."""
@@ -277,19 +346,22 @@ class ScheduleFreeOptimizer(SavedOptimizer):
                 state["y"] = bits_of_y(param, state)  # a place for that of a file
             self._loaded_training = self.training
             return []
-        beta, weight_decay = group["beta"], group["weight_decay"]
-        shared: dict[str, Any] = {
-            "weight_decay": weight_decay,
-            "weight_decay_of_gap": weight_decay * beta if group["decay_at"] == "z" else 0.0,
-            "coefficients": coefficients(counters["c"], beta, counters["beta"]),
-            "maximize": group["maximize"],
-        }
+        beta = group["beta"]
+        beta_of_decay = beta if group["decay_at"] == "z" else 0.0
+        step_coefficients = coefficients(counters["c"], beta, counters["beta"])
         works: list[Work] = []
         for seen, batch in self._batches.setdefault(index, Batches()).of(
             plan.params, plan.grads, plan.contiguous, plan.states, rule
         ):
-            lr = plan.warm_lr * self._lr_factor(group, seen)
-            works.append((batch, Scalars(seen, lr, direction=self._rule_scalars(group, seen), **shared)))
+            lr, weight_decay = self._move_scalars(group, plan.warm_lr * self._lr_factor(group, seen))
+            direction = self._rule_scalars(group, seen)
+            decay_of_gap = weight_decay * beta_of_decay
+            works.append(
+                (
+                    batch,
+                    Scalars(seen, lr, weight_decay, decay_of_gap, step_coefficients, group["maximize"], direction),
+                )
+            )
         return works
 
     def _count(self, plan: Plan) -> None:
@@ -305,6 +377,29 @@ class ScheduleFreeOptimizer(SavedOptimizer):
                 if param not in moved and (state := self.state.get(param)):
                     put_reinterpolated(param, state, beta, next_beta)
         group.update(plan.counters)
+
+    # The end-game.
+
+    def restart_averaging(self) -> None:
+        """Forget the average: from the next step on it is that of the new z alone, as in a run that starts there.
+
+        Neither x nor y changes now. The next step has c = 1, which puts x at the new z, the one after it r = 0's 1/2 …;
+        the steps of the averaging (t in its weights, and its own warmup) count from here, the warmup of the learning
+        rate does not. It ends :meth:`freeze_averaging`.
+
+        For a cool-down: after a restart x is the mean over the last stretch of the run alone.
+        """
+        for group in self.param_groups:
+            group.update(averaging_start=group["step"], averaging_state="restarting", weight_sum=0.0, lr_max=0.0)
+
+    def freeze_averaging(self, frozen: bool = True) -> None:
+        """Leave x where it is from now on (c = 0), while z and y go on; or, False, go on to average.
+
+        Steps that are made while it is frozen have no weight: they never enter x. y stays between z and the frozen x.
+        """
+        for group in self.param_groups:
+            if frozen or group["averaging_state"] == "frozen":
+                group["averaging_state"] = "frozen" if frozen else "running"
 
     # Looking at it.
 

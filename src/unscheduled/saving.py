@@ -84,12 +84,14 @@ class SavedOptimizer(TwoModes, ABC):
         def check(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             try:
                 state_dict = loading.regrouped(state_dict, self.param_groups, self._names())
+                state_dict, nested = self._without_nested(state_dict)
                 state_dict = migration.recognised(state_dict, self.param_groups, self._rule)
                 loaded.append(
                     loading.checked(
                         state_dict, self.param_groups, self.defaults, self._rule, self._check, self.state_precision
                     )
                 )
+                self._load_nested(nested)
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # of another form
                 raise ValueError(f"the state dict is damaged: {type(error).__name__}: {error}") from error
             weights.update(self._weights_before_switches())
@@ -109,6 +111,13 @@ class SavedOptimizer(TwoModes, ABC):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _without_nested(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A state dict without the state of a wrapped optimizer, and that, in the order of the parameters."""
+        return state_dict, {}
+
+    def _load_nested(self, nested: dict[str, Any]) -> None:
+        """Load the state of a wrapped optimizer."""
 
     def _names(self) -> dict[Tensor, str]:
         """What the parameters are called: the names given at construction, or those in the attached models.

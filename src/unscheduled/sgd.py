@@ -1,7 +1,11 @@
 """Schedule-Free SGD."""
+# torch publishes its foreach operations under names with an underscore:
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
+import dataclasses
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -9,23 +13,19 @@ from unscheduled.averaging import Averaging
 from unscheduled.groups import Group
 from unscheduled.interpolation import Interpolation
 from unscheduled.interval import require_within
-from unscheduled.iterates import Array
-from unscheduled.kernels import Implementation, Rule, Tensors
+from unscheduled.kernels import GIVEN, Implementation, Rule, Tensors
 from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.precision import StatePrecision
+from unscheduled.step_size import StepSize
 
 
-def sgd_direction(grad: Array) -> tuple[Array]:
-    """The direction of SGD, d = g."""
-    return (grad,)
+def squared_norm(grads: Tensors) -> Tensor:
+    """<g, d> = |g|^2, since d = g."""
+    return torch.stack(list(torch._foreach_norm(grads))).square().sum()
 
 
-def foreach_sgd_direction(grads: Tensors) -> Tensors:
-    """The same on lists of tensors."""
-    return grads
-
-
-SGD = Rule(sgd_direction, foreach=foreach_sgd_direction, compact=())
+SGD = dataclasses.replace(GIVEN, size=squared_norm)
+"""The direction of SGD is the gradient, d = g."""
 
 
 class SGDScheduleFree(ScheduleFreeOptimizer):
@@ -50,6 +50,8 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
         foreach: True is ``implementation="foreach"``, False is ``"loop"``.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
+        step_size: :class:`PolyakStep` for a step size from the loss, which ``step(loss=loss)`` is given: ``lr`` is a
+            factor on it then. None is the learning rate itself.
         decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
@@ -89,6 +91,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
         *,
         averaging: Averaging | None = None,
         interpolation: Interpolation | None = None,
+        step_size: StepSize | None = None,
         decay_at: Literal["y", "z"] = "y",
         maximize: bool = False,
         implementation: Implementation = "auto",
@@ -103,6 +106,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
             "weight_lr_power": weight_lr_power,
             "averaging": averaging,
             "interpolation": interpolation,
+            "step_size": step_size,
             "decay_at": decay_at,
             "maximize": maximize,
         }

@@ -18,9 +18,10 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from unscheduled.kernels import compiled, foreach, loop
+from unscheduled.kernels import compiled, foreach, loop, whole
 from unscheduled.kernels import threads as threads  # for what it does after a fork
 from unscheduled.kernels.narrow import widened
+from unscheduled.kernels.rule import GIVEN as GIVEN
 from unscheduled.kernels.rule import Batch as Batch
 from unscheduled.kernels.rule import Kept as Kept
 from unscheduled.kernels.rule import Rule as Rule
@@ -60,7 +61,7 @@ def check(implementation: str, rule: Rule, params: Iterable[Tensor] = ()) -> Non
     """
     if implementation not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(f"implementation = {implementation!r} is unknown: use 'auto', {str(IMPLEMENTATIONS)[1:-1]}")
-    if implementation == "foreach" and rule.foreach is None:
+    if implementation == "foreach" and rule.foreach is None and rule.elementwise:
         raise ValueError("implementation = 'foreach' is not there for this rule: use 'auto' or 'loop'")
     if implementation == "fused":
         if not has_numba():
@@ -78,6 +79,8 @@ def check(implementation: str, rule: Rule, params: Iterable[Tensor] = ()) -> Non
 
 def update(implementation: str, rule: Rule, works: list[Work]) -> None:
     """One step of all parameters of a rule."""
+    if not rule.elementwise:
+        rule, works = GIVEN, [whole.directed(rule, work) for work in works]
     by_foreach = rule.foreach is not None and implementation in ("auto", "foreach")
     lowering = compiled if implementation == "compiled" else foreach if by_foreach else loop
     on_cpu = any(batch.params[0].is_cpu for batch, _ in works)

@@ -213,9 +213,19 @@ def _root(value):
     return lambda value: math.sqrt(value)
 
 
+@overload(iterates.sign)
+def _sign(value):
+    """Of the type of the value, where a number of Python's would widen it."""
+    zero, one = (np.float32(number) for number in (0.0, 1.0))
+    return lambda value: one if value > zero else -one if value < zero else zero
+
+
+OVERLOADED = (iterates.root, iterates.sign)
+
+
 def _jitted(function: Function) -> Function:
     """A definition, compiled with the definitions that it calls."""
-    called = {name: _jitted(value) for name, value in _called(function).items() if value is not iterates.root}
+    called = {name: _jitted(value) for name, value in _called(function).items() if value not in OVERLOADED}
     return inlined(_renamed(function, called))
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from unscheduled.iterates import Coefficients
+from unscheduled.iterates import Array, Coefficients
 
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Direction: TypeAlias = Callable[..., Any]
@@ -27,12 +27,32 @@ class Rule:
             It never writes to ``grads``.
         compact: how ``state_precision="compact"`` stores each of the buffers, see :mod:`unscheduled.precision`:
             ``torch.int16``, or ``torch.uint8`` for one that is never negative; None if the rule cannot do with that.
+        size: the size |g| of gradients, a sum over their elements, that the Polyak step divides by: an estimate of
+            <g, d>; None if there is none.
+        elementwise: whether an element of d depends on the same element of the gradient and the buffers alone. If not,
+            the directions are computed tensor by tensor, and any implementation does the rest.
     """
 
     direction: Direction
     buffers: tuple[str, ...] = ()
     foreach: ForeachDirection | None = None
     compact: tuple[torch.dtype, ...] | None = None
+    size: Callable[[list[Tensor]], Tensor] | None = None
+    elementwise: bool = True
+
+
+def given_direction(grad: Array) -> tuple[Array]:
+    """d = g."""
+    return (grad,)
+
+
+def foreach_given_direction(grads: Tensors) -> Tensors:
+    """The same on lists of tensors."""
+    return grads
+
+
+GIVEN = Rule(given_direction, foreach=foreach_given_direction, compact=())
+"""The rule whose direction is what it is given as the gradient: a gradient, or a direction that is known already."""
 
 
 @dataclass(eq=False)

@@ -1,0 +1,69 @@
+"""The only collectives: the sums and the loss of the Polyak step, over all processes that train one model.
+
+- Plain parameters (one process, or DDP, where the processes hold the same ones): the sums are here already, and the
+  loss is averaged over the default process group.
+- DTensors (FSDP2, HSDP, tensor parallelism): the sums of a shard are added up over the dimensions of its mesh that it
+  is sharded over, and the loss is averaged over the whole mesh.
+
+In the end every process has the same numbers, bit for bit.
+"""
+# torch leaves some of its functions without types:
+# pyright: reportUnknownMemberType=false
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+class Sharding(NamedTuple):
+    """How a tensor lies on the processes: a mesh, or None, and the dimensions of the mesh that it is sharded over."""
+
+    mesh: Any = None
+    dimensions: tuple[int, ...] = ()
+
+
+WHOLE = Sharding()
+
+
+def local(tensor: Tensor) -> tuple[Tensor, Sharding]:
+    """The part of a tensor that this process has, and how the whole lies on the processes."""
+    if type(tensor) is Tensor or not dist.is_available():
+        return tensor, WHOLE
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(tensor, DTensor):
+        return tensor, WHOLE
+    sharded = (index for index, placement in enumerate(tensor.placements) if not placement.is_replicate())
+    return tensor.to_local(), Sharding(tensor.device_mesh, tuple(sharded))
+
+
+def totals(sums: Mapping[Sharding, Tensor], loss: float, all_processes: bool) -> list[float]:
+    """The mean loss, and the sums over the shards of all processes.
+
+    Args:
+        sums: for each sharding, a vector of sums over the local parts of the tensors that lie so.
+        loss: the loss of this process.
+        all_processes: whether the processes of the default group train one model, if the parameters are plain.
+    """
+    meshes = [sharding.mesh for sharding in sums if sharding.mesh is not None]
+    for sharding, vector in sums.items():
+        for dimension in sharding.dimensions:
+            dist.all_reduce(vector, group=sharding.mesh.get_group(dimension))
+    vectors = list(sums.values())
+    total = torch.stack([vector.to(vectors[0].device) for vector in vectors]).sum(0)
+    together = torch.cat([total.new_tensor([loss]), total])
+    if meshes:
+        mesh = max(meshes, key=lambda mesh: mesh.ndim)
+        groups = [mesh.get_group(dimension) for dimension in range(mesh.ndim)]
+    elif all_processes and dist.is_available() and dist.is_initialized():
+        groups = [dist.group.WORLD]
+    else:
+        groups = []
+    for group in groups:
+        if (size := dist.get_world_size(group)) > 1:
+            dist.all_reduce(together, group=group)
+            together /= size
+    return cast("list[float]", together.tolist())

@@ -1,0 +1,69 @@
+"""The end-game: handing a run over to a plain optimizer of torch."""
+
+from typing import Any, cast
+
+import torch
+
+from unscheduled.checkpoint import export_adamw_state_dict
+from unscheduled.optimizer import ScheduleFreeOptimizer
+from unscheduled.sgd import SGDScheduleFree
+from unscheduled.wrapper import ScheduleFreeWrapper
+
+
+def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
+    """Hand a run over to a plain optimizer, which goes on from the average x: to finish with a schedule, say.
+
+    The parameters are put at x, and the Schedule-Free optimizer is detached; in eval mode, it refuses to step from then
+    on. What takes over depends on it:
+
+    - :class:`AdamWScheduleFree` and :class:`RAdamScheduleFree`: ``torch.optim.AdamW``, with the second moments and
+      their counts, see :func:`export_adamw_state_dict`;
+    - :class:`SGDScheduleFree`: ``torch.optim.SGD`` without momentum;
+    - :class:`ScheduleFreeWrapper`: its base, as it is.
+
+    The learning rate of each group is (1 - beta) gamma, gamma the last effective one (as set, before the first step):
+    that is how far y itself moved at once, and within the stability of plain gradient descent where gamma need not be.
+    Set another in its ``param_groups``, and let a schedule drive that to 0.
+
+    Args:
+        optimizer: one of those.
+
+    Raises:
+        ValueError: if torch has no such optimizer; nothing is changed.
+
+    Example:
+        >>> import torch
+        >>> import unscheduled
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = unscheduled.AdamWScheduleFree([weight], lr=0.1)
+        >>> (weight**2).sum().backward()
+        >>> optimizer.step()
+        >>> plain = unscheduled.to_torch(optimizer)
+        >>> type(plain).__name__, round(plain.param_groups[0]["lr"], 6)
+        ('AdamW', 0.01)
+    """
+    rates = [
+        (1.0 - group["beta"]) * (group["effective_lr"] if group["step"] > 0 else float(group["lr"]))
+        for group in optimizer.param_groups
+    ]
+    if isinstance(optimizer, ScheduleFreeWrapper):
+        optimizer.eval().detach()
+        plain = optimizer.base
+    elif isinstance(optimizer, SGDScheduleFree):
+        optimizer.eval().detach()
+        plain = torch.optim.SGD([_group(group, ("weight_decay", "maximize")) for group in optimizer.param_groups])
+    else:
+        exported = export_adamw_state_dict(optimizer)
+        optimizer.eval().detach()
+        plain = torch.optim.AdamW([_group(group, ()) for group in optimizer.param_groups])
+        plain.load_state_dict(exported)
+    for group, rate in zip(plain.param_groups, rates, strict=True):
+        group["lr"] = rate
+    return plain
+
+
+def _group(group: dict[str, Any], options: tuple[str, ...]) -> dict[str, Any]:
+    params = cast("list[torch.Tensor]", group["params"])
+    names = group.get("param_names")
+    given = list(zip(names, params, strict=True)) if names else list(params)
+    return {"params": given, **{name: group[name] for name in options}}

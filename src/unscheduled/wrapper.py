@@ -1,0 +1,310 @@
+"""Schedule-Free learning over any optimizer of torch or for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unscheduled import groups, iterates, precision
+from unscheduled.averaging import Averaging
+from unscheduled.groups import Group
+from unscheduled.interpolation import Interpolation
+from unscheduled.interval import require_within
+from unscheduled.kernels import GIVEN, Implementation, Rule
+from unscheduled.optimizer import Plan, ScheduleFreeOptimizer, all_contiguous
+from unscheduled.precision import StatePrecision
+from unscheduled.state import State, bits_of_y, fresh_state, put_y, state_dtype
+from unscheduled.step_size import linear_warmup
+
+REFUSED = {
+    "LBFGS": "it evaluates the model at several points of its own in one step",
+    "SparseAdam": "it is for sparse gradients, but every step averages every weight",
+}
+"""Optimizers that cannot move z."""
+
+
+class ScheduleFreeWrapper(ScheduleFreeOptimizer):
+    """Schedule-Free learning over an optimizer, which moves z: any ``torch.optim.Optimizer``.
+
+        z' = base(z, gradient at y) - gamma lambda y
+        x' = (1 - c) x + c z',    c = w_t / sum w_i,    w_t = t^r (max gamma)^weight_lr_power
+        y' = (1 - beta) z' + beta x'
+
+    For the step of the base optimizer the parameters hold z, so its own weight decay is decay at z, and its state is
+    its own business: it is made when the base makes it. Where the base has momentum, that is an inner momentum; without
+    it, the memory is that of the built-in optimizers. Kept is what the base keeps, and the gap z - x; during a step
+    there is one copy of the weights more.
+
+    The learning rate is that of this optimizer's groups, which schedulers, trainers and :meth:`metrics` see; the base
+    is given it, after warmup, before each of its steps. What else the base has stays in ``base.param_groups``. If a
+    group of the base has a ``d``, as Prodigy's, its step size is lr d.
+
+    Args:
+        base: an optimizer, of which one group becomes one group here.
+        weight_decay_at_y: lambda, >= 0: decoupled weight decay at y, beside the base's own.
+        momentum: the interpolation beta, in [0, 1].
+        weight_lr_power: power of the learning rate's running maximum in the averaging weights, in [0, 8]; None is 2.
+        r: power of the step in the averaging weights, in (-1, 32]; None is 0.
+        warmup_steps: steps of linear warmup, an integer >= 0.
+        averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
+        interpolation: how beta changes with the steps; None keeps it constant.
+        implementation: of what is added to the base: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or
+            ``"fused"``, see :mod:`unscheduled.kernels`.
+        state_precision: how the gap is stored: ``"float32"``, or ``"compact"`` in 2.03 bytes a parameter.
+
+    Groups may differ in ``lr``, ``momentum``, ``weight_decay`` (that is lambda), ``warmup_steps``, ``averaging`` and
+    ``interpolation``. A group that is added later may have the base's own options under the key ``"base"``.
+
+    Raises:
+        TypeError: if ``base`` is no ``torch.optim.Optimizer``.
+        ValueError: if it cannot move z (LBFGS, SparseAdam), has no learning rate, is schedule-free already, or an
+            argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> import unscheduled
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = unscheduled.ScheduleFreeWrapper(torch.optim.RMSprop([weight], lr=0.05))
+        >>> for _ in range(300):
+        ...     optimizer.zero_grad()
+        ...     (weight**2).sum().backward()
+        ...     optimizer.step()
+        >>> with optimizer.averaged_parameters():
+        ...     abs(weight.item()) < 0.02
+        True
+
+    Source: "The Road Less Scheduled", arXiv 2405.15682, equations (2)-(4), with the base's step as that of z.
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        weight_decay_at_y: float = 0.0,
+        momentum: float = 0.9,
+        weight_lr_power: float | None = None,
+        r: float | None = None,
+        *,
+        warmup_steps: int = 0,
+        averaging: Averaging | None = None,
+        interpolation: Interpolation | None = None,
+        implementation: Implementation = "auto",
+        state_precision: StatePrecision = "float32",
+    ) -> None:
+        _check_base(base)
+        self.base = base
+        options: Group = {
+            "lr": base.defaults["lr"],
+            "momentum": momentum,
+            "weight_decay": weight_decay_at_y,
+            "decay_at": "y",
+            "warmup_steps": warmup_steps,
+            "r": r,
+            "weight_lr_power": weight_lr_power,
+            "averaging": averaging,
+            "interpolation": interpolation,
+            "maximize": False,
+        }
+        params = [_shared_with_base(group) for group in base.param_groups]
+        self._given_lrs = [float(group["lr"]) for group in base.param_groups]
+        super().__init__(
+            params, implementation=implementation, state_precision=state_precision, foreach=None, options=options
+        )
+        for param in self._params():  # should it have made steps already
+            if base.state.get(param):
+                self.state[param].update(fresh_state(param, GIVEN, state_precision == "compact"))
+
+    # Groups.
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group to this optimizer and to the base, see :meth:`ScheduleFreeOptimizer.add_param_group`.
+
+        Args:
+            param_group: its ``params``, the options that differ from the constructor's, and under ``"base"`` a
+                dictionary of the base's options that differ from its defaults.
+        """
+        if len(self.base.param_groups) > len(self.param_groups):  # at construction the base has it
+            return super().add_param_group(param_group)
+        group = {name: value for name, value in param_group.items() if name != "base"}
+        params = group["params"]
+        group["params"] = [params] if isinstance(params, Tensor) else list(params)
+        self.base.add_param_group({**param_group.get("base", {}), "params": group["params"]})
+        ours = _shared_with_base(self.base.param_groups[-1]) | {"lr": group.get("lr", self.defaults["lr"])}
+        try:
+            super().add_param_group({**group, **ours})
+        except BaseException:
+            del self.base.param_groups[-1]
+            raise
+        self._given_lrs.append(float(self.base.param_groups[-1]["lr"]))
+        return None
+
+    # What an algorithm states.
+
+    def _rule(self, group: Group) -> Rule:
+        return GIVEN
+
+    def _rule_scalars(self, group: Group, step: int) -> dict[str, float]:
+        return {}
+
+    def _beta(self, group: Group) -> float:
+        return float(group["momentum"])
+
+    def _check_rule(self, group: Group) -> None:
+        require_within("[0, 1]", "momentum", group["momentum"], "it is the interpolation beta: use 0.9")
+
+    def _move_scalars(self, group: Group, lr: float) -> tuple[float, float]:
+        return 1.0, lr * group["weight_decay"]  # the base's move has its learning rate in it
+
+    # The step.
+
+    def _planned(self, index: int, plan: Plan, factor: float, average: Group) -> Plan:
+        base_lr, given = float(self.base.param_groups[index]["lr"]), self._given_lrs[index]
+        if base_lr != given:
+            raise RuntimeError(
+                f"the learning rate of group {index} of the wrapped {type(self.base).__name__} was changed from "
+                f"{given} to {base_lr}: change that of the {type(self).__name__}, and give this to schedulers"
+            )
+        return super()._planned(index, plan, factor, average)
+
+    def _next_counters(self, group: Group, factor: float) -> tuple[float, Group]:
+        base_group = next(
+            base for ours, base in zip(self.param_groups, self.base.param_groups, strict=True) if ours is group
+        )
+        return super()._next_counters(group, factor * float(base_group.get("d", 1.0)))
+
+    def _moves(self, plans: list[Plan]) -> list[Plan]:
+        """Let the base move z, and see how it did."""
+        started = [
+            (param, state, plan.group["beta"])
+            for plan in plans
+            for param, state in zip(plan.params, plan.states, strict=True)
+        ]
+        points = [bits_of_y(param, state) for param, state, _ in started]
+        try:
+            for (param, state, beta), y in zip(started, points, strict=True):
+                param.copy_(_base_iterate(param, state, y, beta))
+            self._give_lrs(plans)
+            self.base.step()
+        except BaseException:
+            for (param, state, _), y in zip(started, points, strict=True):
+                _put_back(param, state, y)
+            raise
+        for position, ((param, state, beta), y) in enumerate(zip(started, points, strict=True)):
+            before = _base_iterate(param, state, y, beta).to(param.dtype)
+            points[position] = before.to(state_dtype(param)) - param.detach()
+            _put_back(param, state, y)
+        moves = iter(points)
+        return [
+            plan._replace(grads=(grads := [next(moves) for _ in plan.params]), contiguous=all_contiguous(grads))
+            for plan in plans
+        ]
+
+    def _give_lrs(self, plans: list[Plan]) -> None:
+        """Give the base the learning rates of this step."""
+        for index, (plan, base_group) in enumerate(zip(plans, self.base.param_groups, strict=True)):
+            lr = groups.check_lr(plan.group["lr"]) * linear_warmup(plan.counters["step"], plan.group["warmup_steps"])
+            if isinstance(base_group["lr"], Tensor):
+                base_group["lr"].fill_(lr)
+            else:
+                base_group["lr"] = lr
+            self._given_lrs[index] = float(base_group["lr"])
+
+    # Saving and loading.
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, see :meth:`SavedOptimizer.state_dict`, with the base's nested in it under ``"base"``.
+
+        That of a parameter stands in its state, and the options of a group in that group, so that parameters can be
+        found by name and resharded.
+        """
+        saved, base = super().state_dict(), self.base.state_dict()
+        for group, base_group in zip(saved["param_groups"], base["param_groups"], strict=True):
+            group["base"] = {name: value for name, value in base_group.items() if name not in ("params", "param_names")}
+            for key, base_key in zip(group["params"], base_group["params"], strict=True):
+                if base_key in base["state"]:
+                    saved["state"][key] = {**saved["state"][key], "base": base["state"][base_key]}
+        return saved
+
+    def _without_nested(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        own_groups, base_groups = list[Group](), list[Group]()
+        own_states, base_states = dict(state_dict["state"]), dict[int, State]()
+        position = 0
+        for index, (saved, base_group) in enumerate(
+            zip(state_dict["param_groups"], self.base.param_groups, strict=False)
+        ):
+            missing = sorted(set(self.base.defaults) - set(saved.get("base", {})) - {"differentiable"})
+            if missing:
+                raise ValueError(
+                    f"the state dict does not fit: parameter group {index} has no base with {missing[0]!r}, so it was "
+                    f"not made over {type(self.base).__name__}: wrap an optimizer of the same kind"
+                )
+            positions = range(position, position + len(base_group["params"]))
+            own_groups.append({name: value for name, value in saved.items() if name != "base"})
+            base_groups.append({**base_group, **saved["base"], "params": list(positions)})
+            for key, at in zip(saved["params"], positions, strict=False):
+                if "base" in (state := own_states.get(key, {})):
+                    base_states[at] = state["base"]
+                    own_states[key] = {name: value for name, value in state.items() if name != "base"}
+            position = positions.stop
+        own = {
+            **state_dict,
+            "state": own_states,
+            "param_groups": own_groups + state_dict["param_groups"][len(own_groups) :],
+        }
+        return own, {"state": base_states, "param_groups": base_groups}
+
+    def _load_nested(self, nested: dict[str, Any]) -> None:
+        self.base.load_state_dict(nested)
+        states: dict[int, State] = nested["state"]
+        for position, param in enumerate(self._params()):
+            for name, value in states.get(position, {}).items():
+                loaded: Any = self.base.state[param][name]
+                if isinstance(value, Tensor) and loaded.dtype != value.dtype:  # torch has cast it to the weights'
+                    self.base.state[param][name] = value.to(loaded.device, copy=True)
+        self._given_lrs = [float(group["lr"]) for group in self.base.param_groups]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"base": self.base, "_given_lrs": self._given_lrs}
+
+
+def _check_base(base: Any) -> None:
+    """Raise unless it can move z."""
+    if not isinstance(base, torch.optim.Optimizer):
+        raise TypeError(
+            f"base = {base!r} is no torch.optim.Optimizer: give an optimizer, such as torch.optim.AdamW(params)"
+        )
+    kinds = type(base).__mro__
+    name = type(base).__name__
+    for kind in kinds:
+        if kind.__name__ in REFUSED and kind.__module__.startswith("torch."):
+            raise ValueError(f"base = {name} cannot be wrapped: {REFUSED[kind.__name__]}: use torch.optim.AdamW or SGD")
+    packages = {kind.__module__.partition(".")[0] for kind in kinds}
+    if isinstance(base, ScheduleFreeOptimizer) or "schedulefree" in packages or "train_mode" in base.param_groups[0]:
+        raise ValueError(f"base = {name} is schedule-free already: use it as it is, or wrap a plain optimizer")
+    if "lr" not in base.defaults or any("lr" not in group for group in base.param_groups):
+        raise ValueError(f"base = {name} has no learning rate 'lr' in its groups, by which z's are weighted")
+
+
+def _shared_with_base(group: Group) -> Group:
+    """What a group has in common with the base's."""
+    params, lr = group["params"], group["lr"]
+    names = group.get("param_names")
+    return {
+        "params": list(zip(names, params, strict=True)) if names else list(params),
+        "lr": lr.clone() if isinstance(lr, Tensor) else lr,
+    }
+
+
+def _base_iterate(param: Tensor, state: State, y: Tensor, beta: float) -> Tensor:
+    """z, in the precision of the state."""
+    wide = y.to(state_dtype(param))
+    return iterates.base(wide, precision.wide(state, "gap"), beta) if state else wide
+
+
+def _put_back(param: Tensor, state: State, y: Tensor) -> None:
+    """Put y into a parameter again."""
+    if state:
+        put_y(param, state, y)
+    else:
+        param.copy_(y)
