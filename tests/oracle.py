@@ -14,7 +14,7 @@ Vector = NDArray[np.float64]
 
 @dataclass
 class Oracle:
-    """One parameter. The arguments are those of the optimizers; ``rule`` is "sgd", "adamw", "radam", "lion" or "muon"."""
+    """One parameter. The arguments are those of the optimizers; ``rule`` is "sgd", "adamw", "radam", "lion", "muon"."""
 
     start: Vector
     rule: str

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from unscheduled import (
     AdamWScheduleFree,
@@ -58,10 +60,16 @@ class OptimizerInfo:
     own: tuple[Configuration, ...]  # what only this optimizer has
     refused: tuple[Refused, ...]
     buffers: frozenset[str]
+    nested: frozenset[str] = frozenset()  # what a file has beside the buffers
     oracle: dict[str, Any] = field(default_factory=dict)  # its defaults, where they are not the oracle's
 
     def make(self, params: Any, **arguments: Any) -> ScheduleFreeOptimizer:
         return self.cls(params, **({"lr": self.lr} | arguments))
+
+    def buffers_of(self, param: Tensor) -> frozenset[str]:
+        """What is kept for a parameter: of what is no matrix, Muon keeps what AdamW does."""
+        is_adamws = self.rule == "muon" and param.dim() < 2
+        return frozenset({"gap", "exp_avg_sq"}) if is_adamws else self.buffers
 
     def configurations(self) -> list[Configuration]:
         """Every axis by itself, and some together."""
@@ -117,6 +125,21 @@ class OptimizerInfo:
     def settings(self, configuration: Configuration) -> dict[str, Any]:
         """The oracle's settings for a configuration."""
         return {"rule": self.rule, "lr": self.lr, "beta": 0.9} | self.oracle | configuration.settings
+
+
+class WrappedInfo(OptimizerInfo):
+    """The wrapper over torch's SGD, taken as SGDScheduleFree: decay at z and maximizing are the base's."""
+
+    def make(self, params: Any, **arguments: Any) -> ScheduleFreeOptimizer:
+        of_base = {"lr": arguments.pop("lr", self.lr), "maximize": arguments.pop("maximize", False)}
+        if arguments.pop("decay_at", "y") == "z":
+            of_base["weight_decay"] = arguments.pop("weight_decay", 0.0)
+        if "weight_decay" in arguments:
+            arguments["weight_decay_at_y"] = arguments.pop("weight_decay")
+        foreach = arguments.pop("foreach", None)
+        if foreach is not None:
+            arguments["implementation"] = "foreach" if foreach else "loop"
+        return ScheduleFreeWrapper(torch.optim.SGD(params, **of_base), **arguments)
 
 
 REFUSED = (
@@ -229,6 +252,7 @@ OPTIMIZERS = (
         beta_arguments=lambda beta: {"betas": (beta, 0.999)},
         own=(
             Configuration("inner momentum", {"inner_momentum": 0.5}, {"inner_momentum": 0.5}),
+            Configuration("decay at y", {"weight_decay": 0.1, "decay_at": "y"}, {"weight_decay": 0.1, "decay_at": "y"}),
             Configuration("steps", {"ns_steps": 2}, {"ns_steps": 2}),
             Configuration("all of AdamW", {"use_muon": False}, {"rule": "adamw", "inner_momentum": 0.0}),
         ),
@@ -244,13 +268,26 @@ OPTIMIZERS = (
     ),
 )
 
-optimizers = pytest.mark.parametrize("info", OPTIMIZERS, ids=lambda info: info.cls.__name__)
+WRAPPED = WrappedInfo(
+    cls=ScheduleFreeWrapper,
+    rule="sgd",
+    lr=0.1,
+    beta_arguments=lambda beta: {"momentum": beta},
+    own=(),
+    refused=(),
+    buffers=frozenset({"gap"}),
+    nested=frozenset({"base"}),
+)
+ALL = (*OPTIMIZERS, WRAPPED)
+
+optimizers = pytest.mark.parametrize("info", ALL, ids=lambda info: info.cls.__name__)
+built_in = pytest.mark.parametrize("info", OPTIMIZERS, ids=lambda info: info.cls.__name__)
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 configurations = pytest.mark.parametrize(
     ("info", "configuration"),
     [
         pytest.param(info, configuration, id=f"{info.cls.__name__}-{configuration.desc}")
-        for info in OPTIMIZERS
+        for info in ALL
         for configuration in info.configurations()
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from problems import copies, equal, make_params, set_gradients, train
-from registry import OPTIMIZERS, OptimizerInfo, Refused, implementations, optimizers
+from registry import OPTIMIZERS, OptimizerInfo, Refused, built_in, implementations, optimizers
 from torch import Tensor, nn
 
 from unscheduled import AdamWScheduleFree, AnnealedInterpolation, NoAveraging
@@ -46,7 +46,7 @@ def test_refused_in_add_param_group(info: OptimizerInfo, case: Refused) -> None:
     train(optimizer, range(2))
 
 
-@optimizers
+@built_in
 def test_a_parameter_twice(info: OptimizerInfo) -> None:
     first, second = make_params()
     with pytest.raises(ValueError, match="parameter group 0: a parameter stands in it twice"):
@@ -76,7 +76,7 @@ def test_what_is_no_group(info: OptimizerInfo) -> None:
         info.make([first]).add_param_group([second])  # type: ignore[arg-type]
 
 
-@optimizers
+@built_in
 @pytest.mark.parametrize("choice", [{"foreach": False}, {"implementation": "loop"}])
 def test_the_implementation_of_a_group(info: OptimizerInfo, choice: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"parameter group 0: .* in a group: .* give it to the constructor"):
@@ -90,7 +90,7 @@ def test_a_parameter_that_is_a_conjugated_view(info: OptimizerInfo) -> None:
         info.make([view])
 
 
-@optimizers
+@built_in
 def test_a_tensor_of_learning_rates(info: OptimizerInfo) -> None:
     with pytest.raises(ValueError, match=r"lr = a tensor of shape \(2,\): it must have one element"):
         info.make(make_params(), lr=torch.ones(2))
@@ -98,7 +98,7 @@ def test_a_tensor_of_learning_rates(info: OptimizerInfo) -> None:
         info.make(make_params(), lr=torch.tensor(float("nan")))
 
 
-@optimizers
+@built_in
 @pytest.mark.parametrize("foreach", [True, False])
 def test_two_ways_to_choose_the_implementation(info: OptimizerInfo, foreach: bool) -> None:
     with pytest.raises(ValueError, match=f"foreach = {foreach} and implementation = 'loop' exclude each other"):
@@ -111,7 +111,7 @@ def test_an_unknown_implementation(info: OptimizerInfo) -> None:
         info.make(make_params(), implementation="fast")
 
 
-@optimizers
+@built_in
 def test_a_group_with_its_own_averaging_does_not_contradict_the_powers_of_the_others(info: OptimizerInfo) -> None:
     first, second = make_params()
     optimizer = info.make([{"params": [first]}, {"params": [second], "averaging": NoAveraging()}], r=2.0)
@@ -248,10 +248,10 @@ class SignScheduleFree(ScheduleFreeOptimizer):
         }  # fmt: skip
         super().__init__(params, implementation=implementation, foreach=None, options=options)
 
-    def _rule(self, group: Group) -> Rule:
+    def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
         return Rule(lambda grad: (grad.sign(),))
 
-    def _rule_scalars(self, group: Group, step: int) -> dict[str, float]:
+    def _rule_scalars(self, group: Group, rule: Rule, step: int) -> dict[str, float]:
         return {}
 
     def _beta(self, group: Group) -> float:

@@ -626,5 +626,5 @@ def test_adamw_goes_on_from_the_average(cls: Any, arguments: dict[str, Any], bet
 
 
 def test_sgd_has_nothing_for_adamw() -> None:
-    with pytest.raises(ValueError, match="SGDScheduleFree keeps no second moments"):
+    with pytest.raises(ValueError, match="SGDScheduleFree has no second moments"):
         export_adamw_state_dict(SGDScheduleFree(make_params()))

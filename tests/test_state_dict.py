@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from problems import copies, equal, make_params, train
-from registry import OptimizerInfo, configurations, optimizers
+from registry import OptimizerInfo, built_in, configurations, optimizers
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -104,7 +104,7 @@ def test_state_stays_float32_under_narrow_parameters(info: OptimizerInfo, dtype:
     loaded = info.make(params)
     loaded.load_state_dict(through_a_file(optimizer.eval().state_dict()))
     for param in params:
-        for name in info.buffers:
+        for name in info.buffers_of(param):
             assert loaded.state[param][name].dtype == torch.float32
             assert torch.equal(loaded.state[param][name], optimizer.state[param][name])
         assert loaded.state[param]["y"].dtype == torch.float32
@@ -115,9 +115,9 @@ def test_the_file_holds_what_the_documentation_says(info: OptimizerInfo) -> None
     params = make_params()
     optimizer = info.make(params)
     train(optimizer, range(3))
-    assert set(optimizer.state_dict()["state"][0]) == info.buffers | {"step", "y"}
+    assert set(optimizer.state_dict()["state"][0]) == info.buffers | info.nested | {"step", "y"}
     assert torch.equal(optimizer.state_dict()["state"][0]["y"], params[0])
-    assert set(optimizer.eval().state_dict()["state"][0]) == info.buffers | {"step", "y"}
+    assert set(optimizer.eval().state_dict()["state"][0]) == info.buffers | info.nested | {"step", "y"}
     assert optimizer.state_dict()["param_groups"][0]["training"] is False
 
 
@@ -158,7 +158,7 @@ def test_numbers_of_the_groups_come_from_the_file() -> None:
     assert group["averaging"] == PolynomialAveraging(r=2.0)
 
 
-@optimizers
+@built_in
 def test_resume_in_a_new_process(info: OptimizerInfo, tmp_path: Path) -> None:
     params = make_params()
     optimizer = info.make(params)
@@ -347,7 +347,7 @@ def test_state_goes_to_the_device_of_the_parameters(info: OptimizerInfo) -> None
     loaded = info.make(elsewhere)
     loaded.load_state_dict(optimizer.eval().state_dict())
     for param in elsewhere:
-        assert {loaded.state[param][name].device.type for name in (*info.buffers, "y")} == {"meta"}
+        assert {loaded.state[param][name].device.type for name in (*info.buffers_of(param), "y")} == {"meta"}
 
 
 @optimizers
@@ -511,7 +511,10 @@ def test_dcp_initialises_an_optimizer_in_eval_mode(info: OptimizerInfo) -> None:
     model = torch.nn.Linear(3, 2)
     before = copies(model.parameters())
     optimizer = info.make(model.parameters()).eval()
-    assert set(get_optimizer_state_dict(model, optimizer)["state"]["weight"]) == info.buffers | {"step", "y"}
+    assert set(get_optimizer_state_dict(model, optimizer)["state"]["weight"]) == info.buffers | info.nested | {
+        "step",
+        "y",
+    }
     assert not optimizer.training
     assert equal(optimizer.train().param_groups[0]["params"], before)
 

@@ -237,10 +237,10 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
             params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
         )
 
-    def _rule(self, group: Group) -> Rule:
+    def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
         return ADAM_WITH_MOMENTUM if group["inner_momentum"] > 0.0 else ADAM
 
-    def _rule_scalars(self, group: Group, step: int) -> dict[str, float]:
+    def _rule_scalars(self, group: Group, rule: Rule, step: int) -> dict[str, float]:
         scalars, inner_momentum = adam_scalars(group, step), group["inner_momentum"]
         if inner_momentum > 0.0:
             scalars |= {

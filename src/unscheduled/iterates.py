@@ -179,10 +179,10 @@ def root(value: Array) -> Array:
 
 
 def sign(value: Array) -> Array:
-    """The sign, -1, 0 or 1: of a float, an array or a tensor.
+    """The sign, -1, 0 or 1: of a float, an array or a tensor. Infinity and NaN are not hidden: they have the sign NaN.
 
     Example:
         >>> sign(-0.25), sign(0.0), sign(3.0)
         (-1.0, 0.0, 1.0)
     """
-    return 1.0 * (value > 0.0) - 1.0 * (value < 0.0)
+    return 1.0 * (value > 0.0) - 1.0 * (value < 0.0) + (value - value)

@@ -42,10 +42,9 @@ def foreach_lion_direction(
     """:func:`lion_direction` on lists of tensors."""
     directions = torch._foreach_mul(exp_avgs, inner_momentum)
     torch._foreach_add_(directions, grads, alpha=one_minus_inner_momentum)
-    torch._foreach_sign_(directions)
     torch._foreach_mul_(exp_avgs, beta2)
     torch._foreach_add_(exp_avgs, grads, alpha=one_minus_beta2)
-    return directions
+    return foreach_sign_direction(directions)
 
 
 def sign_direction(grad: Array) -> tuple[Array]:
@@ -55,7 +54,9 @@ def sign_direction(grad: Array) -> tuple[Array]:
 
 def foreach_sign_direction(grads: Tensors) -> Tensors:
     """:func:`sign_direction` on lists of tensors."""
-    return torch._foreach_sign(grads)
+    signs = torch._foreach_sub(grads, grads)  # 0, or NaN where there is no sign
+    torch._foreach_add_(signs, torch._foreach_sign(grads))
+    return signs
 
 
 LION = Rule(lion_direction, ("exp_avg",), foreach_lion_direction, (torch.int16,))
@@ -102,7 +103,7 @@ class LionScheduleFree(ScheduleFreeOptimizer):
         >>> import unscheduled
         >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
         >>> optimizer = unscheduled.LionScheduleFree([weight], lr=0.02)
-        >>> for _ in range(500):
+        >>> for _ in range(1000):
         ...     optimizer.zero_grad()
         ...     (weight**2).sum().backward()
         ...     optimizer.step()
@@ -150,10 +151,10 @@ class LionScheduleFree(ScheduleFreeOptimizer):
             params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
         )
 
-    def _rule(self, group: Group) -> Rule:
+    def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
         return LION if group["inner_momentum"] > 0.0 else SIGN
 
-    def _rule_scalars(self, group: Group, step: int) -> dict[str, float]:
+    def _rule_scalars(self, group: Group, rule: Rule, step: int) -> dict[str, float]:
         inner_momentum, beta2 = group["inner_momentum"], group["betas"][1]
         if inner_momentum == 0.0:
             return {}

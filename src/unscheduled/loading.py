@@ -146,7 +146,7 @@ def checked(
     state_dict: dict[str, Any],
     param_groups: list[Group],
     options: Group,
-    rule: Callable[[Group], Rule],
+    rule: Callable[[Group, Tensor], Rule],
     check: Callable[[Group], None],
     state_precision: StatePrecision,
 ) -> Loaded:
@@ -156,7 +156,7 @@ def checked(
         state_dict: what ``state_dict()`` gave.
         param_groups: the groups to load it into.
         options: what each group must have, by name.
-        rule: the rule of a group.
+        rule: the rule of a parameter in a group.
         check: raises ValueError if an option of a group is out of its range.
         state_precision: how the buffers are to be stored, whatever they are in the state dict.
 
@@ -192,7 +192,7 @@ def checked(
         for position, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
             state = state_dict["state"].get(key)
             if state:
-                dtypes = stored_dtypes(param, rule(restored), compact)
+                dtypes = stored_dtypes(param, rule(restored, param), compact)
                 _check_state(state, set(dtypes), param, param_name(group, index, position))
                 loaded.state[param] = _placed(state, dtypes, param)
     return loaded

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -15,7 +16,9 @@ from unscheduled.groups import Group
 from unscheduled.interpolation import Interpolation
 from unscheduled.interval import require_count, require_within
 from unscheduled.kernels import Implementation, Rule
-from unscheduled.optimizer import ScheduleFreeOptimizer
+from unscheduled.optimizer import Plan, ScheduleFreeOptimizer
+from unscheduled.precision import StatePrecision
+from unscheduled.state import State
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """The coefficients of the quintic that pushes singular values towards 1, steepest at 0 (Jordan et al.)."""
@@ -58,7 +61,7 @@ def orthogonalized(matrix: Any, ns_steps: int, eps: float) -> Any:
     return x.T if is_tall else x
 
 
-MUON = Rule(muon_direction, ("momentum_buffer",), elementwise=False)
+MUON = Rule(muon_direction, ("momentum_buffer",), compact=(torch.int16,), elementwise=False)
 
 
 class MuonScheduleFree(ScheduleFreeOptimizer):
@@ -70,12 +73,13 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
         y' = (1 - beta) z' + beta x'
 
     The factor gives the steps the size of AdamW's, so that one learning rate serves both. ``orthogonal`` is five
-    iterations of Newton and Schulz, in the precision of the state. Weight decay is at z unless told otherwise: at y, long
-    runs can diverge. ``interpolation=GrowingInterpolation(power, start)`` with beta 0.4 to 0.6 is AMUSE's growing beta.
+    iterations of Newton and Schulz, in the precision of the state. Weight decay is at z unless told otherwise: at y,
+    long runs can diverge. ``interpolation=GrowingInterpolation(power, start)`` with beta 0.4 to 0.6 is AMUSE's growing
+    beta.
 
-    Each group is split in two: tensors of two or more dimensions (those of more are matrices of their first dimension
-    by all others), and the rest. Embeddings and the last layer are matrices in form only, and better off with AdamW:
-    give them in a group of their own with ``"use_muon": False``. Memory: the gap z - x, and m or the second moments.
+    Matrices are the real tensors of two or more dimensions (those of more are matrices of their first dimension by all
+    others). Embeddings and the last layer are matrices in form only, and better off with AdamW: give them in a group of
+    their own with ``"use_muon": False``. Memory: the gap z - x, and m or the second moments.
 
     Args:
         params: parameters, named parameters or parameter groups.
@@ -89,13 +93,15 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
         foreach: True is ``implementation="foreach"``, False is ``"loop"``.
         inner_momentum: beta1 of Muon, in [0, 1).
         ns_steps: iterations of Newton and Schulz, an integer >= 1.
-        use_muon: whether all parameters are Muon's (True) or AdamW's; None decides by the dimensions.
+        use_muon: whether all parameters are Muon's (True) or AdamW's (False); None: the matrices are.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
         decay_at: whether weight decay looks at ``"z"`` or at ``"y"``.
         maximize: follow the gradient upwards.
         implementation: of all but the orthogonal matrices: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or
             ``"fused"``, see :mod:`unscheduled.kernels`.
+        state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 4.1 bytes a parameter of Muon's,
+            3.1 of AdamW's.
 
     Raises:
         ValueError: if an argument is out of its range, two of them exclude each other, or a parameter for Muon is
@@ -106,8 +112,10 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
         >>> import unscheduled
         >>> model = torch.nn.Linear(4, 2)
         >>> optimizer = unscheduled.MuonScheduleFree(model.parameters(), lr=0.01).attach(model)
-        >>> [(group["use_muon"], len(group["params"])) for group in optimizer.param_groups]
-        [(True, 1), (False, 1)]
+        >>> model(torch.ones(4)).sum().backward()
+        >>> optimizer.step()
+        >>> [list(optimizer.state[param]) for param in (model.weight, model.bias)]
+        [['step', 'gap', 'momentum_buffer'], ['step', 'gap', 'exp_avg_sq']]
 
     Source: "AMUSE", arXiv 2605.22432, and "SF-NorMuon", arXiv 2605.23061, for Schedule-Free learning over Muon; Jordan
     et al., "Muon: An optimizer for hidden layers", 2024; the scale is that of Liu et al., arXiv 2502.16982.
@@ -133,6 +141,7 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
         decay_at: Literal["y", "z"] = "z",
         maximize: bool = False,
         implementation: Implementation = "auto",
+        state_precision: StatePrecision = "float32",
     ) -> None:
         options = {
             "lr": lr,
@@ -150,35 +159,16 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
             "decay_at": decay_at,
             "maximize": maximize,
         }
-        super().__init__(params, implementation=implementation, foreach=foreach, options=options)
+        super().__init__(
+            params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
+        )
 
-    def add_param_group(self, param_group: Group) -> None:
-        """Add a group, split into matrices and others unless it states ``use_muon``.
+    def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
+        use_muon = group["use_muon"]
+        return MUON if use_muon or (use_muon is None and (param is None or is_matrix(param))) else ADAM
 
-        See :meth:`ScheduleFreeOptimizer.add_param_group`.
-        """
-        if param_group.get("use_muon", self.defaults["use_muon"]) is not None:
-            return super().add_param_group(param_group)
-        given: Any = groups.listed(param_group["params"])
-        entries: list[Any] = [given] if isinstance(given, Tensor) else list(given)
-        parts: dict[bool, list[Any]] = {True: [], False: []}
-        for entry in entries:
-            parts[all(map(is_matrix, groups.tensors([entry])))].append(entry)
-        count = len(self.param_groups)
-        try:
-            for use_muon, part in parts.items():
-                if part or (not entries and not use_muon):
-                    super().add_param_group({**param_group, "params": part, "use_muon": use_muon})
-        except BaseException:
-            del self.param_groups[count:]
-            raise
-        return None
-
-    def _rule(self, group: Group) -> Rule:
-        return MUON if group["use_muon"] else ADAM
-
-    def _rule_scalars(self, group: Group, step: int) -> dict[str, float]:
-        if not group["use_muon"]:
+    def _rule_scalars(self, group: Group, rule: Rule, step: int) -> dict[str, float]:
+        if rule is ADAM:
             return adam_scalars(group, step)
         inner_momentum = group["inner_momentum"]
         return {
@@ -187,6 +177,18 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
             "ns_steps": group["ns_steps"],
             "eps": group["eps"],
         }
+
+    def _divided(self, plan: Plan) -> list[tuple[Rule, Plan]]:
+        rules = [self._rule(plan.group, param) for param in plan.params]
+        parts: list[tuple[Rule, Plan]] = []
+        for rule in (MUON, ADAM):
+            columns = (
+                [value for value, its_rule in zip(column, rules, strict=True) if its_rule is rule]
+                for column in (plan.params, plan.grads, plan.states)
+            )
+            params, grads, states = cast("tuple[list[Tensor], list[Tensor], list[State]]", tuple(columns))
+            parts.append((rule, plan._replace(params=params, grads=grads, states=states)))
+        return parts
 
     def _beta(self, group: Group) -> float:
         return float(group["betas"][0])

@@ -100,11 +100,11 @@ class ScheduleFreeOptimizer(SavedOptimizer):
     # What an algorithm states.
 
     @abstractmethod
-    def _rule(self, group: Group) -> Rule:
-        """The rule of a group."""
+    def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
+        """The rule of a group, or of a parameter in it, if they differ."""
 
     @abstractmethod
-    def _rule_scalars(self, group: Group, step: int) -> dict[str, float]:
+    def _rule_scalars(self, group: Group, rule: Rule, step: int) -> dict[str, float]:
         """The rule's scalars for a parameter that has seen ``step`` gradients, this one included."""
 
     @abstractmethod
@@ -256,13 +256,14 @@ class ScheduleFreeOptimizer(SavedOptimizer):
         self._forget_file()
         works: dict[Rule, list[Work]] = {}
         for index, plan in enumerate(self._moves(plans)):
-            works.setdefault(self._rule(plan.group), []).extend(self._works(index, plan))
+            for part, (rule, some) in enumerate(self._divided(plan)):
+                works.setdefault(rule, []).extend(self._works((index, part), rule, some))
         for rule, work in works.items():
             kernels.update(self.implementation, rule, work)
         for plan in plans:
             self._count(plan)
-        for index in [index for index in self._batches if index >= len(plans)]:  # of groups that are gone
-            del self._batches[index]
+        for place in [place for place in self._batches if place[0] >= len(plans)]:  # of groups that are gone
+            del self._batches[place]
 
     def _gathered(self, group: Group) -> Plan:
         """The gradients of a group; sparse ones are refused."""
@@ -334,9 +335,13 @@ class ScheduleFreeOptimizer(SavedOptimizer):
         """The plans with what the rule is to be given in place of the gradients."""
         return plans
 
-    def _works(self, index: int, plan: Plan) -> list[Work]:
-        """What there is to compute for a group. Buffers are made where there are none."""
-        group, counters, rule = plan.group, plan.counters, self._rule(plan.group)
+    def _divided(self, plan: Plan) -> list[tuple[Rule, Plan]]:
+        """The rules of a group, each with the part of the plan that it is for."""
+        return [(self._rule(plan.group), plan)]
+
+    def _works(self, place: tuple[int, int], rule: Rule, plan: Plan) -> list[Work]:
+        """What there is to compute for a rule of a group. Buffers are made where there are none."""
+        group, counters = plan.group, plan.counters
         if not all(plan.states):
             for param, state in zip(plan.params, plan.states, strict=True):
                 if not state:
@@ -350,11 +355,11 @@ class ScheduleFreeOptimizer(SavedOptimizer):
         beta_of_decay = beta if group["decay_at"] == "z" else 0.0
         step_coefficients = coefficients(counters["c"], beta, counters["beta"])
         works: list[Work] = []
-        for seen, batch in self._batches.setdefault(index, Batches()).of(
+        for seen, batch in self._batches.setdefault(place, Batches()).of(
             plan.params, plan.grads, plan.contiguous, plan.states, rule
         ):
             lr, weight_decay = self._move_scalars(group, plan.warm_lr * self._lr_factor(group, seen))
-            direction = self._rule_scalars(group, seen)
+            direction = self._rule_scalars(group, rule, seen)
             decay_of_gap = weight_decay * beta_of_decay
             works.append(
                 (

@@ -149,10 +149,10 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
             params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
         )
 
-    def _rule(self, group: Group) -> Rule:
+    def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
         return RADAM
 
-    def _rule_scalars(self, group: Group, step: int) -> dict[str, float]:
+    def _rule_scalars(self, group: Group, rule: Rule, step: int) -> dict[str, float]:
         return adam_scalars(group, step) | {"rectified": rectification(step, group["betas"][1]) is not None}
 
     def _lr_factor(self, group: Group, step: int) -> float:

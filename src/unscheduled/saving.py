@@ -25,11 +25,11 @@ class SavedOptimizer(TwoModes, ABC):
     state_precision: StatePrecision
     """How the buffers are stored."""
 
-    _batches: dict[int, Batches]  # of each group, by its position
+    _batches: dict[tuple[int, int], Batches]  # of each group, by its position, and of each of its rules
 
     @abstractmethod
-    def _rule(self, group: Group) -> Rule:
-        """The rule of a group."""
+    def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
+        """The rule of a group, or of a parameter in it, if they differ."""
 
     @abstractmethod
     def _check(self, group: Group) -> None:
@@ -53,6 +53,7 @@ class SavedOptimizer(TwoModes, ABC):
                 for param, key in zip(group["params"], saved["params"], strict=True):
                     if state := self.state.get(param):
                         state_dict["state"][key] = self._with_gradient_point(param, state, group["beta"])
+            self._nest(state_dict)
 
         hook = self.register_state_dict_post_hook(describe, prepend=True)  # before the hooks of users
         try:
@@ -111,6 +112,9 @@ class SavedOptimizer(TwoModes, ABC):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _nest(self, state_dict: dict[str, Any]) -> None:
+        """Put the state of a wrapped optimizer into a state dict."""
 
     def _without_nested(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """A state dict without the state of a wrapped optimizer, and that, in the order of the parameters."""

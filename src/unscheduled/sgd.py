@@ -114,10 +114,10 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
             params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
         )
 
-    def _rule(self, group: Group) -> Rule:
+    def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
         return SGD
 
-    def _rule_scalars(self, group: Group, step: int) -> dict[str, float]:
+    def _rule_scalars(self, group: Group, rule: Rule, step: int) -> dict[str, float]:
         return {}
 
     def _beta(self, group: Group) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from unscheduled import groups, iterates, precision
 from unscheduled.averaging import Averaging
@@ -15,7 +16,7 @@ from unscheduled.interval import require_within
 from unscheduled.kernels import GIVEN, Implementation, Rule
 from unscheduled.optimizer import Plan, ScheduleFreeOptimizer, all_contiguous
 from unscheduled.precision import StatePrecision
-from unscheduled.state import State, bits_of_y, fresh_state, put_y, state_dtype
+from unscheduled.state import State, bits_of_y, fresh_state, state_dtype
 from unscheduled.step_size import linear_warmup
 
 REFUSED = {
@@ -124,8 +125,8 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             param_group: its ``params``, the options that differ from the constructor's, and under ``"base"`` a
                 dictionary of the base's options that differ from its defaults.
         """
-        if len(self.base.param_groups) > len(self.param_groups):  # at construction the base has it
-            return super().add_param_group(param_group)
+        if not isinstance(param_group, dict) or len(self.base.param_groups) > len(self.param_groups):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return super().add_param_group(param_group)  # which refuses it, or has it from the base at construction
         group = {name: value for name, value in param_group.items() if name != "base"}
         params = group["params"]
         group["params"] = [params] if isinstance(params, Tensor) else list(params)
@@ -141,10 +142,10 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
 
     # What an algorithm states.
 
-    def _rule(self, group: Group) -> Rule:
+    def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
         return GIVEN
 
-    def _rule_scalars(self, group: Group, step: int) -> dict[str, float]:
+    def _rule_scalars(self, group: Group, rule: Rule, step: int) -> dict[str, float]:
         return {}
 
     def _beta(self, group: Group) -> float:
@@ -174,31 +175,23 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         return super()._next_counters(group, factor * float(base_group.get("d", 1.0)))
 
     def _moves(self, plans: list[Plan]) -> list[Plan]:
-        """Let the base move z, and see how it did."""
-        started = [
-            (param, state, plan.group["beta"])
-            for plan in plans
-            for param, state in zip(plan.params, plan.states, strict=True)
-        ]
-        points = [bits_of_y(param, state) for param, state, _ in started]
+        """Let the base move z, and see by how much."""
+        loans: list[Loan] = []
         try:
-            for (param, state, beta), y in zip(started, points, strict=True):
-                param.copy_(_base_iterate(param, state, y, beta))
+            for plan in plans:
+                for param, state in zip(plan.params, plan.states, strict=True):
+                    loans.append(Loan(param, state, plan.group["beta"]))
             self._give_lrs(plans)
             self.base.step()
-        except BaseException:
-            for (param, state, _), y in zip(started, points, strict=True):
-                _put_back(param, state, y)
-            raise
-        for position, ((param, state, beta), y) in enumerate(zip(started, points, strict=True)):
-            before = _base_iterate(param, state, y, beta).to(param.dtype)
-            points[position] = before.to(state_dtype(param)) - param.detach()
-            _put_back(param, state, y)
-        moves = iter(points)
-        return [
-            plan._replace(grads=(grads := [next(moves) for _ in plan.params]), contiguous=all_contiguous(grads))
-            for plan in plans
-        ]
+            moves = iter([loan.move() for loan in loans])
+        finally:
+            for loan in loans:
+                loan.give_back()
+        with_moves: list[Plan] = []
+        for plan in plans:
+            grads = [next(moves) for _ in plan.params]
+            with_moves.append(plan._replace(grads=grads, contiguous=all_contiguous(grads)))
+        return with_moves
 
     def _give_lrs(self, plans: list[Plan]) -> None:
         """Give the base the learning rates of this step."""
@@ -212,19 +205,13 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
 
     # Saving and loading.
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state, see :meth:`SavedOptimizer.state_dict`, with the base's nested in it under ``"base"``.
-
-        That of a parameter stands in its state, and the options of a group in that group, so that parameters can be
-        found by name and resharded.
-        """
-        saved, base = super().state_dict(), self.base.state_dict()
-        for group, base_group in zip(saved["param_groups"], base["param_groups"], strict=True):
+    def _nest(self, state_dict: dict[str, Any]) -> None:
+        base = self.base.state_dict()
+        for group, base_group in zip(state_dict["param_groups"], base["param_groups"], strict=True):
             group["base"] = {name: value for name, value in base_group.items() if name not in ("params", "param_names")}
             for key, base_key in zip(group["params"], base_group["params"], strict=True):
                 if base_key in base["state"]:
-                    saved["state"][key] = {**saved["state"][key], "base": base["state"][base_key]}
-        return saved
+                    state_dict["state"][key] = {**state_dict["state"][key], "base": base["state"][base_key]}
 
     def _without_nested(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         own_groups, base_groups = list[Group](), list[Group]()
@@ -268,6 +255,57 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         return super().__getstate__() | {"base": self.base, "_given_lrs": self._given_lrs}
 
 
+class Loan:
+    """A parameter that is z for the step of the base, as a tensor of its own in the precision of the state.
+
+    What is no plain tensor (a DTensor has its memory elsewhere) is z in its own memory and precision, and y again
+    afterwards.
+    """
+
+    def __init__(self, param: Tensor, state: State, beta: float) -> None:
+        self._param, self._state, self._beta = param, state, beta
+        self._grad, self._is_plain = cast(Tensor, param.grad), type(param) in (Tensor, Parameter)
+        self._grad_dtype: torch.dtype | None = getattr(param, "grad_dtype", None)
+        z = self._base_iterate(param)
+        if self._is_plain:
+            self._y = param.data
+            param.data = z
+            if self._grad.dtype != z.dtype:
+                self._set_grad(self._grad.to(z.dtype), z.dtype)
+        else:
+            self._y = param.detach().clone()
+            param.copy_(z)
+
+    def _base_iterate(self, y: Tensor) -> Tensor:
+        """z, a new tensor in the precision of the state."""
+        if not self._state:
+            return y.detach().to(state_dtype(y), copy=True)
+        return iterates.base(
+            bits_of_y(y, self._state).to(state_dtype(y)), precision.wide(self._state, "gap"), self._beta
+        )
+
+    def move(self) -> Tensor:
+        """What the base has subtracted from z, in the precision of the state."""
+        before = self._base_iterate(self._y)
+        return before.to(self._param.dtype).to(before.dtype) - self._param.detach()
+
+    def give_back(self) -> None:
+        """Make the parameter y again, bit for bit."""
+        if self._is_plain:
+            self._param.data = self._y
+            if self._param.grad is not self._grad:
+                self._set_grad(self._grad, self._grad_dtype)
+        else:
+            self._param.copy_(self._y)
+
+    def _set_grad(self, grad: Tensor, dtype: torch.dtype | None) -> None:
+        """Give the parameter another gradient, of a dtype that newer versions of torch have to be told."""
+        self._param.grad = None
+        if dtype is not None and hasattr(self._param, "grad_dtype"):
+            self._param.grad_dtype = dtype
+        self._param.grad = grad
+
+
 def _check_base(base: Any) -> None:
     """Raise unless it can move z."""
     if not isinstance(base, torch.optim.Optimizer):
@@ -294,17 +332,3 @@ def _shared_with_base(group: Group) -> Group:
         "params": list(zip(names, params, strict=True)) if names else list(params),
         "lr": lr.clone() if isinstance(lr, Tensor) else lr,
     }
-
-
-def _base_iterate(param: Tensor, state: State, y: Tensor, beta: float) -> Tensor:
-    """z, in the precision of the state."""
-    wide = y.to(state_dtype(param))
-    return iterates.base(wide, precision.wide(state, "gap"), beta) if state else wide
-
-
-def _put_back(param: Tensor, state: State, y: Tensor) -> None:
-    """Put y into a parameter again."""
-    if state:
-        put_y(param, state, y)
-    else:
-        param.copy_(y)

@@ -217,7 +217,7 @@ def _root(value):
 def _sign(value):
     """Of the type of the value, where a number of Python's would widen it."""
     zero, one = (np.float32(number) for number in (0.0, 1.0))
-    return lambda value: one if value > zero else -one if value < zero else zero
+    return lambda value: (one if value > zero else -one if value < zero else zero) + (value - value)
 
 
 OVERLOADED = (iterates.root, iterates.sign)
