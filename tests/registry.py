@@ -60,7 +60,6 @@ class OptimizerInfo:
     own: tuple[Configuration, ...]  # what only this optimizer has
     refused: tuple[Refused, ...]
     buffers: frozenset[str]
-    nested: frozenset[str] = frozenset()  # what a file has beside the buffers
     oracle: dict[str, Any] = field(default_factory=dict)  # its defaults, where they are not the oracle's
 
     def make(self, params: Any, **arguments: Any) -> ScheduleFreeOptimizer:
@@ -276,7 +275,6 @@ WRAPPED = WrappedInfo(
     own=(),
     refused=(),
     buffers=frozenset({"gap"}),
-    nested=frozenset({"base"}),
 )
 ALL = (*OPTIMIZERS, WRAPPED)
 

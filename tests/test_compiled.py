@@ -43,10 +43,10 @@ def compare(info: OptimizerInfo, params: list[Parameter], steps: int = 50) -> No
 def test_it_is_the_loop_in_one_graph(
     info: OptimizerInfo, graphs: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RAdam has one more for the first steps, which cannot be rectified."""
+    """RAdam has one more for the first steps, which cannot be rectified, Muon one for its matrices."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     compare(info, make_params())
-    assert graphs["unique_graphs"] == (2 if info.rule == "radam" else 1)
+    assert graphs["unique_graphs"] == (2 if info.rule in ("radam", "muon") else 1)
 
 
 def test_many_optimizers_do_not_use_up_each_others_graphs(
@@ -64,7 +64,7 @@ def test_many_optimizers_do_not_use_up_each_others_graphs(
 @optimizers
 def test_with_the_compiler_of_torch(info: OptimizerInfo, graphs: dict[str, int]) -> None:
     compare(info, make_params((4, 3), (70,)))
-    assert graphs["unique_graphs"] == (2 if info.rule == "radam" else 1)
+    assert graphs["unique_graphs"] == (2 if info.rule in ("radam", "muon") else 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from problems import copies, equal, make_params, train
-from registry import OptimizerInfo, built_in, configurations, optimizers
+from registry import WRAPPED, OptimizerInfo, built_in, configurations, optimizers
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -115,9 +115,9 @@ def test_the_file_holds_what_the_documentation_says(info: OptimizerInfo) -> None
     params = make_params()
     optimizer = info.make(params)
     train(optimizer, range(3))
-    assert set(optimizer.state_dict()["state"][0]) == info.buffers | info.nested | {"step", "y"}
+    assert set(optimizer.state_dict()["state"][0]) == info.buffers | {"step", "y"}
     assert torch.equal(optimizer.state_dict()["state"][0]["y"], params[0])
-    assert set(optimizer.eval().state_dict()["state"][0]) == info.buffers | info.nested | {"step", "y"}
+    assert set(optimizer.eval().state_dict()["state"][0]) == info.buffers | {"step", "y"}
     assert optimizer.state_dict()["param_groups"][0]["training"] is False
 
 
@@ -353,7 +353,7 @@ def test_state_goes_to_the_device_of_the_parameters(info: OptimizerInfo) -> None
 @optimizers
 def test_dcp_carries_the_mode_of_a_checkpoint_made_in_eval_mode(info: OptimizerInfo) -> None:
     """Flattened or not, into a fresh optimizer in train mode: weights saved at x are not trained as y."""
-    for flat in (False, True):
+    for flat in (False,) if info is WRAPPED else (False, True):  # torch cannot flatten what is nested
         options = StateDictOptions(flatten_optimizer_state_dict=flat)
         model, other = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)
         optimizer, resumed = info.make(model.parameters()), info.make(other.parameters())
@@ -511,10 +511,7 @@ def test_dcp_initialises_an_optimizer_in_eval_mode(info: OptimizerInfo) -> None:
     model = torch.nn.Linear(3, 2)
     before = copies(model.parameters())
     optimizer = info.make(model.parameters()).eval()
-    assert set(get_optimizer_state_dict(model, optimizer)["state"]["weight"]) == info.buffers | info.nested | {
-        "step",
-        "y",
-    }
+    assert set(get_optimizer_state_dict(model, optimizer)["state"]["weight"]) == info.buffers | {"step", "y"}
     assert not optimizer.training
     assert equal(optimizer.train().param_groups[0]["params"], before)
 
