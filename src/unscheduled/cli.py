@@ -63,7 +63,10 @@ def parser() -> argparse.ArgumentParser:
     )
     race.add_argument("--seeds", type=int, metavar="N", help="how many seeds (default: the task's)")
     race.add_argument(
-        "--contenders", type=names, metavar="A,B,...", help="the first is compared with the others (default: all)"
+        "--contenders",
+        type=names,
+        metavar="A,B,...",
+        help="the first is compared with the others (default: schedule-free,cosine,linear)",
     )
     race.add_argument("--tune", action="store_true", help="search the learning rates again, on grids of the same size")
     race.add_argument("--jobs", type=int, metavar="N", help="runs side by side, one thread each (default: all cores)")

@@ -1,15 +1,35 @@
-"""The contenders of a race. One entry in ``CONTENDERS`` is all that a new one needs."""
+"""The contenders of a race: the members of the family, and schedules. One entry in ``CONTENDERS`` is all that a new one
+needs.
+"""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from unscheduled import AdamWScheduleFree
+from unscheduled import (
+    AdamWScheduleFree,
+    AnnealedInterpolation,
+    ExponentialAveraging,
+    GrowingInterpolation,
+    LionScheduleFree,
+    MuonScheduleFree,
+    NoAveraging,
+    PolynomialAveraging,
+    RAdamScheduleFree,
+    ScheduleFreeOptimizer,
+    ScheduleFreePlus,
+    ScheduleFreeWrapper,
+    SGDScheduleFree,
+)
+
+Options = Mapping[str, Any]
+Prepare = Callable[[nn.Module, float, Options, int, int], "Training"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +44,15 @@ class Training:
     optimizer: Optimizer
     schedule: LambdaLR | None = None
 
+    def step(self, loss: Tensor) -> None:
+        """One step, from the gradients of this loss."""
+        if isinstance(self.optimizer, ScheduleFreeOptimizer):
+            self.optimizer.step(loss=loss)
+        else:
+            self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -34,12 +63,14 @@ class Contender:
         optimizer: the class whose ``OptimizerSettings`` of the task it takes.
         anytime: whether one run serves every horizon; otherwise each horizon has a run of its own.
         prepare: given the model, the learning rate, the other options, the steps of warmup and the horizon.
+        lr: the learning rate, of one that is not to be tuned.
     """
 
     theory: str
     optimizer: str
     anytime: bool
-    prepare: Callable[[nn.Module, float, Mapping[str, Any], int, int], Training]
+    prepare: Prepare
+    lr: float | None = None
 
 
 def cosine(progress: float) -> float:
@@ -64,7 +95,7 @@ def warmup_then(decay: Callable[[float], float], warmup_steps: int, horizon: int
 
 
 def scheduled_adamw(name: str, decay: Callable[[float], float]) -> Contender:
-    def prepare(model: nn.Module, lr: float, options: Mapping[str, Any], warmup_steps: int, horizon: int) -> Training:
+    def prepare(model: nn.Module, lr: float, options: Options, warmup_steps: int, horizon: int) -> Training:
         optimizer = AdamW(model.parameters(), lr=lr, **options)
         return Training(optimizer, LambdaLR(optimizer, warmup_then(decay, warmup_steps, horizon)))
 
@@ -76,21 +107,163 @@ def scheduled_adamw(name: str, decay: Callable[[float], float]) -> Contender:
     )
 
 
-def schedule_free_adamw() -> Contender:
-    def prepare(model: nn.Module, lr: float, options: Mapping[str, Any], warmup_steps: int, horizon: int) -> Training:
-        optimizer = AdamWScheduleFree(model.parameters(), lr=lr, warmup_steps=warmup_steps, **options)
-        return Training(optimizer.attach(model))
+def with_beta(beta: float, options: Options) -> dict[str, Any]:
+    """The options with another interpolation beta."""
+    return {**options, "betas": (beta, options["betas"][1] if "betas" in options else 0.999)}
 
-    return Contender(
-        theory="Schedule-Free AdamW, linear warmup, no decay, judged at the averaged weights: one run for all horizons",
-        optimizer="AdamWScheduleFree",
-        anytime=True,
-        prepare=prepare,
+
+def schedule_free(
+    theory: str,
+    make: Callable[[nn.Module, float, Options, int], ScheduleFreeOptimizer],
+    optimizer: str = "AdamWScheduleFree",
+    lr: float | None = None,
+) -> Contender:
+    """One run for all horizons, judged at the average.
+
+    Args:
+        theory: one line.
+        make: given the model, the learning rate, the task's options and the steps of warmup.
+        optimizer: whose options they are.
+        lr: the learning rate, if it is not to be tuned.
+    """
+
+    def prepare(model: nn.Module, lr: float, options: Options, warmup_steps: int, horizon: int) -> Training:
+        return Training(make(model, lr, options, warmup_steps).attach(model))
+
+    return Contender(theory, optimizer, True, prepare, lr)
+
+
+def adamw(theory: str, beta: float | None = None, **axes: Any) -> Contender:
+    """Schedule-Free AdamW with another choice on some axes."""
+
+    def make(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
+        options = options if beta is None else with_beta(beta, options)
+        return AdamWScheduleFree(model.parameters(), lr=lr, warmup_steps=warmup_steps, **options, **axes)
+
+    return schedule_free(theory, make)
+
+
+def averaged_and_scheduled(
+    theory: str,
+    decay: Callable[[float], float],
+    axes: Callable[[int], dict[str, Any]],
+    beta: float | None = None,
+) -> Contender:
+    """Schedule-Free AdamW whose averaging needs a schedule, or the horizon: one run for each."""
+
+    def prepare(model: nn.Module, lr: float, options: Options, warmup_steps: int, horizon: int) -> Training:
+        options = options if beta is None else with_beta(beta, options)
+        optimizer = AdamWScheduleFree(model.parameters(), lr=lr, **options, **axes(horizon)).attach(model)
+        return Training(optimizer, LambdaLR(optimizer, warmup_then(decay, warmup_steps, horizon)))
+
+    return Contender(theory, "AdamWScheduleFree", False, prepare)
+
+
+def constant(progress: float) -> float:
+    """The peak learning rate."""
+    return 1.0
+
+
+def make_sgd(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
+    return SGDScheduleFree(model.parameters(), lr=lr, warmup_steps=warmup_steps, **options)
+
+
+def make_radam(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
+    return RAdamScheduleFree(model.parameters(), lr=lr, **options)
+
+
+def make_lion(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
+    return LionScheduleFree(model.parameters(), lr=lr, warmup_steps=warmup_steps, **options)
+
+
+def make_wrapped(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
+    own = {name: value for name, value in options.items() if name != "betas"}
+    betas = (0.9, options["betas"][1] if "betas" in options else 0.999)
+    base = torch.optim.NAdam(model.parameters(), lr=lr, betas=betas, decoupled_weight_decay=True, **own)
+    return ScheduleFreeWrapper(base, warmup_steps=warmup_steps)
+
+
+def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Embeddings and the last linear layer are AdamW's, all other matrices Muon's."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    ends = [module for module in model.modules() if isinstance(module, nn.Embedding)] + linear[-1:]
+    of_adamw = {id(param) for module in ends for param in module.parameters()}
+    params = list(model.parameters())
+    groups = [
+        {"params": [param for param in params if id(param) not in of_adamw]},
+        {"params": [param for param in params if id(param) in of_adamw], "use_muon": False},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_muon(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
+    return MuonScheduleFree(muon_groups(model), lr=lr, warmup_steps=warmup_steps, **options)
+
+
+def make_amuse(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
+    growing = GrowingInterpolation(power=0.7, start=max(1, warmup_steps))
+    options = with_beta(0.5, options)
+    return MuonScheduleFree(muon_groups(model), lr=lr, warmup_steps=warmup_steps, interpolation=growing, **options)
+
+
+def make_plus(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
+    return ScheduleFreePlus(
+        model.parameters(), lr=lr, warmup_steps=warmup_steps, betas=with_beta(0.9, options)["betas"]
     )
 
 
+SCHEDULE_FREE = adamw(
+    "Schedule-Free AdamW, linear warmup, no decay, judged at the averaged weights: one run for all horizons"
+)
+
 CONTENDERS: dict[str, Contender] = {
-    "schedule-free": schedule_free_adamw(),
+    "schedule-free": SCHEDULE_FREE,
     "cosine": scheduled_adamw("cosine", cosine),
     "linear": scheduled_adamw("linear", linear),
+    "constant": adamw(
+        "plain AdamW (c = 1), linear warmup, no decay and no averaging: what averaging and schedules are to beat",
+        inner_momentum=0.9,
+        averaging=NoAveraging(),
+    ),
+    "polyak-ruppert": adamw("Schedule-Free AdamW with beta = 0: gradients at z, x the mean of all z", beta=0.0),
+    "primal": adamw("Schedule-Free AdamW with beta = 1: gradients at the average itself", beta=1.0),
+    "river": adamw(
+        "Schedule-Free AdamW with C = 50, that is r = 4: the average follows late steps more",
+        averaging=PolynomialAveraging.river(C=50, beta=0.9),
+    ),
+    "annealed": adamw(
+        "Schedule-Free AdamW, beta annealed to 0.965 over 1,000 steps, evenly in log(1 - beta)",
+        interpolation=AnnealedInterpolation(beta_max=0.965, steps=1000),
+    ),
+    "inner-momentum": adamw("Schedule-Free AdamW with Adam's momentum 0.9 inside", inner_momentum=0.9),
+    "plus": schedule_free(
+        "ScheduleFree+: Schedule-Free AdamW with the Polyak step, no learning rate at all", make_plus, lr=1.0
+    ),
+    "radam": schedule_free("Schedule-Free RAdam: the rectification takes the place of the warmup", make_radam),
+    "sgd": schedule_free("Schedule-Free SGD, linear warmup", make_sgd, "SGDScheduleFree"),
+    "lion": schedule_free("Schedule-Free Lion: steps along a sign, linear warmup", make_lion, "LionScheduleFree"),
+    "muon": schedule_free(
+        "Schedule-Free Muon: orthogonal steps for matrices, AdamW's for the rest, linear warmup", make_muon
+    ),
+    "amuse": schedule_free("the same with a beta that grows from 0.5 towards 1 as in AMUSE", make_amuse),
+    "wrapped-nadam": schedule_free("Schedule-Free learning over torch.optim.NAdam, linear warmup", make_wrapped),
+    "gpa": averaged_and_scheduled(
+        "Generalized Primal Averaging: Schedule-Free AdamW with c = 0.0033, beta 0.8 and cosine decay",
+        cosine,
+        lambda horizon: {"averaging": ExponentialAveraging(c=1.0 - 0.9 ** (1 / 32)), "decay_at": "z"},
+        beta=0.8,
+    ),
+    "schedulet": averaged_and_scheduled(
+        "schedulet: linear decay, and the average weighed by the learning rate of each step",
+        linear,
+        lambda horizon: {"averaging": PolynomialAveraging(weight_lr_power=1.0, weight_lr="current")},
+    ),
+    "cool-down": averaged_and_scheduled(
+        "Schedule-Free AdamW whose average begins afresh for the last fifth of the horizon",
+        constant,
+        lambda horizon: {"averaging": PolynomialAveraging(cooldown_start=max(1, round(0.8 * horizon)))},
+    ),
 }
+
+DEFAULT_CONTENDERS = ("schedule-free", "cosine", "linear")
+"""Those of a race for which the user names none."""

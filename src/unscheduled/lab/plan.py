@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unscheduled.lab.contenders import CONTENDERS
+from unscheduled.lab.contenders import CONTENDERS, DEFAULT_CONTENDERS
 from unscheduled.lab.run import RunSettings
 from unscheduled.lab.task import LoadedTask, RaceError, describe_error
 
@@ -53,6 +53,8 @@ class Plan:
 
     def grid(self, contender: str) -> list[float]:
         """The learning rates that tuning tries, ascending."""
+        if (lr := CONTENDERS[contender].lr) is not None:
+            return [lr]
         return sorted(self.loaded.task.optimizers[CONTENDERS[contender].optimizer].learning_rates)
 
     def options(self, contender: str) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def make_plan(
     if horizons[0] < 1 or horizons[-1] > steps:
         wrong = horizons[0] if horizons[0] < 1 else horizons[-1]
         raise RaceError(f"horizon {wrong} is not within the budget: want 1 <= horizon <= {steps} steps (see --steps)")
-    contenders = tuple(dict.fromkeys(contenders or CONTENDERS))
+    contenders = tuple(dict.fromkeys(contenders or DEFAULT_CONTENDERS))
     for contender in contenders:
         if contender not in CONTENDERS:
             raise RaceError(f"unknown contender {contender!r}: the contenders are {', '.join(CONTENDERS)}")

@@ -66,9 +66,7 @@ def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> d
         loss = task.loss(model, batch)
         training.optimizer.zero_grad()
         loss.backward()
-        training.optimizer.step()
-        if training.schedule is not None:
-            training.schedule.step()
+        training.step(loss)
         finite = math.isfinite(loss.item())
         if finite and step in settings.evaluate_at:
             value = evaluate(task, model)

@@ -114,7 +114,7 @@ def choose(scores: Sequence[Mapping[str, Any]], contender: str, horizon: int) ->
         raise RaceError(f"{contender} diverged at every learning rate of its grid ({rates}): give the task a lower one")
     best = min(finite, key=lambda score: score["mean"])
     rates = sorted(score["lr"] for score in candidates)
-    edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(best["lr"])
+    edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(best["lr"]) if len(rates) > 1 else None
     return {"contender": contender, "horizon": horizon, "lr": best["lr"], "mean": best["mean"], "edge_of_grid": edge}
 
 

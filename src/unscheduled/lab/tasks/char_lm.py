@@ -108,7 +108,8 @@ def facts() -> dict[str, Any]:
     return {"training characters": len(training), "held-out characters": len(held_out), "text sha256": sha256}
 
 
-settings = OptimizerSettings((0.002, 0.004, 0.008, 0.016, 0.032), {"betas": (0.9, 0.99), "weight_decay": 0.01})
+BETAS = (0.9, 0.99)
+settings = OptimizerSettings((0.002, 0.004, 0.008, 0.016, 0.032), {"betas": BETAS, "weight_decay": 0.01})
 task = Task(
     summary="a GPT of 114,000 parameters on the source of Python's standard library, character by character",
     model=GPT,
@@ -118,6 +119,13 @@ task = Task(
     metric_name="validation loss (nats per character)",
     steps=2000,
     warmup_steps=200,
-    optimizers={"AdamW": settings, "AdamWScheduleFree": settings},
+    optimizers={
+        "AdamW": settings,
+        "AdamWScheduleFree": settings,
+        "SGDScheduleFree": OptimizerSettings((0.3, 1.0, 3.0, 10.0, 30.0)),
+        "LionScheduleFree": OptimizerSettings(
+            (0.0003, 0.001, 0.003, 0.01, 0.03), {"betas": BETAS, "weight_decay": 0.05}
+        ),
+    },
     facts=facts,
 )

@@ -71,7 +71,8 @@ def facts() -> dict[str, Any]:
     return {"training images": len(images) - HELD_OUT, "held-out images": HELD_OUT, "data sha256": sha256}
 
 
-settings = OptimizerSettings((0.001, 0.003, 0.01, 0.03, 0.1), {"betas": (0.9, 0.99), "weight_decay": 0.05})
+BETAS = (0.9, 0.99)
+settings = OptimizerSettings((0.001, 0.003, 0.01, 0.03, 0.1), {"betas": BETAS, "weight_decay": 0.05})
 task = Task(
     summary="a convolutional network of 15,000 parameters, with BatchNorm, on scikit-learn's handwritten digits",
     model=model,
@@ -81,7 +82,14 @@ task = Task(
     metric_name="validation cross-entropy",
     steps=1000,
     warmup_steps=50,
-    optimizers={"AdamW": settings, "AdamWScheduleFree": settings},
+    optimizers={
+        "AdamW": settings,
+        "AdamWScheduleFree": settings,
+        "SGDScheduleFree": OptimizerSettings((0.03, 0.1, 0.3, 1.0, 3.0), {"weight_decay": 0.001}),
+        "LionScheduleFree": OptimizerSettings(
+            (0.0001, 0.0003, 0.001, 0.003, 0.01), {"betas": BETAS, "weight_decay": 0.2}
+        ),
+    },
     seeds=5,
     facts=facts,
 )
