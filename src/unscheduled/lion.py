@@ -66,13 +66,13 @@ SIGN = Rule(sign_direction, (), foreach_sign_direction, ())
 class LionScheduleFree(ScheduleFreeOptimizer):
     """Schedule-Free Lion: every weight moves by the same amount, in the direction of a sign.
 
-        z' = z - gamma (sign(beta1 m + (1 - beta1) g) + lambda w)
-        m' = beta2 m + (1 - beta2) g
+        z' = z - gamma (sign(g) + lambda w)
         x' = (1 - c) x + c z',    c = w_t / sum w_i,    w_t = t^r (max gamma)^weight_lr_power
         y' = (1 - beta) z' + beta x'
 
-    with gamma = lr min(1, t / warmup_steps). With ``averaging=NoAveraging()`` it is Lion. Memory: m and the gap z - x,
-    or, with ``inner_momentum=0`` (the sign of the gradient), the gap alone.
+    with gamma = lr min(1, t / warmup_steps). The interpolation takes the place of momentum, so the gap z - x is all that
+    it keeps. With ``inner_momentum`` = beta1 > 0, g in z' is replaced by beta1 m + (1 - beta1) g, where m' = beta2 m +
+    (1 - beta2) g is a second buffer; with ``averaging=NoAveraging()`` that is Lion.
 
     Complex parameters are pairs of real ones.
 
@@ -86,14 +86,16 @@ class LionScheduleFree(ScheduleFreeOptimizer):
         r: power of the step in the averaging weights, in (-1, 32]; None is 0.
         weight_lr_power: power of the learning rate's running maximum in the averaging weights, in [0, 8]; None is 2.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``.
-        inner_momentum: beta1, in [0, 1), how much of m is in the sign; 0 keeps no m.
+        inner_momentum: beta1, in [0, 1), how much of m is in the sign; 0 keeps no m. Lion has 0.9; small batches are
+            better without.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
         decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
             :mod:`unscheduled.kernels`.
-        state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 4.1 bytes a parameter.
+        state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 2.03 bytes a parameter, 4.1 with
+            an inner momentum.
 
     Raises:
         ValueError: if an argument is out of its range, or two of them exclude each other.
@@ -126,7 +128,7 @@ class LionScheduleFree(ScheduleFreeOptimizer):
         weight_lr_power: float | None = None,
         foreach: bool | None = None,
         *,
-        inner_momentum: float = 0.9,
+        inner_momentum: float = 0.0,
         averaging: Averaging | None = None,
         interpolation: Interpolation | None = None,
         decay_at: Literal["y", "z"] = "y",
@@ -170,4 +172,4 @@ class LionScheduleFree(ScheduleFreeOptimizer):
 
     def _check_rule(self, group: Group) -> None:
         check_betas(group, "it averages the gradient: use 0.99")
-        require_within("[0, 1)", "inner_momentum", group["inner_momentum"], "use 0.9, or 0 to keep no momentum")
+        require_within("[0, 1)", "inner_momentum", group["inner_momentum"], "use 0, or 0.9 as Lion has it")

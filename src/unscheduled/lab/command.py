@@ -54,10 +54,10 @@ def list_all(console: Console) -> None:
     """The tasks and the contenders, a line each."""
     console.print("tasks:")
     for name in built_in_tasks():
-        console.print(f"  {name:15}{load_task(name).task.summary}")
+        console.print(f"  {name:17}{load_task(name).task.summary}")
     console.print("contenders:")
     for name, contender in CONTENDERS.items():
-        console.print(f"  {name:15}{contender.theory}")
+        console.print(f"  {name:17}{contender.theory}")
 
 
 def check_writable(folder: Path) -> None:

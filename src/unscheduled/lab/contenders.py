@@ -177,10 +177,9 @@ def make_lion(model: nn.Module, lr: float, options: Options, warmup_steps: int) 
 
 
 def make_wrapped(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
-    own = {name: value for name, value in options.items() if name != "betas"}
-    betas = (0.9, options["betas"][1] if "betas" in options else 0.999)
-    base = torch.optim.NAdam(model.parameters(), lr=lr, betas=betas, decoupled_weight_decay=True, **own)
-    return ScheduleFreeWrapper(base, warmup_steps=warmup_steps)
+    base = torch.optim.RMSprop(model.parameters(), lr=lr, alpha=with_beta(0.9, options)["betas"][1])
+    decay = options.get("weight_decay", 0.0)
+    return ScheduleFreeWrapper(base, weight_decay_at_y=decay, warmup_steps=warmup_steps)
 
 
 def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -241,12 +240,16 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "radam": schedule_free("Schedule-Free RAdam: the rectification takes the place of the warmup", make_radam),
     "sgd": schedule_free("Schedule-Free SGD, linear warmup", make_sgd, "SGDScheduleFree"),
-    "lion": schedule_free("Schedule-Free Lion: steps along a sign, linear warmup", make_lion, "LionScheduleFree"),
+    "lion": schedule_free(
+        "Schedule-Free Lion without momentum inside: steps along the sign of the gradient, linear warmup",
+        make_lion,
+        "LionScheduleFree",
+    ),
     "muon": schedule_free(
         "Schedule-Free Muon: orthogonal steps for matrices, AdamW's for the rest, linear warmup", make_muon
     ),
     "amuse": schedule_free("the same with a beta that grows from 0.5 towards 1 as in AMUSE", make_amuse),
-    "wrapped-nadam": schedule_free("Schedule-Free learning over torch.optim.NAdam, linear warmup", make_wrapped),
+    "wrapped-rmsprop": schedule_free("Schedule-Free learning over torch.optim.RMSprop, linear warmup", make_wrapped),
     "gpa": averaged_and_scheduled(
         "Generalized Primal Averaging: Schedule-Free AdamW with c = 0.0033, beta 0.8 and cosine decay",
         cosine,

@@ -122,9 +122,9 @@ task = Task(
     optimizers={
         "AdamW": settings,
         "AdamWScheduleFree": settings,
-        "SGDScheduleFree": OptimizerSettings((0.3, 1.0, 3.0, 10.0, 30.0)),
+        "SGDScheduleFree": OptimizerSettings((0.25, 0.5, 1.0, 2.0, 4.0)),
         "LionScheduleFree": OptimizerSettings(
-            (0.0003, 0.001, 0.003, 0.01, 0.03), {"betas": BETAS, "weight_decay": 0.05}
+            (0.001, 0.002, 0.004, 0.008, 0.016), {"betas": BETAS, "weight_decay": 0.05}
         ),
     },
     facts=facts,

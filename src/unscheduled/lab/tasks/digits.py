@@ -87,7 +87,7 @@ task = Task(
         "AdamWScheduleFree": settings,
         "SGDScheduleFree": OptimizerSettings((0.03, 0.1, 0.3, 1.0, 3.0), {"weight_decay": 0.001}),
         "LionScheduleFree": OptimizerSettings(
-            (0.0001, 0.0003, 0.001, 0.003, 0.01), {"betas": BETAS, "weight_decay": 0.2}
+            (0.0003, 0.001, 0.003, 0.01, 0.03), {"betas": BETAS, "weight_decay": 0.2}
         ),
     },
     seeds=5,
