@@ -233,16 +233,20 @@ OPTIMIZERS = (
         lr=0.003,
         beta_arguments=lambda beta: {"betas": (beta, 0.99)},
         own=(
-            Configuration("beta2", {"betas": (0.9, 0.9)}, {"beta2": 0.9}),
-            Configuration("sign", {"inner_momentum": 0.0}, {"inner_momentum": 0.0}),
+            Configuration("inner momentum", {"inner_momentum": 0.9}, {"inner_momentum": 0.9}),
+            Configuration(
+                "inner momentum, beta2, decay",
+                {"inner_momentum": 0.8, "betas": (0.9, 0.9), "weight_decay": 0.1},
+                {"inner_momentum": 0.8, "beta2": 0.9, "weight_decay": 0.1},
+            ),
         ),
         refused=(
             *REFUSED,
             *(case for case in REFUSED_BETAS if "betas" in case.arguments),
             Refused({"inner_momentum": 1.0}, r"inner_momentum = 1\.0 is outside \[0, 1\)"),
         ),
-        buffers=frozenset({"gap", "exp_avg"}),
-        oracle={"beta2": 0.99, "inner_momentum": 0.9},
+        buffers=frozenset({"gap"}),
+        oracle={"beta2": 0.99},
     ),
     OptimizerInfo(
         cls=MuonScheduleFree,

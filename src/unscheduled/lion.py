@@ -70,9 +70,9 @@ class LionScheduleFree(ScheduleFreeOptimizer):
         x' = (1 - c) x + c z',    c = w_t / sum w_i,    w_t = t^r (max gamma)^weight_lr_power
         y' = (1 - beta) z' + beta x'
 
-    with gamma = lr min(1, t / warmup_steps). The interpolation takes the place of momentum, so the gap z - x is all that
-    it keeps. With ``inner_momentum`` = beta1 > 0, g in z' is replaced by beta1 m + (1 - beta1) g, where m' = beta2 m +
-    (1 - beta2) g is a second buffer; with ``averaging=NoAveraging()`` that is Lion.
+    with gamma = lr min(1, t / warmup_steps). The interpolation takes the place of momentum, so the gap z - x is all
+    that it keeps. With ``inner_momentum`` = beta1 > 0, g in z' is replaced by beta1 m + (1 - beta1) g, and a second
+    buffer is kept, m' = beta2 m + (1 - beta2) g; with ``averaging=NoAveraging()`` that is Lion.
 
     Complex parameters are pairs of real ones.
 

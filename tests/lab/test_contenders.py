@@ -46,11 +46,33 @@ def test_schedule_warms_up_decays_and_ends_at_the_horizon(name: str) -> None:
     assert rates[HORIZON] == 0.0
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if name not in ("plus", "radam")])
 def test_warmup_is_the_same_for_all(name: str) -> None:
-    """The first step of any Adam moves the weight by the learning rate: lr / warmup_steps."""
+    """But for the two that have a step size of their own at first."""
     model = OneWeight()
     training = CONTENDERS[name].prepare(model, LR, {"weight_decay": 0.0}, WARMUP_STEPS, HORIZON)
+    (group,) = training.optimizer.param_groups
+    rate = group["lr"]
     model.weight.grad = torch.ones_like(model.weight)
-    training.optimizer.step()
-    assert model.eval().weight.item() == pytest.approx(3.0 - LR / WARMUP_STEPS, abs=1e-8)
+    training.step(torch.tensor(1.0))
+    assert group.get("effective_lr", rate) == pytest.approx(LR / WARMUP_STEPS)
+    assert model.eval().weight.item() < 3.0
+
+
+def test_plus_takes_the_polyak_step() -> None:
+    """f = 3 and the gradient is 1: s = 3 / sqrt(pi / 2) after the warmup, whatever the learning rate."""
+    model = OneWeight()
+    training = CONTENDERS["plus"].prepare(model, 1.0, {"weight_decay": 0.0}, 0, HORIZON)
+    model.weight.grad = torch.ones_like(model.weight)
+    training.step(torch.tensor(3.0))
+    assert training.optimizer.param_groups[0]["effective_lr"] == pytest.approx(3.0 / math.sqrt(math.pi / 2))
+
+
+def test_muon_leaves_the_ends_of_a_model_to_adamw() -> None:
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 7))
+    training = CONTENDERS["muon"].prepare(model, LR, {}, 0, HORIZON)
+    model(torch.arange(3)).sum().backward()
+    training.step(torch.tensor(1.0))
+    state = training.optimizer.state
+    by_muon = [name for name, param in model.named_parameters() if "momentum_buffer" in state[param]]
+    assert by_muon == ["1.weight"]

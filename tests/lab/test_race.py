@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from unscheduled.cli import main
-from unscheduled.lab.contenders import CONTENDERS
+from unscheduled.lab.contenders import CONTENDERS, DEFAULT_CONTENDERS
 from unscheduled.lab.statistics import Estimate
 from unscheduled.lab.task import built_in_tasks, load_task
 
@@ -52,8 +53,11 @@ def test_race_of_a_users_task(tiny_task: Path, capsys: pytest.CaptureFixture[str
 
     # One run a seed for schedule-free, four for each schedule; each evaluated at its horizons.
     assert record["horizons"] == [2, 4, 8, 16]
-    lengths = {name: sorted(r["horizon"] for r in record["runs"] if r["contender"] == name) for name in CONTENDERS}
-    assert lengths == {name: [16, 16] if name == "schedule-free" else [2, 2, 4, 4, 8, 8, 16, 16] for name in CONTENDERS}
+    lengths = {
+        name: sorted(r["horizon"] for r in record["runs"] if r["contender"] == name) for name in DEFAULT_CONTENDERS
+    }
+    several = [2, 2, 4, 4, 8, 8, 16, 16]
+    assert lengths == {name: [16, 16] if name == "schedule-free" else several for name in DEFAULT_CONTENDERS}
     for result in record["results"]:
         length = 16 if result["contender"] == "schedule-free" else result["horizon"]
         runs = [r for r in record["runs"] if (r["contender"], r["horizon"]) == (result["contender"], length)]
@@ -227,17 +231,42 @@ def test_interrupt_says_how_to_go_on(slow_task: Path) -> None:
     assert errors.splitlines() == trackers  # joblib's, if it was interrupted while it started a worker
 
 
+def test_a_race_of_many_has_a_line_for_each(tiny_task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = race(tiny_task, "--contenders", "schedule-free,constant,primal,plus,muon", "--horizons", "8,16")
+    lines = capsys.readouterr().out.splitlines()
+    header = next(line.split() for line in lines if line.split()[:1] == ["steps"])
+    assert header == ["steps", "8", "16"]
+    for name in record["contenders"]:
+        shown = [
+            str(Estimate(result["mean"], result["standard_error"]))
+            for result in record["results"]
+            if result["contender"] == name
+        ]
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        assert line.split(maxsplit=1)[1].split() == " ".join(shown).split()
+    page = (tiny_task.parent / "out" / "race.html").read_text(encoding="utf-8")
+    assert "<th>muon</th>" in page
+    assert record["verdict"].count(":") == record["verdict"].count(" minus ") == 0
+    rates = {rate["contender"]: rate["lr"] for rate in record["learning_rates"]}
+    assert rates["plus"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("suffix", "contenders"), [(".tuning.json", DEFAULT_CONTENDERS), (".family.tuning.json", CONTENDERS)]
+)
 @pytest.mark.parametrize("name", built_in_tasks())
-def test_shipped_learning_rates_are_those_of_the_tuning_run(name: str) -> None:
+def test_shipped_learning_rates_are_those_of_the_tuning_run(name: str, suffix: str, contenders: Iterable[str]) -> None:
     """The file belongs to the task's grids and options; each choice is the best and not at an end of its grid."""
     loaded = load_task(name)
-    tuning = json.loads(loaded.tuning_file().read_text())
+    (file,) = [file for file in loaded.tuning_files() if file.name.endswith(loaded.path.stem + suffix)]
+    tuning = json.loads(file.read_text())
     assert tuning["task"]["metric"] == loaded.task.metric_name
-    assert tuning["steps"] == loaded.task.steps
+    assert tuning["steps"] <= loaded.task.steps
     assert any("sha256" in fact for fact in tuning["task"]["facts"])
-    for contender, settings in CONTENDERS.items():
+    for contender in contenders:
+        settings = CONTENDERS[contender]
         options = loaded.task.optimizers[settings.optimizer]
-        assert tuning["grids"][contender] == sorted(options.learning_rates)
+        assert tuning["grids"][contender] == (sorted(options.learning_rates) if settings.lr is None else [settings.lr])
         assert tuning["contenders"][contender]["options"] == json.loads(json.dumps(options.options))
         choices = [choice for choice in tuning["chosen"] if choice["contender"] == contender]
         assert [choice["horizon"] for choice in choices] == (

@@ -15,6 +15,8 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFo
 # Okabe and Ito's palette, told apart by colour-blind eyes; each contender has a marker of its own as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+MANY = 4
+"""More contenders than these have their legend beside the picture."""
 CLOSE = 1.4
 """Horizons within this factor would have overlapping labels."""
 WIDE_RANGE = 5.0
@@ -24,11 +26,11 @@ WIDE_RANGE = 5.0
 def draw(record: Mapping[str, Any], file: Path) -> None:
     """Write the picture as PNG."""
     compared = len(record["contenders"]) > 1
-    figure = Figure(figsize=(11 if compared else 7, 5), dpi=150, layout="constrained")
+    many = len(record["contenders"]) > MANY
+    figure = Figure(figsize=(11 if compared else 7, 8 if many else 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    left, *right = figure.subplots(1, 2 if compared else 1, width_ratios=(1.6, 1) if compared else None, squeeze=False)[
-        0
-    ]
+    columns = 2 if compared else 1
+    left, *right = figure.subplots(1, columns, width_ratios=(1.6, 1) if compared else None, squeeze=False)[0]
     draw_curves(left, record)
     for axes in right:
         draw_differences(axes, record)
@@ -40,7 +42,21 @@ def draw(record: Mapping[str, Any], file: Path) -> None:
         axes.set_xlabel("steps (logarithmic)")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    if many:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    else:
+        for axes in (left, *right):
+            axes.legend(frameon=False)
     figure.savefig(file)
+
+
+def colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def marker(index: int) -> str:
+    """Another one when the colours begin again."""
+    return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
 def labelled(horizons: Sequence[int]) -> list[int]:
@@ -63,7 +79,7 @@ def draw_curves(axes: Axes, record: Mapping[str, Any]) -> None:
             axes.plot(
                 steps,
                 means,
-                color=COLOURS[index % len(COLOURS)],
+                color=colour(index),
                 linewidth=2.6 if index == 0 else 1.1,
                 zorder=3 if index == 0 else 2,
             )
@@ -73,9 +89,9 @@ def draw_curves(axes: Axes, record: Mapping[str, Any]) -> None:
             [result["horizon"] for result in results],
             [result["mean"] for result in results],
             linestyle="none",
-            marker=MARKERS[index % len(MARKERS)],
+            marker=marker(index),
             markersize=7,
-            color=COLOURS[index % len(COLOURS)],
+            color=colour(index),
             markeredgecolor="white",
             label=f"{name} ({'one run' if len(lengths) == 1 else f'{len(lengths)} runs'} a seed)",
             zorder=4,
@@ -114,7 +130,6 @@ def draw_curves(axes: Axes, record: Mapping[str, Any]) -> None:
     axes.set_ylabel(record["task"]["metric"])
     seeds = record["seeds"]
     axes.set_title(f"{record['task']['name']}: {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}", loc="left")
-    axes.legend(frameon=False)
 
 
 def mean_curve(record: Mapping[str, Any], name: str, length: int) -> tuple[list[int], list[float]]:
@@ -132,19 +147,18 @@ def draw_differences(axes: Axes, record: Mapping[str, Any]) -> None:
         results = [
             result for result in record["results"] if result["contender"] == name and result["difference"] is not None
         ]
-        spread = 1.0 + 0.05 * (index - (len(others) + 1) / 2)
+        spread = 1.0 + min(0.05, 0.5 / len(others)) * (index - (len(others) + 1) / 2)
         axes.errorbar(
             [result["horizon"] * spread for result in results],
             [result["difference"] for result in results],
             yerr=[2.0 * (result["difference_standard_error"] or 0.0) for result in results],
             linestyle="none",
-            marker=MARKERS[index % len(MARKERS)],
+            marker=marker(index),
             markersize=7,
             capsize=4,
-            color=COLOURS[index % len(COLOURS)],
+            color=colour(index),
             label=f"against {name}",
         )
-    axes.set_xlim(record["horizons"][0] / 1.25, record["horizons"][-1] * 1.25)
+    axes.set_xlim(record["horizons"][0] / 1.4, record["horizons"][-1] * 1.4)
     axes.set_ylabel(f"{first} minus the other")
     axes.set_title("below 0 it is better; bars: two standard errors", loc="left", fontsize="medium")
-    axes.legend(frameon=False)

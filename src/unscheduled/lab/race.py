@@ -139,7 +139,7 @@ def verdict(plan: Plan, results: Sequence[Mapping[str, Any]]) -> str:
     answer = f"At {plan.horizons[-1]:,} steps {first['contender']} ({shown(first)})"
     if not others:
         return answer + "."
-    answer += " is " + " and ".join(compared_with(other) for other in others) + "."
+    answer += " is " + (in_groups(others) if len(others) > 3 else " and ".join(map(compared_with, others))) + "."
     verdicts = {other["verdict"] for other in others}
     drops_the_schedule = CONTENDERS[first["contender"]].anytime and not any(
         CONTENDERS[other["contender"]].anytime for other in others
@@ -153,20 +153,32 @@ def verdict(plan: Plan, results: Sequence[Mapping[str, Any]]) -> str:
     return answer
 
 
+RELATIONS = {
+    "better": "better than",
+    "worse": "worse than",
+    "tie": "tied with",
+    "diverged": "as divergent as",
+    "one seed": "not comparable, with one seed, to",
+}
+
+
+def in_groups(others: Sequence[Mapping[str, Any]]) -> str:
+    """How the first contender does against many, without the differences."""
+    groups = [
+        f"{relation} " + ", ".join(f"{other['contender']} ({shown(other)})" for other in found)
+        for verdict, relation in RELATIONS.items()
+        if (found := [other for other in others if other["verdict"] == verdict])
+    ]
+    return "; ".join(groups)
+
+
 def compared_with(other: Mapping[str, Any]) -> str:
     """How the first contender does against another one at one horizon."""
-    relations = {
-        "better": "better than",
-        "worse": "worse than",
-        "tie": "tied with",
-        "diverged": "as divergent as",
-        "one seed": "not comparable, with one seed, to",
-    }
     numbers = shown(other)
     if other["difference"] is not None:
         difference = Estimate(other["difference"], other["difference_standard_error"])
         numbers += f"; difference {difference.shown('+')}"
-    return f"{relations[other['verdict']]} {other['contender']} ({numbers})"
+    return f"{RELATIONS[other['verdict']]} {other['contender']} ({numbers})"
 
 
 def shown(result: Mapping[str, Any]) -> str:

@@ -37,6 +37,17 @@ def cells(record: Mapping[str, Any]) -> list[tuple[int, list[Cell]]]:
     ]
 
 
+def is_long(record: Mapping[str, Any]) -> bool:
+    """Whether there are so many contenders that each gets a line of the table."""
+    return len(record["contenders"]) > 4
+
+
+def rows_of(record: Mapping[str, Any]) -> list[list[Any]]:
+    """The lines of the table, its header first: one for each horizon, or for each of many contenders."""
+    table = [["steps", *record["contenders"]], *([f"{horizon:,}", *row] for horizon, row in cells(record))]
+    return [list(column) for column in zip(*table, strict=True)] if is_long(record) else table
+
+
 def cell(result: Mapping[str, Any]) -> Cell:
     """One cell; a difference is shown with no more decimals than the mean above it."""
     mean = Estimate(result["mean"], result["standard_error"])
@@ -52,11 +63,11 @@ def print_table(record: Mapping[str, Any], console: Console) -> None:
     first = next(iter(record["contenders"]))
     seeds = f"mean ± standard error of {record['seeds']} seeds" if record["seeds"] > 1 else "one seed"
     table = Table(box=SIMPLE_HEAD, title=f"{record['task']['name']}: {record['task']['metric']}, {seeds}")
-    table.add_column("steps", justify="right")
-    for name in record["contenders"]:
-        table.add_column(name, justify="right")
-    for horizon, row in cells(record):
-        table.add_row(f"{horizon:,}", *(text(each) for each in row))
+    header, *rows = rows_of(record)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 and is_long(record) else "right")
+    for row in rows:
+        table.add_row(*(text(each) if isinstance(each, Cell) else each for each in row))
     console.print(table)
     if len(record["contenders"]) > 1:
         console.print(f"(the second lines: {first} compared with the other, and {first} minus it)")
@@ -82,7 +93,7 @@ def write_report(record: Mapping[str, Any], out: Path) -> None:
     )
     page = environment.get_template("race.html.jinja").render(
         record=record,
-        table=cells(record),
+        table=rows_of(record),
         picture=base64.b64encode((out / PICTURE_FILE).read_bytes()).decode(),
     )
     (out / PAGE_FILE).write_text(page, encoding="utf-8")

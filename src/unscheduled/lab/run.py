@@ -64,10 +64,11 @@ def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> d
     torch.manual_seed(settings.seed)
     for step, batch in enumerate(itertools.islice(itertools.chain([first_batch], batches), settings.horizon), start=1):
         loss = task.loss(model, batch)
-        training.optimizer.zero_grad()
-        loss.backward()
-        training.step(loss)
         finite = math.isfinite(loss.item())
+        if finite:
+            training.optimizer.zero_grad()
+            loss.backward()
+            training.step(loss)
         if finite and step in settings.evaluate_at:
             value = evaluate(task, model)
             finite = math.isfinite(value)

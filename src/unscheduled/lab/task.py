@@ -132,9 +132,9 @@ class LoadedTask:
     source_sha256: str
     task: Task
 
-    def tuning_file(self) -> Path:
-        """The tuned learning rates shipped beside the task."""
-        return self.path.with_suffix(".tuning.json")
+    def tuning_files(self) -> list[Path]:
+        """The tuned learning rates shipped beside the task: of the default race, and of the whole family."""
+        return [self.path.with_suffix(suffix) for suffix in (".tuning.json", ".family.tuning.json")]
 
 
 def built_in_tasks() -> dict[str, Path]:

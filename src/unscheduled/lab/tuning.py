@@ -47,7 +47,7 @@ def find_tuned_rates(plan: Plan) -> TunedRates | None:
         RaceError: if a file cannot be understood.
     """
     own = plan.out / TUNING_FILE
-    for file in (own, plan.loaded.tuning_file()):
+    for file in (own, *plan.loaded.tuning_files()):
         if file.is_file():
             try:
                 tuned = TunedRates(file.name, json.loads(file.read_text()))
