@@ -206,9 +206,9 @@ def make_amuse(model: nn.Module, lr: float, options: Options, warmup_steps: int)
 
 
 def make_plus(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
-    return ScheduleFreePlus(
-        model.parameters(), lr=lr, warmup_steps=warmup_steps, betas=with_beta(0.9, options)["betas"]
-    )
+    """The decay of the task is for learning rates; here it would be one for their squares."""
+    own = {name: value for name, value in options.items() if name != "weight_decay"}
+    return ScheduleFreePlus(model.parameters(), lr=lr, warmup_steps=warmup_steps, **own)
 
 
 SCHEDULE_FREE = adamw(

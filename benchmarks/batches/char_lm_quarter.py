@@ -1,0 +1,5 @@
+"""The task char-lm, batches of a quarter of the size."""
+
+from resized import quarter
+
+task = quarter("char-lm")
