@@ -1,11 +1,12 @@
 """Known limits and exact equivalences: what Schedule-Free learning becomes at the ends of its axes."""
 
+from itertools import pairwise
 from math import comb, sqrt
 from typing import Any
 
 import pytest
 import torch
-from problems import copies, make_params, set_gradients
+from problems import copies, make_params, set_gradients, train
 from registry import OptimizerInfo, implementations, optimizers
 from torch.nn import Parameter
 
@@ -13,6 +14,7 @@ from unscheduled import (
     AdamWScheduleFree,
     ExponentialAveraging,
     NoAveraging,
+    PolynomialAveraging,
     RAdamScheduleFree,
     ScheduleFreeOptimizer,
     SGDScheduleFree,
@@ -154,3 +156,113 @@ def test_constant_averaging_weight_is_gpa() -> None:
         optimizer.step()
     torch.testing.assert_close(optimizer.iterates(weight).x, x, rtol=1e-12, atol=0)
     torch.testing.assert_close(optimizer.iterates(weight).z, z, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+def test_gpa_decays_z_and_x_through_it(beta: float, rule: str) -> None:
+    """z' = (1 - gamma lambda) z - gamma d(y), and x only averages."""
+    (param,) = make_params((5,), dtype=torch.float64)
+    optimizer = gpa(rule, param, lr=0.1, beta=beta, c=0.05, weight_decay=0.5, decay_at="z")
+    x = z = param.detach().clone()
+    v = torch.zeros_like(x)
+    for step in range(1, 40):
+        y = (1 - beta) * z + beta * x
+        torch.testing.assert_close(param.detach(), y, rtol=1e-11, atol=1e-13)
+        set_gradients([param], step)
+        assert param.grad is not None
+        d = param.grad.clone()
+        if rule == "adamw":
+            v = 0.999 * v + 0.001 * d**2
+            d = d / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+        z = (1 - 0.1 * 0.5) * z - 0.1 * d
+        x = 0.95 * x + 0.05 * z
+        optimizer.step()
+        torch.testing.assert_close(optimizer.iterates(param).x, x, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(optimizer.iterates(param).z, z, rtol=1e-11, atol=1e-13)
+
+
+def gpa(rule: str, param: Parameter, *, lr: float, beta: float, c: float, **arguments: Any) -> ScheduleFreeOptimizer:
+    averaging = ExponentialAveraging(c)
+    if rule == "sgd":
+        return SGDScheduleFree([param], lr=lr, momentum=beta, averaging=averaging, **arguments)
+    return AdamWScheduleFree([param], lr=lr, betas=(beta, 0.999), averaging=averaging, **arguments)
+
+
+def sizes_without_a_gradient(
+    rule: str, decay_at: Any, beta: float, c: float, weight_decay: float, steps: int
+) -> list[tuple[float, float, float]]:
+    """|x|, |y| and |z| from step to step, from x = y = z = 1, at lr = 1."""
+    param = Parameter(torch.ones(1, dtype=torch.float64))
+    optimizer = gpa(rule, param, lr=1.0, beta=beta, c=c, weight_decay=weight_decay, decay_at=decay_at)
+    sizes = [(1.0, 1.0, 1.0)]
+    for _ in range(steps):
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+        now = optimizer.iterates(param)
+        sizes.append((abs(now.x.item()), abs(now.y.item()), abs(now.z.item())))
+    return sizes
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("c", [0.0033, 0.1, 1.0])
+@pytest.mark.parametrize("weight_decay", [0.001, 0.1, 0.9])
+def test_decay_at_z_only_ever_shrinks(rule: str, beta: float, c: float, weight_decay: float) -> None:
+    sizes = sizes_without_a_gradient(rule, "z", beta, c, weight_decay, steps=200)
+    for before, after in pairwise(sizes):
+        assert all(now <= earlier + 1e-15 for earlier, now in zip(before, after, strict=True))
+    assert all(size < 1 for size in sizes[-1])
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("c", [0.0033, 0.1, 1.0])
+def test_decay_at_y_never_takes_x_and_y_beyond_where_they_began(rule: str, beta: float, c: float) -> None:
+    sizes = sizes_without_a_gradient(rule, "y", beta, c, weight_decay=0.1, steps=2000)
+    assert all(x <= 1 and y <= 1 for x, y, _ in sizes)
+    assert all(size < 0.2 for size in sizes[-1])
+
+
+def test_decay_at_y_takes_z_far_beyond_0_where_the_average_is_slow() -> None:
+    """It makes y vanish, not z, for which z has to stand against x: a reason for decay at z."""
+    sizes = sizes_without_a_gradient("sgd", "y", 0.9, 0.0033, weight_decay=0.1, steps=2000)
+    assert max(z for _, _, z in sizes) > 3
+    assert max(z for _, _, z in sizes_without_a_gradient("sgd", "z", 0.9, 0.0033, weight_decay=0.1, steps=2000)) == 1
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9])
+def test_schedulet_under_a_decaying_learning_rate(beta: float) -> None:
+    """x = sum gamma_i z_i / sum gamma_i, and by the maximum the plain mean."""
+    for averaging, power in (
+        (PolynomialAveraging(weight_lr="current", weight_lr_power=1), 1),
+        (PolynomialAveraging(), 0),
+    ):
+        (param,) = make_params((5,), dtype=torch.float64)
+        optimizer = SGDScheduleFree([param], lr=1.0, momentum=beta, averaging=averaging)
+        lrs, visited = [1 / (1 + step) for step in range(50)], []
+        for step, lr in enumerate(lrs):
+            optimizer.param_groups[0]["lr"] = lr
+            train(optimizer, [step])
+            visited.append(optimizer.iterates(param).z)
+        weights = torch.tensor([lr**power for lr in lrs], dtype=torch.float64)
+        mean = (torch.stack(visited) * weights[:, None]).sum(0) / weights.sum()
+        torch.testing.assert_close(optimizer.iterates(param).x, mean, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("start", [0, 20])
+@pytest.mark.parametrize("by_restart", [False, True])
+def test_a_cooldown_is_to_the_average_what_a_linear_decay_is_to_the_last_iterate(start: int, by_restart: bool) -> None:
+    """On the same gradients they are the same, since a mean of sums is a sum with linearly falling weights."""
+    ours, theirs = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
+    averaging = PolynomialAveraging(cooldown_start=None if by_restart or start == 0 else start)
+    optimizer, plain = SGDScheduleFree(ours, lr=0.1, averaging=averaging), torch.optim.SGD(theirs, lr=0.1)
+    for step in range(50):
+        if step == start and by_restart:
+            optimizer.restart_averaging()
+        plain.param_groups[0]["lr"] = 0.1 * min(1.0, (50 - step) / (50 - start))
+        for params, each in ((ours, optimizer), (theirs, plain)):
+            set_gradients(params, step)
+            each.step()
+    with optimizer.averaged_parameters():
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)

@@ -108,12 +108,14 @@ class PolynomialAveraging:
     def __call__(self, step: int, lr: float, lr_max: float, weight_sum: float) -> tuple[float, float]:
         if step <= self.warmup_steps:
             return 1.0, weight_sum
+        is_last_before_cooldown = step == self.cooldown_start
         if self.cooldown_start is not None and step > self.cooldown_start:
             step -= self.cooldown_start
             weight_sum = weight_sum if step > 1 else 0.0
         weight = float(step) ** self.r * (lr if self.weight_lr == "current" else lr_max) ** self.weight_lr_power
         weight_sum += weight
-        return (weight / weight_sum if weight_sum > 0.0 else 0.0), weight_sum
+        c = weight / weight_sum if weight_sum > 0.0 else 0.0
+        return c, 0.0 if is_last_before_cooldown else weight_sum  # the next step may be one at lr = 0
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,11 @@ from unscheduled.step_size import ConstantStep, PolyakStep
 Group: TypeAlias = dict[str, Any]
 
 AXES = ("averaging", "interpolation", "step_size")
-AVERAGING_STATES = ("running", "restarting", "frozen")
+FROZEN = {"running": "frozen", "restarting": "frozen restarting"}
+"""What a state of the averaging becomes when it is frozen, and is again afterwards."""
+
+THAWED = {frozen: state for state, frozen in FROZEN.items()}
+AVERAGING_STATES = (*FROZEN, *THAWED)
 POWERS = ("r", "weight_lr_power")
 
 

@@ -23,7 +23,7 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
 
     The learning rate of each group is (1 - beta) gamma, gamma the last effective one (as set, before the first step):
     that is how far y itself moved at once, and within the stability of plain gradient descent where gamma need not be.
-    Set another in its ``param_groups``, and let a schedule drive that to 0.
+    Set another in its ``param_groups``, and let a schedule drive that to 0. AdamC's decay becomes gamma lambda.
 
     Args:
         optimizer: one of those.
@@ -42,13 +42,12 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
         >>> type(plain).__name__, round(plain.param_groups[0]["lr"], 6)
         ('AdamW', 0.01)
     """
-    rates = [
-        (1.0 - group["beta"]) * (group["effective_lr"] if group["step"] > 0 else float(group["lr"]))
-        for group in optimizer.param_groups
-    ]
+    gammas = [float(group["effective_lr"] if group["step"] > 0 else group["lr"]) for group in optimizer.param_groups]
     if isinstance(optimizer, ScheduleFreeWrapper):
         optimizer.eval().detach()
         plain = optimizer.base
+        pairs = zip(optimizer.param_groups, plain.param_groups, strict=True)
+        gammas = [float((base if group["step"] > 0 else group)["lr"]) for group, base in pairs]  # its d is not in them
     elif isinstance(optimizer, SGDScheduleFree):
         optimizer.eval().detach()
         plain = torch.optim.SGD([_group(group, ("weight_decay", "maximize")) for group in optimizer.param_groups])
@@ -57,8 +56,10 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
         optimizer.eval().detach()
         plain = torch.optim.AdamW([_group(group, ()) for group in optimizer.param_groups])
         plain.load_state_dict(exported)
-    for group, rate in zip(plain.param_groups, rates, strict=True):
-        group["lr"] = rate
+        for group, ours, gamma in zip(plain.param_groups, optimizer.param_groups, gammas, strict=True):
+            group["weight_decay"] *= gamma if ours.get("corrected_decay") else 1.0
+    for group, ours, gamma in zip(plain.param_groups, optimizer.param_groups, gammas, strict=True):
+        group["lr"] = (1.0 - ours["beta"]) * gamma
     return plain
 
 

@@ -316,7 +316,7 @@ class ScheduleFreeOptimizer(SavedOptimizer):
         counters: Group = {"step": step, "c": 0.0, "effective_lr": effective_lr, "beta": group["beta"]}
         if effective_lr > 0.0:  # else z stays, and so do x and y
             counters |= {"beta": self._next_beta(group, step), "lr_max": max(group["lr_max"], effective_lr)}
-            if group["averaging_state"] != "frozen":
+            if group["averaging_state"] not in groups.THAWED:
                 counters |= self._averaged_counters(group, step, effective_lr, counters["lr_max"])
         return warm_lr, counters
 
@@ -401,10 +401,12 @@ class ScheduleFreeOptimizer(SavedOptimizer):
         """Leave x where it is from now on (c = 0), while z and y go on; or, False, go on to average.
 
         Steps that are made while it is frozen have no weight: they never enter x. y stays between z and the frozen x.
+        A restart that no step has followed yet is made when the averaging goes on.
         """
+        changes = groups.FROZEN if frozen else groups.THAWED
         for group in self.param_groups:
-            if frozen or group["averaging_state"] == "frozen":
-                group["averaging_state"] = "frozen" if frozen else "running"
+            state = group["averaging_state"]
+            group["averaging_state"] = changes.get(state, state)
 
     # Looking at it.
 
