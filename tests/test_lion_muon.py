@@ -66,7 +66,7 @@ def test_lion_without_averaging_is_lion(implementation: Any, weight_decay: float
 @pytest.mark.parametrize("maximize", [False, True])
 def test_z_goes_by_the_sign_of_the_look_ahead(implementation: Any, maximize: bool) -> None:
     (param,) = make_params((6,), dtype=torch.float64)
-    optimizer = LionScheduleFree([param], lr=0.01, maximize=maximize, implementation=implementation)
+    optimizer = LionScheduleFree([param], lr=0.01, inner_momentum=0.9, maximize=maximize, implementation=implementation)
     z, m = param.detach().clone(), torch.zeros(6, dtype=torch.float64)
     for step in range(40):
         set_gradients([param], step)

@@ -44,7 +44,8 @@ class PolynomialAveraging:
             allowed (p = 1 is schedulet).
         cooldown_start: the last step before a cool-down, an integer >= 1, or None: from there on the weights are
             counted afresh, t and sum alike, so that x becomes the mean over the steps of the cool-down alone. That is
-            to the average what a linear decay over these steps is to the last iterate, and ends where you like.
+            to the average what a linear decay over these steps is to the last iterate, and ends where you like. After a
+            restart of the averaging the steps are counted from there.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -122,7 +123,8 @@ class PolynomialAveraging:
 class ExponentialAveraging:
     """The exponential moving average of z: c_t = c (Generalized Primal Averaging, where c = 1 - mu_x).
 
-    It has a fixed window of 1/c steps, so the learning rate has to be scheduled.
+    It has a fixed window of 1/c steps, so the learning rate has to be scheduled. Weight decay is better at z
+    (``decay_at="z"``, as in the paper): at y, z can grow for a while without gradients.
 
     Args:
         c: weight of the new z, in (0, 1]. GPA's choice is 1 - 0.9^(1/H), H = 32: 0.0033.

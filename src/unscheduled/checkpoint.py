@@ -95,7 +95,8 @@ def export_adamw_state_dict(optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
     second moments and the count of gradients of each parameter. The first moments are those of the inner momentum if
     there is one, and else 0: then the first steps are small, since AdamW takes their bias for corrected. Of the options
     it has ``lr``, ``eps``, ``weight_decay``, ``maximize`` and beta2; beta1 is the inner momentum, or 0.9. The others
-    are AdamW's defaults.
+    are AdamW's defaults. ``lr`` is the last Polyak step if there is one, and AdamC's decay becomes gamma lambda, gamma
+    the last effective learning rate.
 
     ``optimizer.load_state_dict`` of this package takes it too, to start a new run from x.
 
@@ -103,7 +104,7 @@ def export_adamw_state_dict(optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
         optimizer: an :class:`AdamWScheduleFree` or :class:`RAdamScheduleFree`; it is left as it is.
 
     Raises:
-        ValueError: if the optimizer keeps no second moments.
+        ValueError: if the optimizer keeps no second moments, or has a Polyak step and has not made one yet.
 
     Example:
         >>> import torch
@@ -134,18 +135,30 @@ def export_adamw_state_dict(optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
             "exp_avg_sq": state["exp_avg_sq"].to(param.dtype, copy=True),
         }
     param_groups: list[Group] = []
-    for saved in exported["param_groups"]:
+    for group, saved in zip(optimizer.param_groups, exported["param_groups"], strict=True):
         adamw = torch.optim.AdamW(  # whose group has what this version of torch wants
             [torch.zeros(1)],
-            lr=float(saved["lr"]),
+            lr=last_lr(group) if isinstance(group["step_size"], PolyakStep) else float(saved["lr"]),
             betas=(_inner_momentum(saved) or 0.9, saved["betas"][1]),
             eps=saved["eps"],
-            weight_decay=saved["weight_decay"],
+            weight_decay=saved["weight_decay"] * (last_lr(group) if saved.get("corrected_decay") else 1.0),
             maximize=saved["maximize"],
         )
         kept = {name: saved[name] for name in ("params", "param_names") if name in saved}
         param_groups.append({**adamw.param_groups[0], **kept})
     return {"state": states, "param_groups": param_groups}
+
+
+def last_lr(group: Group) -> float:
+    """The last effective learning rate of a group, or, where that was 0, as it is set.
+
+    Raises:
+        ValueError: if it comes from a Polyak step that was 0, or has not been made yet.
+    """
+    lr: float = group["effective_lr"]
+    if lr == 0.0 and isinstance(group["step_size"], PolyakStep):
+        raise ValueError("effective_lr = 0.0: there is no learning rate to go on with: make a Polyak step before")
+    return lr or float(group["lr"])
 
 
 def _check_expressible(group: Group, index: int, training: bool) -> None:

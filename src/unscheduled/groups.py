@@ -157,6 +157,8 @@ def check_counters(group: Group) -> None:
     require_within("[0, inf)", "weight_sum", group["weight_sum"], remedy)
     require_within("[0, inf)", "lr_max", group["lr_max"], remedy)
     require_count(0, "averaging_start", group["averaging_start"], remedy)
+    if group["averaging_start"] > group["step"]:
+        raise ValueError(f"averaging_start = {group['averaging_start']} lies after step = {group['step']}: {remedy}")
     if group["averaging_state"] not in AVERAGING_STATES:
         raise ValueError(f"averaging_state = {group['averaging_state']!r} is not one of {AVERAGING_STATES}: {remedy}")
     require_within("[0, inf)", "norm_average", group["norm_average"], remedy)

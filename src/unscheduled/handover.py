@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import torch
 
-from unscheduled.checkpoint import export_adamw_state_dict
+from unscheduled.checkpoint import export_adamw_state_dict, last_lr
 from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.sgd import SGDScheduleFree
 from unscheduled.wrapper import ScheduleFreeWrapper
@@ -21,15 +21,15 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
     - :class:`SGDScheduleFree`: ``torch.optim.SGD`` without momentum;
     - :class:`ScheduleFreeWrapper`: its base, as it is.
 
-    The learning rate of each group is (1 - beta) gamma, gamma the last effective one (as set, before the first step):
-    that is how far y itself moved at once, and within the stability of plain gradient descent where gamma need not be.
-    Set another in its ``param_groups``, and let a schedule drive that to 0. AdamC's decay becomes gamma lambda.
+    The learning rate of each group is (1 - beta) gamma, gamma the last effective one (as set, where that was 0): that
+    is how far y itself moved at once, and within the stability of plain gradient descent where gamma need not be. Set
+    another in its ``param_groups``, and let a schedule drive that to 0. AdamC's decay becomes gamma lambda.
 
     Args:
         optimizer: one of those.
 
     Raises:
-        ValueError: if torch has no such optimizer; nothing is changed.
+        ValueError: if torch has no such optimizer, or a Polyak step has not been made yet; nothing is changed.
 
     Example:
         >>> import torch
@@ -42,7 +42,7 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
         >>> type(plain).__name__, round(plain.param_groups[0]["lr"], 6)
         ('AdamW', 0.01)
     """
-    gammas = [float(group["effective_lr"] if group["step"] > 0 else group["lr"]) for group in optimizer.param_groups]
+    gammas = list(map(last_lr, optimizer.param_groups))
     if isinstance(optimizer, ScheduleFreeWrapper):
         optimizer.eval().detach()
         plain = optimizer.base
@@ -56,8 +56,6 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
         optimizer.eval().detach()
         plain = torch.optim.AdamW([_group(group, ()) for group in optimizer.param_groups])
         plain.load_state_dict(exported)
-        for group, ours, gamma in zip(plain.param_groups, optimizer.param_groups, gammas, strict=True):
-            group["weight_decay"] *= gamma if ours.get("corrected_decay") else 1.0
     for group, ours, gamma in zip(plain.param_groups, optimizer.param_groups, gammas, strict=True):
         group["lr"] = (1.0 - ours["beta"]) * gamma
     return plain

@@ -400,7 +400,8 @@ class ScheduleFreeOptimizer(SavedOptimizer):
     def freeze_averaging(self, frozen: bool = True) -> None:
         """Leave x where it is from now on (c = 0), while z and y go on; or, False, go on to average.
 
-        Steps that are made while it is frozen have no weight: they never enter x. y stays between z and the frozen x.
+        Steps that are made while it is frozen have no weight: they never enter x, though t in the weights goes on with
+        them. y stays between z and the frozen x.
         A restart that no step has followed yet is made when the averaging goes on.
         """
         changes = groups.FROZEN if frozen else groups.THAWED
