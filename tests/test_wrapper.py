@@ -212,18 +212,32 @@ def test_schedulers_set_the_lr_of_the_base(schedule: Callable[[Optimizer], Any],
 
 
 def test_a_tensor_of_lr_that_groups_of_the_base_share_is_one_for_each() -> None:
-    first, second, third = make_params((3,), (4,), (5,))
+    first, second, third, fourth = make_params((3,), (4,), (5,), (6,))
     base = SGD([{"params": [first]}, {"params": [second]}], lr=torch.tensor(0.5))
     optimizer = ScheduleFreeWrapper(base, momentum=0.0, warmup_steps=2)
     optimizer.param_groups[1]["lr"].fill_(0.0)
     still = copies([second])
     train(optimizer, range(3))
     assert equal([second], still)
-    optimizer.add_param_group({"params": [third]})
+    for param in (third, fourth):
+        optimizer.add_param_group({"params": [param]})
+    optimizer.param_groups[2]["lr"].fill_(0.25)
     train(optimizer, range(3, 6))
-    assert [float(group["lr"]) for group in optimizer.param_groups] == [0.5, 0.0, 0.5]
-    assert [float(group["lr"]) for group in base.param_groups] == [0.5, 0.0, 0.5]
-    assert float(base.defaults["lr"]) == 0.5
+    expected = [0.5, 0.0, 0.25, 0.5]
+    assert [float(group["lr"]) for group in optimizer.param_groups] == expected
+    assert [float(group["lr"]) for group in base.param_groups] == expected
+    assert float(base.defaults["lr"]) == float(optimizer.defaults["lr"]) == 0.5
+
+
+@dtypes
+def test_the_base_sees_what_is_noted_on_a_parameter(dtype: torch.dtype) -> None:
+    (param,) = make_params((3,), dtype=dtype)
+    param.note = "embedding"  # type: ignore[attr-defined]
+    optimizer = ScheduleFreeWrapper(SGD([param], lr=0.1))
+    notes: list[str] = []
+    optimizer.base.register_step_pre_hook(lambda base, *_: notes.append(base.param_groups[0]["params"][0].note))
+    train(optimizer, range(2))
+    assert notes == ["embedding"] * 2
 
 
 def test_a_step_that_the_grad_scaler_skips_is_none_of_the_base_either() -> None:

@@ -149,7 +149,6 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             del self.base.param_groups[-1]
             raise
         self._given_lrs.append(float(base_group["lr"]))
-        _widen(self.base, base_group["params"])
         return None
 
     # What an algorithm states.
