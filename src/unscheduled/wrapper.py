@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -95,8 +98,10 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     ) -> None:
         _check_base(base)
         self.base = base
+        for group in base.param_groups:  # one tensor may be that of several groups, and of the defaults
+            group["lr"] = _copied(group["lr"])
         options: Group = {
-            "lr": base.defaults["lr"],
+            "lr": _copied(base.defaults["lr"]),
             "momentum": momentum,
             "weight_decay": weight_decay_at_y,
             "decay_at": "y",
@@ -112,9 +117,11 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         super().__init__(
             params, implementation=implementation, state_precision=state_precision, foreach=None, options=options
         )
+        self._initialised: set[Tensor] = set()  # those whose state of the base is only a form, see _moves
         for param in self._params():  # should it have made steps already
             if base.state.get(param):
                 self.state[param].update(fresh_state(param, GIVEN, state_precision == "compact"))
+        _widen(base, self._params())
 
     # Groups.
 
@@ -128,16 +135,20 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         if not isinstance(param_group, dict) or len(self.base.param_groups) > len(self.param_groups):  # pyright: ignore[reportUnnecessaryIsInstance]
             return super().add_param_group(param_group)  # which refuses it, or has it from the base at construction
         group = {name: value for name, value in param_group.items() if name != "base"}
-        params = group["params"]
-        group["params"] = [params] if isinstance(params, Tensor) else list(params)
-        self.base.add_param_group({**param_group.get("base", {}), "params": group["params"]})
-        ours = _shared_with_base(self.base.param_groups[-1]) | {"lr": group.get("lr", self.defaults["lr"])}
+        params, of_base = group["params"], cast(Group, param_group.get("base", {}))
+        if "lr" in of_base:
+            raise ValueError(f"lr = {of_base['lr']} in 'base': give it to the group itself, which the base has it from")
+        group["params"] = [params] if isinstance(params, Tensor) else groups.listed(params)
+        self.base.add_param_group({**of_base, "params": group["params"]})
+        base_group = self.base.param_groups[-1]
+        base_group["lr"] = _copied(base_group["lr"])
+        ours = _shared_with_base(base_group) | {"lr": group.get("lr", _copied(self.defaults["lr"]))}
         try:
             super().add_param_group({**group, **ours})
         except BaseException:
             del self.base.param_groups[-1]
             raise
-        self._given_lrs.append(float(self.base.param_groups[-1]["lr"]))
+        self._given_lrs.append(float(base_group["lr"]))
         return None
 
     # What an algorithm states.
@@ -160,6 +171,11 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     # The step.
 
     def _planned(self, index: int, plan: Plan, factor: float, average: Group) -> Plan:
+        if len(self.base.param_groups) != len(self.param_groups):
+            raise RuntimeError(
+                f"the wrapped {type(self.base).__name__} has {len(self.base.param_groups)} parameter groups, this "
+                f"{type(self).__name__} has {len(self.param_groups)}: add groups to this, which adds them to both"
+            )
         base_lr, given = float(self.base.param_groups[index]["lr"]), self._given_lrs[index]
         if base_lr != given:
             raise RuntimeError(
@@ -175,14 +191,25 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         return super()._next_counters(group, factor * float(base_group.get("d", 1.0)))
 
     def _moves(self, plans: list[Plan]) -> list[Plan]:
-        """Let the base move z, and see by how much."""
+        """Let the base move z, and see by how much.
+
+        A step that only initialises is to make the base's buffers, but not to count: they are made anew afterwards.
+        """
+        for plan in plans:
+            if plan.only_initialises:
+                self._initialised.update(param for param in plan.params if not self.base.state.get(param))
+                continue
+            for param in self._initialised.intersection(plan.params):
+                self.base.state.pop(param, None)
+                self._initialised.remove(param)
         loans: list[Loan] = []
         try:
             for plan in plans:
                 for param, state in zip(plan.params, plan.states, strict=True):
                     loans.append(Loan(param, state, plan.group["beta"]))
-            self._give_lrs(plans)
-            self.base.step()
+            with lent(self.base, {loan.param: loan.z for loan in loans if loan.z is not loan.param}):
+                self._give_lrs(plans)
+                self.base.step()
             moves = iter([loan.move() for loan in loans])
         finally:
             for loan in loans:
@@ -209,6 +236,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         base = self.base.state_dict()
         for group, base_group in zip(state_dict["param_groups"], base["param_groups"], strict=True):
             group["base"] = {name: value for name, value in base_group.items() if name not in ("params", "param_names")}
+            group["base"]["optimizer"] = type(self.base).__name__
             for key, base_key in zip(group["params"], base_group["params"], strict=True):
                 if base_key in base["state"]:
                     state_dict["state"][key] = {**state_dict["state"][key], "base": base["state"][base_key]}
@@ -220,18 +248,19 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         for index, (saved, base_group) in enumerate(
             zip(state_dict["param_groups"], self.base.param_groups, strict=False)
         ):
-            missing = sorted(set(self.base.defaults) - set(saved.get("base", {})) - {"differentiable"})
-            if missing:
+            made_over, ours = saved.get("base", {}).get("optimizer", "no optimizer"), type(self.base).__name__
+            if made_over != ours:
                 raise ValueError(
-                    f"the state dict does not fit: parameter group {index} has no base with {missing[0]!r}, so it was "
-                    f"not made over {type(self.base).__name__}: wrap an optimizer of the same kind"
+                    f"the state dict does not fit: parameter group {index} was made over {made_over}, and not over "
+                    f"{ours}: wrap an optimizer of the same kind"
                 )
             positions = range(position, position + len(base_group["params"]))
             own_groups.append({name: value for name, value in saved.items() if name != "base"})
-            base_groups.append({**base_group, **saved["base"], "params": list(positions)})
+            of_base = {name: value for name, value in saved["base"].items() if name != "optimizer"}
+            base_groups.append({**base_group, **of_base, "params": list(positions)})
             for key, at in zip(saved["params"], positions, strict=False):
                 if "base" in (state := own_states.get(key, {})):
-                    base_states[at] = state["base"]
+                    base_states[at] = dict(state["base"])
                     own_states[key] = {name: value for name, value in state.items() if name != "base"}
             position = positions.stop
         own = {
@@ -242,39 +271,53 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         return own, {"state": base_states, "param_groups": base_groups}
 
     def _load_nested(self, nested: dict[str, Any]) -> None:
-        self.base.load_state_dict(nested)
-        states: dict[int, State] = nested["state"]
+        states: dict[int, State] = copy.deepcopy(nested["state"])  # torch would go on with the tensors of the file
+        self.base.load_state_dict({**nested, "state": states})
         for position, param in enumerate(self._params()):
             for name, value in states.get(position, {}).items():
                 loaded: Any = self.base.state[param][name]
                 if isinstance(value, Tensor) and loaded.dtype != value.dtype:  # torch has cast it to the weights'
-                    self.base.state[param][name] = value.to(loaded.device, copy=True)
+                    is_wide = value.dtype in (torch.float32, torch.float64) and (
+                        value.dim() or value.shape == param.shape
+                    )
+                    self.base.state[param][name] = value.to(
+                        loaded.device, state_dtype(param) if is_wide else value.dtype
+                    )
+        self._initialised.clear()
         self._given_lrs = [float(group["lr"]) for group in self.base.param_groups]
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"base": self.base, "_given_lrs": self._given_lrs}
+        return super().__getstate__() | {
+            "base": self.base,
+            "_given_lrs": self._given_lrs,
+            "_initialised": self._initialised,
+        }
 
 
 class Loan:
     """A parameter that is z for the step of the base, as a tensor of its own in the precision of the state.
 
-    What is no plain tensor (a DTensor has its memory elsewhere) is z in its own memory and precision, and y again
-    afterwards.
+    Where that is another than the parameter's, or its gradient's, a parameter of that precision stands in for it: in
+    another precision, it would lose what hangs on its gradient, as data parallelism does. What is no plain tensor (a
+    DTensor has its memory elsewhere) is z in its own memory and precision, and y again afterwards.
     """
 
     def __init__(self, param: Tensor, state: State, beta: float) -> None:
-        self._param, self._state, self._beta = param, state, beta
+        self.param, self.z = param, param
+        self._state, self._beta = state, beta
         self._grad, self._is_plain = cast(Tensor, param.grad), type(param) in (Tensor, Parameter)
-        self._grad_dtype: torch.dtype | None = getattr(param, "grad_dtype", None)
         z = self._base_iterate(param)
-        if self._is_plain:
-            self._y = param.data
-            param.data = z
-            if self._grad.dtype != z.dtype:
-                self._set_grad(self._grad.to(z.dtype), z.dtype)
-        else:
+        if not self._is_plain:
             self._y = param.detach().clone()
             param.copy_(z)
+            return
+        self._y = param.data
+        if param.dtype == self._grad.dtype == z.dtype:
+            param.data = z
+        else:
+            self.z = Parameter(z)
+            vars(self.z).update(vars(param))
+            self.z.grad = self._grad.to(z.dtype)
 
     def _base_iterate(self, y: Tensor) -> Tensor:
         """z, a new tensor in the precision of the state."""
@@ -287,23 +330,37 @@ class Loan:
     def move(self) -> Tensor:
         """What the base has subtracted from z, in the precision of the state."""
         before = self._base_iterate(self._y)
-        return before.to(self._param.dtype).to(before.dtype) - self._param.detach()
+        return before.to(self.z.dtype).to(before.dtype) - self.z.detach()
 
     def give_back(self) -> None:
         """Make the parameter y again, bit for bit."""
-        if self._is_plain:
-            self._param.data = self._y
-            if self._param.grad is not self._grad:
-                self._set_grad(self._grad, self._grad_dtype)
-        else:
-            self._param.copy_(self._y)
+        if not self._is_plain:
+            self.param.copy_(self._y)
+        elif self.z is self.param:
+            self.param.data = self._y
+        self.param.grad = self._grad
 
-    def _set_grad(self, grad: Tensor, dtype: torch.dtype | None) -> None:
-        """Give the parameter another gradient, of a dtype that newer versions of torch have to be told."""
-        self._param.grad = None
-        if dtype is not None and hasattr(self._param, "grad_dtype"):
-            self._param.grad_dtype = dtype
-        self._param.grad = grad
+
+@contextmanager
+def lent(base: torch.optim.Optimizer, stand_ins: dict[Tensor, Tensor]) -> Generator[None, None, None]:
+    """Within the ``with`` block the base has other parameters in place of some, with the state of these."""
+    lists = [group["params"] for group in base.param_groups]
+    if not stand_ins:
+        yield
+        return
+    try:
+        for group, params in zip(base.param_groups, lists, strict=True):
+            group["params"] = [stand_ins.get(param, param) for param in params]
+        for param, other in stand_ins.items():
+            if param in base.state:
+                base.state[other] = base.state.pop(param)
+        yield
+    finally:
+        for group, params in zip(base.param_groups, lists, strict=True):
+            group["params"] = params
+        for param, other in stand_ins.items():
+            if other in base.state:
+                base.state[param] = base.state.pop(other)
 
 
 def _check_base(base: Any) -> None:
@@ -324,11 +381,24 @@ def _check_base(base: Any) -> None:
         raise ValueError(f"base = {name} has no learning rate 'lr' in its groups, by which z's are weighted")
 
 
+def _widen(base: torch.optim.Optimizer, params: Iterable[Tensor]) -> None:
+    """Keep what the base has for parameters of 16 bits in the precision of their z."""
+    for param in params:
+        state: State = base.state.get(param) or {}
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.dtype == param.dtype != state_dtype(param):
+                state[name] = value.to(state_dtype(param))
+
+
+def _copied(lr: float | Tensor) -> float | Tensor:
+    return lr.clone() if isinstance(lr, Tensor) else lr
+
+
 def _shared_with_base(group: Group) -> Group:
     """What a group has in common with the base's."""
-    params, lr = group["params"], group["lr"]
+    params = group["params"]
     names = group.get("param_names")
     return {
         "params": list(zip(names, params, strict=True)) if names else list(params),
-        "lr": lr.clone() if isinstance(lr, Tensor) else lr,
+        "lr": _copied(group["lr"]),
     }
