@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-from unscheduled import groups, iterates, precision
+from unscheduled import groups
 from unscheduled.averaging import Averaging
 from unscheduled.groups import Group
 from unscheduled.interpolation import Interpolation
 from unscheduled.interval import require_within
 from unscheduled.kernels import GIVEN, Implementation, Rule
+from unscheduled.loan import Loan, lent, widen
 from unscheduled.optimizer import Plan, ScheduleFreeOptimizer, all_contiguous
 from unscheduled.precision import StatePrecision
-from unscheduled.state import State, bits_of_y, fresh_state, state_dtype
+from unscheduled.state import State, fresh_state, state_dtype
 from unscheduled.step_size import linear_warmup
 
 REFUSED = {
@@ -58,8 +56,9 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             ``"fused"``, see :mod:`unscheduled.kernels`.
         state_precision: how the gap is stored: ``"float32"``, or ``"compact"`` in 2.03 bytes a parameter.
 
-    Groups may differ in ``lr``, ``momentum``, ``weight_decay`` (that is lambda), ``warmup_steps``, ``averaging`` and
-    ``interpolation``. A group that is added later may have the base's own options under the key ``"base"``.
+    Groups may differ in ``lr``, ``momentum``, ``weight_decay`` (``weight_decay_at_y`` for one that is added),
+    ``warmup_steps``, ``averaging`` and ``interpolation``. A group that is added later may have the base's own options
+    under the key ``"base"``.
 
     Raises:
         TypeError: if ``base`` is no ``torch.optim.Optimizer``.
@@ -121,7 +120,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         for param in self._params():  # should it have made steps already
             if base.state.get(param):
                 self.state[param].update(fresh_state(param, GIVEN, state_precision == "compact"))
-        _widen(base, self._params())
+        widen(base, self._params())
 
     # Groups.
 
@@ -136,6 +135,8 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             return super().add_param_group(param_group)  # which refuses it, or has it from the base at construction
         group = {name: value for name, value in param_group.items() if name != "base"}
         params, of_base = group["params"], cast(Group, param_group.get("base", {}))
+        if "weight_decay_at_y" in group:
+            group["weight_decay"] = group.pop("weight_decay_at_y")
         if "lr" in of_base:
             raise ValueError(f"lr = {of_base['lr']} in 'base': give it to the group itself, which the base has it from")
         group["params"] = [params] if isinstance(params, Tensor) else groups.listed(params)
@@ -294,75 +295,6 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         }
 
 
-class Loan:
-    """A parameter that is z for the step of the base, as a tensor of its own in the precision of the state.
-
-    Where that is another than the parameter's, or its gradient's, a parameter of that precision stands in for it: in
-    another precision, it would lose what hangs on its gradient, as data parallelism does. What is no plain tensor (a
-    DTensor has its memory elsewhere) is z in its own memory and precision, and y again afterwards.
-    """
-
-    def __init__(self, param: Tensor, state: State, beta: float) -> None:
-        self.param, self.z = param, param
-        self._state, self._beta = state, beta
-        self._grad, self._is_plain = cast(Tensor, param.grad), type(param) in (Tensor, Parameter)
-        z = self._base_iterate(param)
-        if not self._is_plain:
-            self._y = param.detach().clone()
-            param.copy_(z)
-            return
-        self._y = param.data
-        if param.dtype == self._grad.dtype == z.dtype:
-            param.data = z
-        else:
-            self.z = Parameter(z)
-            vars(self.z).update(vars(param))
-            self.z.grad = self._grad.to(z.dtype)
-
-    def _base_iterate(self, y: Tensor) -> Tensor:
-        """z, a new tensor in the precision of the state."""
-        if not self._state:
-            return y.detach().to(state_dtype(y), copy=True)
-        return iterates.base(
-            bits_of_y(y, self._state).to(state_dtype(y)), precision.wide(self._state, "gap"), self._beta
-        )
-
-    def move(self) -> Tensor:
-        """What the base has subtracted from z, in the precision of the state."""
-        before = self._base_iterate(self._y)
-        return before.to(self.z.dtype).to(before.dtype) - self.z.detach()
-
-    def give_back(self) -> None:
-        """Make the parameter y again, bit for bit."""
-        if not self._is_plain:
-            self.param.copy_(self._y)
-        elif self.z is self.param:
-            self.param.data = self._y
-        self.param.grad = self._grad
-
-
-@contextmanager
-def lent(base: torch.optim.Optimizer, stand_ins: dict[Tensor, Tensor]) -> Generator[None, None, None]:
-    """Within the ``with`` block the base has other parameters in place of some, with the state of these."""
-    lists = [group["params"] for group in base.param_groups]
-    if not stand_ins:
-        yield
-        return
-    try:
-        for group, params in zip(base.param_groups, lists, strict=True):
-            group["params"] = [stand_ins.get(param, param) for param in params]
-        for param, other in stand_ins.items():
-            if param in base.state:
-                base.state[other] = base.state.pop(param)
-        yield
-    finally:
-        for group, params in zip(base.param_groups, lists, strict=True):
-            group["params"] = params
-        for param, other in stand_ins.items():
-            if other in base.state:
-                base.state[param] = base.state.pop(other)
-
-
 def _check_base(base: Any) -> None:
     """Raise unless it can move z."""
     if not isinstance(base, torch.optim.Optimizer):
@@ -379,15 +311,6 @@ def _check_base(base: Any) -> None:
         raise ValueError(f"base = {name} is schedule-free already: use it as it is, or wrap a plain optimizer")
     if "lr" not in base.defaults or any("lr" not in group for group in base.param_groups):
         raise ValueError(f"base = {name} has no learning rate 'lr' in its groups, by which z's are weighted")
-
-
-def _widen(base: torch.optim.Optimizer, params: Iterable[Tensor]) -> None:
-    """Keep what the base has for parameters of 16 bits in the precision of their z."""
-    for param in params:
-        state: State = base.state.get(param) or {}
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.dtype == param.dtype != state_dtype(param):
-                state[name] = value.to(state_dtype(param))
 
 
 def _copied(lr: float | Tensor) -> float | Tensor:

@@ -1,0 +1,90 @@
+"""Parameters that are z while a wrapped optimizer makes its step."""
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from unscheduled import iterates, precision
+from unscheduled.state import State, bits_of_y, state_dtype
+
+
+class Loan:
+    """A parameter that is z for the step of the base, as a tensor of its own in the precision of the state.
+
+    Where that is another than the parameter's, or its gradient's, a parameter of that precision stands in for it: in
+    another precision, it would lose what hangs on its gradient, as data parallelism does. What is no plain tensor (a
+    DTensor has its memory elsewhere) is z in its own memory and precision, and y again afterwards.
+    """
+
+    def __init__(self, param: Tensor, state: State, beta: float) -> None:
+        self.param, self.z = param, param
+        self._state, self._beta = state, beta
+        self._grad, self._is_plain = cast(Tensor, param.grad), type(param) in (Tensor, Parameter)
+        z = self._base_iterate(param)
+        if not self._is_plain:
+            self._y = param.detach().clone()
+            param.copy_(z)
+            return
+        self._y = param.data
+        if param.dtype == self._grad.dtype == z.dtype:
+            param.data = z
+        else:
+            self.z = Parameter(z)
+            vars(self.z).update(vars(param))
+            self.z.grad = self._grad.to(z.dtype)
+
+    def _base_iterate(self, y: Tensor) -> Tensor:
+        """z, a new tensor in the precision of the state."""
+        if not self._state:
+            return y.detach().to(state_dtype(y), copy=True)
+        return iterates.base(
+            bits_of_y(y, self._state).to(state_dtype(y)), precision.wide(self._state, "gap"), self._beta
+        )
+
+    def move(self) -> Tensor:
+        """What the base has subtracted from z, in the precision of the state."""
+        before = self._base_iterate(self._y)
+        return before.to(self.z.dtype).to(before.dtype) - self.z.detach()
+
+    def give_back(self) -> None:
+        """Make the parameter y again, bit for bit."""
+        if not self._is_plain:
+            self.param.copy_(self._y)
+        elif self.z is self.param:
+            self.param.data = self._y
+        self.param.grad = self._grad
+
+
+@contextmanager
+def lent(base: torch.optim.Optimizer, stand_ins: dict[Tensor, Tensor]) -> Generator[None, None, None]:
+    """Within the ``with`` block the base has other parameters in place of some, with the state of these."""
+    lists = [group["params"] for group in base.param_groups]
+    if not stand_ins:
+        yield
+        return
+    try:
+        for group, params in zip(base.param_groups, lists, strict=True):
+            group["params"] = [stand_ins.get(param, param) for param in params]
+        for param, other in stand_ins.items():
+            if param in base.state:
+                base.state[other] = base.state.pop(param)
+        yield
+    finally:
+        for group, params in zip(base.param_groups, lists, strict=True):
+            group["params"] = params
+        for param, other in stand_ins.items():
+            if other in base.state:
+                base.state[param] = base.state.pop(other)
+
+
+def widen(base: torch.optim.Optimizer, params: Iterable[Tensor]) -> None:
+    """Keep what the base has for parameters of 16 bits in the precision of their z."""
+    for param in params:
+        state: State = base.state.get(param) or {}
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.dtype == param.dtype != state_dtype(param):
+                state[name] = value.to(state_dtype(param))
