@@ -69,6 +69,8 @@ def _loss(step_size: PolyakStep, loss: Loss | None) -> float:
             "that returns it"
         )
     if isinstance(loss, (list, tuple)):
+        if not loss:
+            raise ValueError(f"loss = {loss}: give the losses whose gradients were accumulated")
         return sum(_loss(step_size, one) for one in cast("Sequence[Number]", loss))
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
