@@ -297,7 +297,7 @@ class ScheduleFreeOptimizer(SavedOptimizer):
             if plan.grads
         ]
         before = NormAverage(*(first[name] for name in NORM_AVERAGE))
-        factor, average = polyak_step(first["step_size"], parts, loss, grad_norm, before)
+        factor, average = polyak_step(first["step_size"], parts, self._rule(first).degree, loss, grad_norm, before)
         return factor, dict(zip(NORM_AVERAGE, average, strict=True))
 
     def _planned(self, index: int, plan: Plan, factor: float, average: Group) -> Plan:

@@ -27,13 +27,19 @@ class Part(NamedTuple):
 
 
 def polyak_step(
-    step_size: PolyakStep, parts: Sequence[Part], loss: Loss | None, grad_norm: Number | None, average: NormAverage
+    step_size: PolyakStep,
+    parts: Sequence[Part],
+    degree: int,
+    loss: Loss | None,
+    grad_norm: Number | None,
+    average: NormAverage,
 ) -> tuple[float, NormAverage]:
     """The step s and the new average of the gradient's size.
 
     Args:
         step_size: the rule.
         parts: all gradients; they are left as they are.
+        degree: that of the size of the gradients: a g has the size a^degree |g|.
         loss: the loss at y, or the losses whose gradients were accumulated.
         grad_norm: the 2-norm of the gradient before it was clipped; None if it was not.
         average: that of the steps before.
@@ -57,7 +63,7 @@ def polyak_step(
         raise ValueError(f"the gradient is not finite (its size is {norm}): call zero_grad() and leave this step out")
     if grad_norm is not None and squares > 0.0:
         clipped = min(1.0, math.sqrt(squares) / float(grad_norm))
-        correlation, norm = correlation / clipped, norm / clipped
+        correlation, norm = correlation / clipped, norm / clipped**degree
     return step_size(everywhere, correlation, norm, average)
 
 
