@@ -9,7 +9,7 @@ from distributed_run import WORLD, join, leave, same, whole
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
@@ -146,6 +146,25 @@ def fully_sharded_and_clipped(rank: int, folder: str) -> None:
         torch.testing.assert_close(
             whole(model.net.named_parameters()), whole(reference.net.named_parameters()), rtol=1e-6, atol=1e-9
         )
+    leave()
+
+
+def partial_numbers(rank: int, folder: str) -> None:
+    """A loss and a norm of which every process has a part."""
+    join(rank, folder)
+    mesh = init_device_mesh("cpu", (WORLD,))
+    ends: list[dict[str, Tensor]] = []
+    for parts in (False, True):
+        model = sharded(mesh)
+        optimizer = AdamWScheduleFree(model.net.parameters(), step_size=PolyakStep())
+        model(torch.ones(2, 4, dtype=torch.float64)).square().mean().backward()
+        loss, norm = (
+            DTensor.from_local(torch.tensor(value * (rank + 1)), mesh, [Partial()]) if parts else 3 * value
+            for value in (1.0, 100.0)
+        )
+        optimizer.step(loss=loss, grad_norm=norm)
+        ends.append(whole(model.net.named_parameters()))
+    assert same(*ends)
     leave()
 
 

@@ -23,6 +23,10 @@ def test_the_norm_of_shards_before_clipping(tmp_path: Path) -> None:
     spawn(polyak_run.fully_sharded_and_clipped, tmp_path)
 
 
+def test_a_loss_and_a_norm_that_are_to_be_reduced_yet(tmp_path: Path) -> None:
+    spawn(polyak_run.partial_numbers, tmp_path)
+
+
 def test_independent_runs_stay_independent(tmp_path: Path) -> None:
     """They are what they would be without torch.distributed."""
     spawn(polyak_run.independent, tmp_path)

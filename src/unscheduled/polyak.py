@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from unscheduled.distributed import Sharding, local, totals
+from unscheduled.distributed import Sharding, local, totals, whole
 from unscheduled.interval import require_number, require_within
 from unscheduled.step_size import NormAverage, PolyakStep
 
@@ -50,7 +50,8 @@ def polyak_step(
     """
     here = _loss(step_size, loss)
     if grad_norm is not None:
-        require_within("(0, inf)", "grad_norm", float(grad_norm), "give what torch.nn.utils.clip_grad_norm_ returned")
+        grad_norm = float(whole(grad_norm) if isinstance(grad_norm, Tensor) else grad_norm)
+        require_within("(0, inf)", "grad_norm", grad_norm, "give what torch.nn.utils.clip_grad_norm_ returned")
     everywhere, correlation, norm, squares = totals(_sums(parts), here, step_size.all_processes)
     if not math.isfinite(everywhere):
         raise ValueError(f"loss = {everywhere} is not finite: call zero_grad() and leave this step out")
@@ -62,7 +63,7 @@ def polyak_step(
     if not (math.isfinite(correlation) and math.isfinite(norm)):
         raise ValueError(f"the gradient is not finite (its size is {norm}): call zero_grad() and leave this step out")
     if grad_norm is not None and squares > 0.0:
-        clipped = min(1.0, math.sqrt(squares) / float(grad_norm))
+        clipped = min(1.0, math.sqrt(squares) / grad_norm)
         correlation, norm = correlation / clipped, norm / clipped**degree
     return step_size(everywhere, correlation, norm, average)
 
@@ -81,7 +82,7 @@ def _loss(step_size: PolyakStep, loss: Loss | None) -> float:
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
             raise ValueError(f"loss = a tensor of shape {tuple(loss.shape)}: give the scalar that backward() was for")
-        loss = loss.item()
+        loss = whole(loss).item()
     require_number("loss", loss, "give the scalar that backward() was for")
     return float(cast(float, loss))
 
