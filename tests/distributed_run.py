@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,8 +19,21 @@ from torch.nn.parallel import DistributedDataParallel
 from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer
 
 WORLD = 2
+PATIENCE = 120  # seconds
 BATCH = 8
 CASES = list(itertools.product((True, False), repeat=3))  # attached, saved in train mode, flattened
+
+
+def spawn(run: Callable[..., None], *arguments: Any) -> None:
+    """Run it in every process; processes that hang are killed."""
+    context = torch.multiprocessing.spawn(run, tuple(map(str, arguments)), nprocs=WORLD, join=False)
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not context.join(timeout=1.0):
+            assert time.monotonic() < deadline, "the processes hang"
+    finally:
+        for process in context.processes:
+            process.kill()
 
 
 def net() -> nn.Sequential:

@@ -26,6 +26,7 @@ class Oracle:
     silent_sgd_phase: bool = True
     ns_steps: int = 5
     weight_decay: float = 0.0
+    corrected_decay: bool = False
     decay_at: str = "y"
     warmup_steps: int = 0
     r: float = 0.0
@@ -53,13 +54,13 @@ class Oracle:
         self.x, self.y, self.z = self.start.copy(), self.start.copy(), self.start.copy()
         self.m, self.v = np.zeros_like(self.start), np.zeros_like(self.start)
 
-    def step(self, gradient: Vector) -> None:
+    def step(self, gradient: Vector, polyak: float = 1.0) -> None:
         self.t += 1
         t = self.t
         g = -gradient if self.maximize else gradient
-        gamma = self.lr
+        gamma = self.lr * polyak
         if self.warmup_steps and t < self.warmup_steps:
-            gamma = self.lr * t / self.warmup_steps
+            gamma = self.lr * polyak * t / self.warmup_steps
 
         # The direction.
         if self.rule == "sgd":
@@ -94,7 +95,8 @@ class Oracle:
 
         # z' = z - gamma (d + lambda w)
         decayed = self.y if self.decay_at == "y" else self.z
-        self.z = self.z - gamma * (d + self.weight_decay * decayed)
+        decay = self.weight_decay * gamma if self.corrected_decay else self.weight_decay
+        self.z = self.z - gamma * (d + decay * decayed)
 
         # x' = (1 - c) x + c z'
         self.lr_max = max(self.lr_max, gamma)
@@ -116,6 +118,8 @@ class Oracle:
         self.x = (1 - c) * self.x + c * self.z
 
         # y' = (1 - beta) z' + beta x'
+        if gamma == 0:
+            return
         beta = self.beta
         if self.beta_max is not None:
             p = min(t / self.anneal_steps, 1.0)
@@ -123,3 +127,32 @@ class Oracle:
         if self.growing_power is not None and t > self.growing_start:
             beta = 1 - (self.growing_start / t) ** self.growing_power * (1 - self.beta)
         self.y = (1 - beta) * self.z + beta * self.x
+
+
+@dataclass
+class PolyakOracle:
+    """The Polyak step of several parameters of one rule, whose sums go over all of them."""
+
+    oracles: list[Oracle]
+    f_star: float = 0.0
+    norm_beta: float = 0.0
+    max_step: float = float("inf")
+    eps: float = 1e-12
+
+    t: int = 0
+    e: float = 0.0
+
+    def step(self, gradients: list[Vector], loss: float) -> float:
+        """Step all of them, and return s."""
+        self.t += 1
+        inner = sum(float((g * (o.z - o.y)).sum()) for g, o in zip(gradients, self.oracles, strict=True))
+        if self.oracles[0].rule == "sgd":
+            size = sum(float((g**2).sum()) for g in gradients)
+        else:
+            size = sqrt(np.pi / 2) * sum(float(np.abs(g).sum()) for g in gradients)
+        self.e = self.norm_beta * self.e + (1 - self.norm_beta) * size
+        e_hat = self.e / (1 - self.norm_beta**self.t)
+        s = min(self.max_step, max(0.0, loss - self.f_star + inner) / (e_hat + self.eps)) if size > 0 else 0.0
+        for g, oracle in zip(gradients, self.oracles, strict=True):
+            oracle.step(g, s)
+        return s

@@ -1,31 +1,15 @@
 """Two processes: the modes need no communication, shards are saved at x, and checkpoints change their world."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import distributed_run
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from distributed_run import CASES, WORLD, assert_close, decay_split, fit, load, net, of, single_process
+from distributed_run import CASES, assert_close, decay_split, fit, load, net, of, single_process, spawn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
 pytestmark = pytest.mark.slow
-
-PATIENCE = 120  # seconds
-
-
-def spawn(run: Callable[[int, str], None], folder: Path) -> None:
-    """Run it in every process; processes that hang are killed."""
-    context = torch.multiprocessing.spawn(run, (str(folder),), nprocs=WORLD, join=False)
-    deadline = time.monotonic() + PATIENCE
-    try:
-        while not context.join(timeout=1.0):
-            assert time.monotonic() < deadline, "the processes hang"
-    finally:
-        for process in context.processes:
-            process.kill()
 
 
 def test_data_parallel(tmp_path: Path) -> None:

@@ -160,6 +160,16 @@ def test_a_scheduler_that_went_wrong(info: OptimizerInfo, bad: float | Tensor) -
     assert optimizer.metrics()["group0/step"] == 2
 
 
+@built_in
+def test_a_first_step_that_is_refused_leaves_no_state(info: OptimizerInfo) -> None:
+    params = make_params()
+    optimizer = info.make(params)
+    optimizer.param_groups[0]["lr"] = float("nan")
+    with pytest.raises(ValueError, match="parameter group 0: lr = nan"):
+        train(optimizer, [0])
+    assert optimizer.state_dict()["state"] == {}
+
+
 @optimizers
 def test_a_beta_that_went_wrong(info: OptimizerInfo) -> None:
     first, second = make_params()

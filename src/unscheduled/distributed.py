@@ -40,6 +40,11 @@ def local(tensor: Tensor) -> tuple[Tensor, Sharding]:
     return tensor.to_local(), Sharding(tensor.device_mesh, tuple(sharded))
 
 
+def whole(number: Tensor) -> Tensor:
+    """A number that may be a DTensor, as those of losses and norms are, reduced over its mesh."""
+    return cast(Any, number).full_tensor() if local(number)[1].mesh is not None else number
+
+
 def totals(sums: Mapping[Sharding, Tensor], loss: float, all_processes: bool) -> list[float]:
     """The mean loss, and the sums over the shards of all processes.
 

@@ -278,7 +278,7 @@ class ScheduleFreeOptimizer(SavedOptimizer):
                 f"the gradient of {self._find(sparse)[1]} is sparse, but every step averages every weight: "
                 "make it dense, as with torch.nn.Embedding(sparse=False)"
             )
-        states = [self.state[param] for param in params]
+        states = [self.state.get(param, {}) for param in params]  # an empty one is put there by the step
         return Plan(group, params, grads, contiguous, states, self._nothing_to_learn(group))
 
     def _polyak_factor(self, plans: list[Plan], loss: Loss | None, grad_norm: Number | None) -> tuple[float, Group]:
@@ -297,7 +297,7 @@ class ScheduleFreeOptimizer(SavedOptimizer):
             if plan.grads
         ]
         before = NormAverage(*(first[name] for name in NORM_AVERAGE))
-        factor, average = polyak_step(first["step_size"], parts, loss, grad_norm, before)
+        factor, average = polyak_step(first["step_size"], parts, self._rule(first).degree, loss, grad_norm, before)
         return factor, dict(zip(NORM_AVERAGE, average, strict=True))
 
     def _planned(self, index: int, plan: Plan, factor: float, average: Group) -> Plan:
@@ -346,6 +346,7 @@ class ScheduleFreeOptimizer(SavedOptimizer):
             for param, state in zip(plan.params, plan.states, strict=True):
                 if not state:
                     state.update(fresh_state(param, rule, self.state_precision == "compact"))
+                    self.state[param] = state
         if plan.only_initialises:
             for param, state in zip(plan.params, plan.states, strict=True):
                 state["y"] = bits_of_y(param, state)  # a place for that of a file

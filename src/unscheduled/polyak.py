@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from unscheduled.distributed import Sharding, local, totals
+from unscheduled.distributed import Sharding, local, totals, whole
 from unscheduled.interval import require_number, require_within
 from unscheduled.step_size import NormAverage, PolyakStep
 
@@ -27,13 +27,19 @@ class Part(NamedTuple):
 
 
 def polyak_step(
-    step_size: PolyakStep, parts: Sequence[Part], loss: Loss | None, grad_norm: Number | None, average: NormAverage
+    step_size: PolyakStep,
+    parts: Sequence[Part],
+    degree: int,
+    loss: Loss | None,
+    grad_norm: Number | None,
+    average: NormAverage,
 ) -> tuple[float, NormAverage]:
     """The step s and the new average of the gradient's size.
 
     Args:
         step_size: the rule.
         parts: all gradients; they are left as they are.
+        degree: that of the size of the gradients: a g has the size a^degree |g|.
         loss: the loss at y, or the losses whose gradients were accumulated.
         grad_norm: the 2-norm of the gradient before it was clipped; None if it was not.
         average: that of the steps before.
@@ -44,7 +50,8 @@ def polyak_step(
     """
     here = _loss(step_size, loss)
     if grad_norm is not None:
-        require_within("(0, inf)", "grad_norm", float(grad_norm), "give what torch.nn.utils.clip_grad_norm_ returned")
+        grad_norm = float(whole(grad_norm) if isinstance(grad_norm, Tensor) else grad_norm)
+        require_within("(0, inf)", "grad_norm", grad_norm, "give what torch.nn.utils.clip_grad_norm_ returned")
     everywhere, correlation, norm, squares = totals(_sums(parts), here, step_size.all_processes)
     if not math.isfinite(everywhere):
         raise ValueError(f"loss = {everywhere} is not finite: call zero_grad() and leave this step out")
@@ -56,8 +63,8 @@ def polyak_step(
     if not (math.isfinite(correlation) and math.isfinite(norm)):
         raise ValueError(f"the gradient is not finite (its size is {norm}): call zero_grad() and leave this step out")
     if grad_norm is not None and squares > 0.0:
-        clipped = min(1.0, math.sqrt(squares) / float(grad_norm))
-        correlation, norm = correlation / clipped, norm / clipped
+        clipped = min(1.0, math.sqrt(squares) / grad_norm)
+        correlation, norm = correlation / clipped, norm / clipped**degree
     return step_size(everywhere, correlation, norm, average)
 
 
@@ -69,11 +76,13 @@ def _loss(step_size: PolyakStep, loss: Loss | None) -> float:
             "that returns it"
         )
     if isinstance(loss, (list, tuple)):
+        if not loss:
+            raise ValueError(f"loss = {loss}: give the losses whose gradients were accumulated")
         return sum(_loss(step_size, one) for one in cast("Sequence[Number]", loss))
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
             raise ValueError(f"loss = a tensor of shape {tuple(loss.shape)}: give the scalar that backward() was for")
-        loss = loss.item()
+        loss = whole(loss).item()
     require_number("loss", loss, "give the scalar that backward() was for")
     return float(cast(float, loss))
 

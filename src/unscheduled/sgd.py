@@ -24,7 +24,7 @@ def squared_norm(grads: Tensors) -> Tensor:
     return torch.stack(list(torch._foreach_norm(grads))).square().sum()
 
 
-SGD = dataclasses.replace(GIVEN, size=squared_norm)
+SGD = dataclasses.replace(GIVEN, size=squared_norm, degree=2)
 """The direction of SGD is the gradient, d = g."""
 
 

@@ -31,6 +31,7 @@ class Rule:
             <g, d>; None if there is none.
         elementwise: whether an element of d depends on the same element of the gradient and the buffers alone. If not,
             the directions are computed tensor by tensor, and any implementation does the rest.
+        degree: that of the size: the gradient a g has the size a^degree |g|.
     """
 
     direction: Direction
@@ -39,6 +40,7 @@ class Rule:
     compact: tuple[torch.dtype, ...] | None = None
     size: Callable[[list[Tensor]], Tensor] | None = None
     elementwise: bool = True
+    degree: int = 1
 
 
 def given_direction(grad: Array) -> tuple[Array]:
