@@ -237,8 +237,6 @@ def test_a_closure_and_a_loss(cls: type[Any], training: bool) -> None:
 @pytest.mark.parametrize(
     ("norm", "match"),
     [
-        (0.0, r"0\.0"),
-        (torch.tensor(0.0), r"0\.0"),
         (-1.0, r"-1\.0"),
         (float("nan"), "nan"),
         (torch.tensor(float("nan")), "nan"),
@@ -249,10 +247,21 @@ def test_what_is_no_norm(cls: type[Any], steps: int, norm: Any, match: str) -> N
     params, optimizer = made(cls, steps)
     before = snapshot(params, optimizer)
     with pytest.raises(
-        ValueError, match=rf"^grad_norm = {match} is outside \(0, inf\): give what torch\.nn\.utils\.clip_grad_norm_"
+        ValueError, match=rf"^grad_norm = {match} is outside \[0, inf\): give what torch\.nn\.utils\.clip_grad_norm_"
     ):
         optimizer.step(loss=1.0, grad_norm=norm)
     assert unchanged(snapshot(params, optimizer), before)
+
+
+@kinds
+def test_a_gradient_of_zero_may_be_clipped(cls: type[Any]) -> None:
+    params, optimizer = made(cls, 3)
+    before = copies(params)
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer.step(loss=1.0, grad_norm=clip_grad_norm_(params, 1.0))
+    assert equal(params, before)
+    assert optimizer.param_groups[0]["effective_lr"] == 0.0
 
 
 @kinds

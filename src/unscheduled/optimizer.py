@@ -4,52 +4,25 @@ from __future__ import annotations
 
 import math
 import warnings
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from operator import attrgetter
-from typing import Any, NamedTuple, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from unscheduled import groups, kernels, precision
-from unscheduled.batches import Batches
 from unscheduled.groups import Group
-from unscheduled.interval import require_within
-from unscheduled.iterates import coefficients
-from unscheduled.kernels import Implementation, Rule, Scalars, Work
-from unscheduled.polyak import Loss, Number, Part, polyak_step
+from unscheduled.kernels import Implementation
+from unscheduled.polyak import Loss, Number
 from unscheduled.precision import StatePrecision
-from unscheduled.saving import SavedOptimizer
-from unscheduled.state import State, bits_of_y, fresh_state, put_reinterpolated
-from unscheduled.step_size import NormAverage, PolyakStep, linear_warmup
+from unscheduled.step_size import PolyakStep
+from unscheduled.stepping import NORM_AVERAGE, SteppingOptimizer
 
 Value = TypeVar("Value")
 
-LAYOUT = attrgetter("layout")
-NORM_AVERAGE = ("norm_average", "norm_weight")
 
-
-class Plan(NamedTuple):
-    """The next step of a group: its parameters with gradients, the learning rate, and the counters after it."""
-
-    group: Group
-    params: list[Tensor]
-    grads: list[Tensor]
-    contiguous: bool  # all gradients are
-    states: list[State]
-    only_initialises: bool
-    warm_lr: float = 0.0
-    counters: Group = {}  # noqa: RUF012 (nobody writes to it)
-
-
-def all_contiguous(grads: list[Tensor]) -> bool:
-    """Whether all are, so that a kernel need not look."""
-    return all(map(Tensor.is_contiguous, grads))
-
-
-class ScheduleFreeOptimizer(SavedOptimizer):
+class ScheduleFreeOptimizer(SteppingOptimizer):
     """Schedule-Free learning: gradients are taken at y, between a base iterate z and its running average x.
 
         z' = z - gamma (d(g) + lambda w),    w = y or z
@@ -60,7 +33,8 @@ class ScheduleFreeOptimizer(SavedOptimizer):
     no stopping time. The state of a parameter is the gap z - x and the buffers of the rule.
 
     An algorithm derives from this class once and states its rule (how a gradient becomes d), where its beta stands
-    and the ranges of its own arguments; all else is here, and nothing derives from an algorithm.
+    and the ranges of its own arguments (see :class:`unscheduled.stepping.SteppingOptimizer`); all else is here, and
+    nothing derives from an algorithm but a set of defaults for it.
 
     Args:
         params: parameters, named parameters or parameter groups, as for every ``torch.optim.Optimizer``.
@@ -96,32 +70,6 @@ class ScheduleFreeOptimizer(SavedOptimizer):
         defaults = groups.resolved(options, defaults={})
         self._check(defaults)
         super().__init__(params, defaults)
-
-    # What an algorithm states.
-
-    @abstractmethod
-    def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
-        """The rule of a group, or of a parameter in it, if they differ."""
-
-    @abstractmethod
-    def _rule_scalars(self, group: Group, rule: Rule, step: int) -> dict[str, float]:
-        """The rule's scalars for a parameter that has seen ``step`` gradients, this one included."""
-
-    @abstractmethod
-    def _beta(self, group: Group) -> float:
-        """The interpolation beta that the group states."""
-
-    @abstractmethod
-    def _check_rule(self, group: Group) -> None:
-        """Raise ValueError if one of the algorithm's own options is out of its range."""
-
-    def _lr_factor(self, group: Group, step: int) -> float:
-        """The rule's own factor on the learning rate after ``step`` gradients."""
-        return 1.0
-
-    def _move_scalars(self, group: Group, lr: float) -> tuple[float, float]:
-        """gamma and lambda of the move gamma (d + lambda w), at a step of the size ``lr``."""
-        return lr, group["weight_decay"]
 
     # Groups.
 
@@ -169,12 +117,6 @@ class ScheduleFreeOptimizer(SavedOptimizer):
             )
         precision.check(self.state_precision, params, self._rule(group).compact is not None)
         self._next_beta(group, 0)
-
-    def _next_beta(self, group: Group, step: int) -> float:
-        beta = group["interpolation"](self._beta(group), step)
-        if not 0.0 <= beta <= 1.0:
-            require_within("[0, 1]", f"beta of {group['interpolation']}", beta, "it has to stay between z and x")
-        return beta
 
     # The step.
 
@@ -242,148 +184,6 @@ class ScheduleFreeOptimizer(SavedOptimizer):
         """Whether this is how torch.distributed.checkpoint makes the buffers: a first step, all zero, at lr = 0."""
         return all(self._nothing_to_learn(group) for group in self.param_groups)
 
-    def _nothing_to_learn(self, group: Group) -> bool:
-        gradients = (param.grad for param in cast(list[Tensor], group["params"]) if param.grad is not None)
-        return group["step"] == 0 and float(group["lr"]) == 0.0 and not any(bool(grad.any()) for grad in gradients)
-
-    def _update(self, loss: Loss | None, grad_norm: Number | None) -> None:
-        self._refuse_gradients_at_average()
-        self._refuse_average_for_gradient_point()
-        plans = [self._gathered(group) for group in self.param_groups]  # refuses before changing, as what follows does
-        self._settle()
-        factor, average = self._polyak_factor(plans, loss, grad_norm)
-        plans = [self._planned(index, plan, factor, average) for index, plan in enumerate(plans)]
-        self._forget_file()
-        works: dict[Rule, list[Work]] = {}
-        for index, plan in enumerate(self._moves(plans)):
-            for part, (rule, some) in enumerate(self._divided(plan)):
-                works.setdefault(rule, []).extend(self._works((index, part), rule, some))
-        for rule, work in works.items():
-            kernels.update(self.implementation, rule, work)
-        for plan in plans:
-            self._count(plan)
-        for place in [place for place in self._batches if place[0] >= len(plans)]:  # of groups that are gone
-            del self._batches[place]
-
-    def _gathered(self, group: Group) -> Plan:
-        """The gradients of a group; sparse ones are refused."""
-        params = cast(list[Tensor], group["params"])
-        grads = [grad for param in params if (grad := param.grad) is not None]
-        if len(grads) < len(params):
-            params = [param for param in params if param.grad is not None]
-        contiguous = all_contiguous(grads)  # which sparse tensors never are
-        if not contiguous and set(map(LAYOUT, grads)) != {torch.strided}:
-            sparse = next(param for param, grad in zip(params, grads, strict=True) if grad.layout != torch.strided)
-            raise RuntimeError(
-                f"the gradient of {self._find(sparse)[1]} is sparse, but every step averages every weight: "
-                "make it dense, as with torch.nn.Embedding(sparse=False)"
-            )
-        states = [self.state.get(param, {}) for param in params]  # an empty one is put there by the step
-        return Plan(group, params, grads, contiguous, states, self._nothing_to_learn(group))
-
-    def _polyak_factor(self, plans: list[Plan], loss: Loss | None, grad_norm: Number | None) -> tuple[float, Group]:
-        """The step size's factor on every learning rate, and what the groups keep of it."""
-        first = self.param_groups[0]
-        if not isinstance(first["step_size"], PolyakStep) or all(plan.only_initialises for plan in plans):
-            return 1.0, {}
-        parts = [
-            Part(
-                plan.grads,
-                [precision.wide(state, "gap") if state else None for state in plan.states],
-                plan.group["beta"],
-                cast(Any, self._rule(plan.group).size),
-            )
-            for plan in plans
-            if plan.grads
-        ]
-        before = NormAverage(*(first[name] for name in NORM_AVERAGE))
-        factor, average = polyak_step(first["step_size"], parts, self._rule(first).degree, loss, grad_norm, before)
-        return factor, dict(zip(NORM_AVERAGE, average, strict=True))
-
-    def _planned(self, index: int, plan: Plan, factor: float, average: Group) -> Plan:
-        """The plan with its learning rate and the counters after the step: nothing is changed yet."""
-        try:
-            warm_lr, counters = self._next_counters(plan.group, factor)
-        except ValueError as error:
-            raise ValueError(f"parameter group {index}: {error}") from None
-        return plan._replace(warm_lr=warm_lr, counters=counters | average)
-
-    def _next_counters(self, group: Group, factor: float) -> tuple[float, Group]:
-        """The learning rate of the next step, warmup and ``factor`` included, and the counters after it."""
-        step = group["step"] + 1
-        warm_lr = groups.check_lr(group["lr"]) * linear_warmup(step, group["warmup_steps"]) * factor
-        effective_lr = warm_lr * self._lr_factor(group, step)
-        counters: Group = {"step": step, "c": 0.0, "effective_lr": effective_lr, "beta": group["beta"]}
-        if effective_lr > 0.0:  # else z stays, and so do x and y
-            counters |= {"beta": self._next_beta(group, step), "lr_max": max(group["lr_max"], effective_lr)}
-            if group["averaging_state"] not in groups.THAWED:
-                counters |= self._averaged_counters(group, step, effective_lr, counters["lr_max"])
-        return warm_lr, counters
-
-    def _averaged_counters(self, group: Group, step: int, lr: float, lr_max: float) -> Group:
-        """c, and the counters of the averaging after a step that enters the average."""
-        c, weight_sum = group["averaging"](step - group["averaging_start"], lr, lr_max, group["weight_sum"])
-        if not 0.0 <= c <= 1.0:  # else no time for the words
-            require_within("[0, 1]", f"c of {group['averaging']}", c, "it is the weight of z in a mean")
-        return {
-            "c": 1.0 if group["averaging_state"] == "restarting" else c,
-            "weight_sum": weight_sum,
-            "averaging_state": "running",
-        }
-
-    def _moves(self, plans: list[Plan]) -> list[Plan]:
-        """The plans with what the rule is to be given in place of the gradients."""
-        return plans
-
-    def _divided(self, plan: Plan) -> list[tuple[Rule, Plan]]:
-        """The rules of a group, each with the part of the plan that it is for."""
-        return [(self._rule(plan.group), plan)]
-
-    def _works(self, place: tuple[int, int], rule: Rule, plan: Plan) -> list[Work]:
-        """What there is to compute for a rule of a group. Buffers are made where there are none."""
-        group, counters = plan.group, plan.counters
-        if not all(plan.states):
-            for param, state in zip(plan.params, plan.states, strict=True):
-                if not state:
-                    state.update(fresh_state(param, rule, self.state_precision == "compact"))
-                    self.state[param] = state
-        if plan.only_initialises:
-            for param, state in zip(plan.params, plan.states, strict=True):
-                state["y"] = bits_of_y(param, state)  # a place for that of a file
-            self._loaded_training = self.training
-            return []
-        beta = group["beta"]
-        beta_of_decay = beta if group["decay_at"] == "z" else 0.0
-        step_coefficients = coefficients(counters["c"], beta, counters["beta"])
-        works: list[Work] = []
-        for seen, batch in self._batches.setdefault(place, Batches()).of(
-            plan.params, plan.grads, plan.contiguous, plan.states, rule
-        ):
-            lr, weight_decay = self._move_scalars(group, plan.warm_lr * self._lr_factor(group, seen))
-            direction = self._rule_scalars(group, rule, seen)
-            decay_of_gap = weight_decay * beta_of_decay
-            works.append(
-                (
-                    batch,
-                    Scalars(seen, lr, weight_decay, decay_of_gap, step_coefficients, group["maximize"], direction),
-                )
-            )
-        return works
-
-    def _count(self, plan: Plan) -> None:
-        """Note that the step was made."""
-        if plan.only_initialises:
-            return
-        for state in plan.states:
-            state["step"] += 1
-        group, beta, next_beta = plan.group, plan.group["beta"], plan.counters["beta"]
-        if next_beta != beta:
-            moved = set(plan.params)
-            for param in cast(list[Tensor], group["params"]):
-                if param not in moved and (state := self.state.get(param)):
-                    put_reinterpolated(param, state, beta, next_beta)
-        group.update(plan.counters)
-
     # The end-game.
 
     def restart_averaging(self) -> None:
@@ -402,8 +202,7 @@ class ScheduleFreeOptimizer(SavedOptimizer):
         """Leave x where it is from now on (c = 0), while z and y go on; or, False, go on to average.
 
         Steps that are made while it is frozen have no weight: they never enter x, though t in the weights goes on with
-        them. y stays between z and the frozen x.
-        A restart that no step has followed yet is made when the averaging goes on.
+        them. y stays between z and the frozen x. A restart that no step has followed yet is made when it goes on.
         """
         changes = groups.FROZEN if frozen else groups.THAWED
         for group in self.param_groups:

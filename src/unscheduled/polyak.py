@@ -45,13 +45,13 @@ def polyak_step(
         average: that of the steps before.
 
     Raises:
-        ValueError: if the loss is missing, no scalar, not finite or below f*, ``grad_norm`` is not above 0, or the
+        ValueError: if the loss is missing, no scalar, not finite or below f*, ``grad_norm`` is no norm, or the
             gradient is not finite.
     """
     here = _loss(step_size, loss)
     if grad_norm is not None:
         grad_norm = float(whole(grad_norm) if isinstance(grad_norm, Tensor) else grad_norm)
-        require_within("(0, inf)", "grad_norm", grad_norm, "give what torch.nn.utils.clip_grad_norm_ returned")
+        require_within("[0, inf)", "grad_norm", grad_norm, "give what torch.nn.utils.clip_grad_norm_ returned")
     everywhere, correlation, norm, squares = totals(_sums(parts), here, step_size.all_processes)
     if not math.isfinite(everywhere):
         raise ValueError(f"loss = {everywhere} is not finite: call zero_grad() and leave this step out")
@@ -62,7 +62,7 @@ def polyak_step(
         )
     if not (math.isfinite(correlation) and math.isfinite(norm)):
         raise ValueError(f"the gradient is not finite (its size is {norm}): call zero_grad() and leave this step out")
-    if grad_norm is not None and squares > 0.0:
+    if grad_norm and squares > 0.0:
         clipped = min(1.0, math.sqrt(squares) / grad_norm)
         correlation, norm = correlation / clipped, norm / clipped**degree
     return step_size(everywhere, correlation, norm, average)
@@ -107,7 +107,7 @@ def _sums(parts: Sequence[Part]) -> dict[Sharding, Tensor]:
                 [
                     part.beta * torch.stack(dots).sum(dtype=torch.float64) if dots else torch.zeros((), device=device),
                     part.size(grads),
-                    torch.stack(list(torch._foreach_norm(grads))).square().sum(),
+                    torch.stack(list(torch._foreach_norm(grads))).double().square().sum(),
                 ]
             ).double()
             sums[sharding] = sums[sharding] + vector.to(sums[sharding].device) if sharding in sums else vector

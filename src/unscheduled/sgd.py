@@ -21,7 +21,7 @@ from unscheduled.step_size import StepSize
 
 def squared_norm(grads: Tensors) -> Tensor:
     """<g, d> = |g|^2, since d = g."""
-    return torch.stack(list(torch._foreach_norm(grads))).square().sum()
+    return torch.stack(list(torch._foreach_norm(grads))).double().square().sum()
 
 
 SGD = dataclasses.replace(GIVEN, size=squared_norm, degree=2)

@@ -91,7 +91,8 @@ class PolyakStep:
 
     |g| estimates <g, d>, the slope along the direction: for Adam sqrt(pi / 2) times the 1-norm (exact if the gradients
     of a parameter are normal with mean 0), for SGD the square of the 2-norm (exact). <g, z - y> = beta <g, f> with
-    the beta that made y, f the gap. The learning rate of a group is a factor on s: 1, or a warmup to 1.
+    the beta that made y, f the gap. The learning rate of a group is a factor on s, which s itself does not know of: 1,
+    or a warmup to 1.
 
     Sums go over all parameters of the optimizer. If torch.distributed has several processes, the loss is averaged over
     them, and the sums of sharded parameters are reduced over their mesh: see :mod:`unscheduled.distributed`.
@@ -100,7 +101,8 @@ class PolyakStep:
         f_star: f*, a lower bound of the loss, finite: 0 for cross-entropy or squares; more if it is known to be.
         norm_beta: decay rate of the average of the gradient's size, in [0, 1); 0 uses that of the present gradient.
         max_step: the largest s, > 0. A gradient that was made smaller on its way (by clipping of which ``step()`` was
-            not told) makes s larger: this is the limit.
+            not told) makes s larger, and one very large s takes the weight from all later steps of the average: this is
+            the limit.
         eps: epsilon, > 0, beside the size of the gradient.
         all_processes: whether the processes of torch.distributed, if there are several, train one model; False if
             each trains its own.
@@ -119,14 +121,16 @@ class PolyakStep:
     f_star: float = 0.0
     norm_beta: float = 0.0
     max_step: float = math.inf
-    eps: float = 1e-12
+    eps: float = 1e-30
     all_processes: bool = True
 
     def __post_init__(self) -> None:
         require_within("(-inf, inf)", "f_star", self.f_star, "give a lower bound of the loss; 0 for cross-entropy")
         require_within("[0, 1)", "norm_beta", self.norm_beta, "use 0, or 0.9 to smooth the step")
         require_within("(0, inf]", "max_step", self.max_step, "give the largest step; inf is none")
-        require_within("(0, inf)", "eps", self.eps, "use 1e-12")
+        require_within("(0, inf)", "eps", self.eps, "use 1e-30")
+        if not isinstance(self.all_processes, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"all_processes = {self.all_processes!r} is neither True nor False")
 
     def __call__(self, loss: float, correlation: float, norm: float, average: NormAverage) -> tuple[float, NormAverage]:
         """The step s_t and the new average.

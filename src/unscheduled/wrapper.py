@@ -15,10 +15,11 @@ from unscheduled.interpolation import Interpolation
 from unscheduled.interval import require_within
 from unscheduled.kernels import GIVEN, Implementation, Rule
 from unscheduled.loan import Loan, lent, widen
-from unscheduled.optimizer import Plan, ScheduleFreeOptimizer, all_contiguous
+from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.precision import StatePrecision
 from unscheduled.state import State, fresh_state, state_dtype
 from unscheduled.step_size import linear_warmup
+from unscheduled.stepping import Plan, all_contiguous
 
 REFUSED = {
     "LBFGS": "it evaluates the model at several points of its own in one step",
