@@ -130,12 +130,15 @@ def test_batch_norm_is_judged_with_statistics_of_the_judged_weights(task: Task) 
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
-@pytest.mark.parametrize("where", ["loss", "metric"])
+@pytest.mark.parametrize("where", ["loss", "gradient", "metric"])
 def test_divergence_ends_the_run_and_is_told(task: Task, name: str, where: str) -> None:
     calls = itertools.count(1)
 
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
-        return task.loss(model, batch) * (float("nan") if where == "loss" and next(calls) == 6 else 1.0)
+        value = task.loss(model, batch)
+        if where == "metric" or next(calls) != 6:
+            return value
+        return value * float("nan") if where == "loss" else value + (value - value.detach()).sqrt()
 
     def metric(model: nn.Module) -> float:
         return float("inf") if where == "metric" and next(calls) == 3 else 0.5

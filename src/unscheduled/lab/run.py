@@ -44,8 +44,8 @@ def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> d
         report: called after every step with the number of steps done.
 
     Returns:
-        The settings; ``curve``, a list of [step, metric]; ``diverged_at``, the step at which the loss or the metric
-        was no finite number and the run ended, or None; the checksums of what all contenders with one seed must
+        The settings; ``curve``, a list of [step, metric]; ``diverged_at``, the step at which the loss, the gradient
+        or the metric was no finite number and the run ended, or None; the checksums of what all contenders with one seed must
         share; and the seconds it took.
     """
     contender = CONTENDERS[settings.contender]
@@ -68,6 +68,8 @@ def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> d
         if finite:
             training.optimizer.zero_grad()
             loss.backward()
+            finite = gradients_are_finite(model)
+        if finite:
             training.step(loss)
         if finite and step in settings.evaluate_at:
             value = evaluate(task, model)
@@ -88,6 +90,12 @@ def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> d
         "first_batch_sha256": first_batch_checksum,
         "seconds": time.perf_counter() - started,
     }
+
+
+def gradients_are_finite(model: nn.Module) -> bool:
+    """Whether all are; some optimizers refuse others."""
+    grads = [param.grad for param in model.parameters() if param.grad is not None]
+    return all(bool(grad.isfinite().all()) for grad in grads)
 
 
 def evaluate(task: Task, model: nn.Module) -> float:
