@@ -45,8 +45,8 @@ def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> d
 
     Returns:
         The settings; ``curve``, a list of [step, metric]; ``diverged_at``, the step at which the loss, the gradient
-        or the metric was no finite number and the run ended, or None; the checksums of what all contenders with one seed must
-        share; and the seconds it took.
+        or the metric was no finite number and the run ended, or None; the checksums of what all contenders with one
+        seed must share; and the seconds it took.
     """
     contender = CONTENDERS[settings.contender]
     started = time.perf_counter()
