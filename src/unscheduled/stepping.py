@@ -115,7 +115,8 @@ class SteppingOptimizer(SavedOptimizer):
                 f"the gradient of {self._find(sparse)[1]} is sparse, but every step averages every weight: "
                 "make it dense, as with torch.nn.Embedding(sparse=False)"
             )
-        states = [self.state.get(param, {}) for param in params]  # an empty one is put there by the step
+        found: list[Any] = list(map(self.state.get, params))
+        states: list[State] = found if all(found) else [state or {} for state in found]  # which the step puts there
         return Plan(group, params, grads, contiguous, states, self._nothing_to_learn(group))
 
     def _polyak_factor(self, plans: list[Plan], loss: Loss | None, grad_norm: Number | None) -> tuple[float, Group]:
