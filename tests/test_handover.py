@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from bases import Base, bases
 from problems import copies, equal, make_params, set_gradients, train
 from registry import OPTIMIZERS, OptimizerInfo
 from torch import Tensor
@@ -129,6 +130,18 @@ def test_the_base_of_a_wrapper_takes_over_as_it_is() -> None:
     gradients = step_plain(base, params)
     for param, start, square, gradient in zip(params, x, v, gradients, strict=True):
         close(param.detach(), start - lr * gradient / ((0.99 * square + 0.01 * gradient**2).sqrt() + 1e-8))
+
+
+@bases
+def test_the_base_of_a_wrapper_goes_on_with_parameters_of_16_bits(base: Base) -> None:
+    params = base.params(torch.bfloat16)
+    optimizer = ScheduleFreeWrapper(base.make(params))
+    train(optimizer, range(5))
+    plain = to_torch(optimizer)
+    buffers = [value for param in params for value in plain.state[param].values() if isinstance(value, Tensor)]
+    assert all(value.dtype == torch.bfloat16 for value in buffers if value.dim())
+    step_plain(plain, params)
+    assert all(bool(param.isfinite().all()) for param in params)
 
 
 class Estimating(torch.optim.SGD):

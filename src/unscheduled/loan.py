@@ -88,3 +88,13 @@ def widen(base: torch.optim.Optimizer, params: Iterable[Tensor]) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.dtype == param.dtype != state_dtype(param):
                 state[name] = value.to(state_dtype(param))
+
+
+def narrow(base: torch.optim.Optimizer, params: Iterable[Tensor]) -> None:
+    """Undo :func:`widen`: keep it in the precision of the parameters, as the base does by itself."""
+    for param in params:
+        state: State = base.state.get(param) or {}
+        for name, value in state.items():
+            is_wide = isinstance(value, Tensor) and value.dtype == state_dtype(param) != param.dtype
+            if is_wide and (value.dim() or value.shape == param.shape):  # others are counts and scalars of the base
+                state[name] = value.to(param.dtype)
