@@ -30,7 +30,8 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
         optimizer: one of those.
 
     Raises:
-        ValueError: if torch has no such optimizer, or a Polyak step has not been made yet; nothing is changed.
+        ValueError: if torch has no such optimizer, a wrapper adds weight decay to its base's, or a Polyak step has not
+            been made yet; nothing is changed.
 
     Example:
         >>> import torch
@@ -45,6 +46,12 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
     """
     gammas = list(map(last_lr, optimizer.param_groups))
     if isinstance(optimizer, ScheduleFreeWrapper):
+        for index, group in enumerate(optimizer.param_groups):
+            if group["weight_decay"] > 0.0:
+                raise ValueError(
+                    f"parameter group {index}: weight_decay = {group['weight_decay']} at y is none of the base's: make "
+                    "it 0, and give the base a decay of its own"
+                )
         optimizer.eval().detach()
         plain = optimizer.base
         narrow(plain, [param for group in plain.param_groups for param in group["params"]])
