@@ -154,6 +154,15 @@ def test_a_group_that_was_added_to_the_base_alone_is_refused_at_the_next_step() 
     assert equal([first], before)
 
 
+def test_a_group_is_not_taken_for_one_that_was_added_to_the_base_alone() -> None:
+    first, second, third = make_params((2,), (2,), (2,))
+    optimizer = ScheduleFreeWrapper(Adam([first]))
+    optimizer.base.add_param_group({"params": [second]})
+    with pytest.raises(RuntimeError, match="has 2 parameter groups, this ScheduleFreeWrapper has 1: add groups to"):
+        optimizer.add_param_group({"params": [third]})
+    assert [len(each.param_groups) for each in (optimizer, optimizer.base)] == [1, 2]
+
+
 class Failing(SGD):
     """Moves its parameters, and everything about them, and raises."""
 

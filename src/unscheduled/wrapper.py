@@ -131,9 +131,13 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         Args:
             param_group: its ``params``, the options that differ from the constructor's, and under ``"base"`` a
                 dictionary of the base's options that differ from its defaults.
+
+        Raises:
+            RuntimeError: if groups were added to the base alone.
         """
-        if not isinstance(param_group, dict) or len(self.base.param_groups) > len(self.param_groups):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(param_group, dict) or len(self._given_lrs) > len(self.param_groups):  # pyright: ignore[reportUnnecessaryIsInstance]
             return super().add_param_group(param_group)  # which refuses it, or has it from the base at construction
+        self._refuse_groups_of_base_alone()
         group = {name: value for name, value in param_group.items() if name != "base"}
         params, of_base = group["params"], cast(Group, param_group.get("base", {}))
         if "weight_decay_at_y" in group:
@@ -152,6 +156,13 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             raise
         self._given_lrs.append(float(base_group["lr"]))
         return None
+
+    def _refuse_groups_of_base_alone(self) -> None:
+        if len(self.base.param_groups) != len(self.param_groups):
+            raise RuntimeError(
+                f"the wrapped {type(self.base).__name__} has {len(self.base.param_groups)} parameter groups, this "
+                f"{type(self).__name__} has {len(self.param_groups)}: add groups to this, which adds them to both"
+            )
 
     # What an algorithm states.
 
@@ -173,11 +184,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     # The step.
 
     def _planned(self, index: int, plan: Plan, factor: float, average: Group) -> Plan:
-        if len(self.base.param_groups) != len(self.param_groups):
-            raise RuntimeError(
-                f"the wrapped {type(self.base).__name__} has {len(self.base.param_groups)} parameter groups, this "
-                f"{type(self).__name__} has {len(self.param_groups)}: add groups to this, which adds them to both"
-            )
+        self._refuse_groups_of_base_alone()
         base_lr, given = float(self.base.param_groups[index]["lr"]), self._given_lrs[index]
         if base_lr != given:
             raise RuntimeError(
