@@ -243,16 +243,20 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
 
     def _nest(self, state_dict: dict[str, Any]) -> None:
         base = self.base.state_dict()
-        for group, base_group in zip(state_dict["param_groups"], base["param_groups"], strict=True):
+        states, base_groups = dict(base.pop("state")), base.pop("param_groups")
+        for group, base_group in zip(state_dict["param_groups"], base_groups, strict=True):
             group["base"] = {name: value for name, value in base_group.items() if name not in ("params", "param_names")}
             group["base"]["optimizer"] = type(self.base).__name__
             for key, base_key in zip(group["params"], base_group["params"], strict=True):
-                if base_key in base["state"]:
-                    state_dict["state"][key] = {**state_dict["state"][key], "base": base["state"][base_key]}
+                if base_key in states:
+                    state_dict["state"][key] = {**state_dict["state"].get(key, {}), "base": states.pop(base_key)}
+        if states or base:  # what is of no parameter
+            state_dict["base"] = {**base, "state": states}
 
     def _without_nested(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         own_groups, base_groups = list[Group](), list[Group]()
-        own_states, base_states = dict(state_dict["state"]), dict[int, State]()
+        of_no_parameter = state_dict.get("base", {})
+        own_states, base_states = dict(state_dict["state"]), dict[Any, State](of_no_parameter.get("state", {}))
         position = 0
         for index, (saved, base_group) in enumerate(
             zip(state_dict["param_groups"], self.base.param_groups, strict=False)
@@ -277,10 +281,10 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             "state": own_states,
             "param_groups": own_groups + state_dict["param_groups"][len(own_groups) :],
         }
-        return own, {"state": base_states, "param_groups": base_groups}
+        return own, {**of_no_parameter, "state": base_states, "param_groups": base_groups}
 
     def _load_nested(self, nested: dict[str, Any]) -> None:
-        states: dict[int, State] = copy.deepcopy(nested["state"])  # torch would go on with the tensors of the file
+        states: dict[Any, State] = copy.deepcopy(nested["state"])  # torch would go on with the tensors of the file
         self.base.load_state_dict({**nested, "state": states})
         for position, param in enumerate(self._params()):
             for name, value in states.get(position, {}).items():
