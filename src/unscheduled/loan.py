@@ -46,9 +46,12 @@ class Loan:
         )
 
     def move(self) -> Tensor:
-        """What the base has subtracted from z, in the precision of the state."""
-        before = self._base_iterate(self._y)
-        return before.to(self.z.dtype).to(before.dtype) - self.z.detach()
+        """What the base has subtracted from z, in the precision of the state; where z is plain, it takes its memory."""
+        before, z = self._base_iterate(self._y), self.z.detach()
+        if self._is_plain:
+            self.z.grad = None  # it may be a copy
+            return torch.sub(before, z, out=z)
+        return before.to(z.dtype).to(before.dtype) - z
 
     def give_back(self) -> None:
         """Make the parameter y again, bit for bit."""

@@ -38,7 +38,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     For the step of the base optimizer the parameters hold z, so its own weight decay is decay at z, and its state is
     its own business: it is made when the base makes it. Where the base has momentum, that is an inner momentum; without
     it, the memory is that of the built-in optimizers. Kept is what the base keeps, and the gap z - x; during a step
-    there is one copy of the weights more.
+    there is one copy of the weights more, in float32 if they have 16 bits, and then one of the gradients as well.
 
     The learning rate is that of this optimizer's groups, which schedulers, trainers and :meth:`metrics` see; the base
     is given it, after warmup, before each of its steps. What else the base has stays in ``base.param_groups``. If a
