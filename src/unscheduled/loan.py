@@ -41,9 +41,8 @@ class Loan:
         """z, a new tensor in the precision of the state."""
         if not self._state:
             return y.detach().to(state_dtype(y), copy=True)
-        return iterates.base(
-            bits_of_y(y, self._state).to(state_dtype(y)), precision.wide(self._state, "gap"), self._beta
-        )
+        bits = bits_of_y(y, self._state) if "low" in self._state else y.detach()
+        return iterates.base(bits.to(state_dtype(y)), precision.wide(self._state, "gap"), self._beta)
 
     def move(self) -> Tensor:
         """What the base has subtracted from z, in the precision of the state; where z is plain, it takes its memory."""
