@@ -345,7 +345,7 @@ def test_a_rule_that_is_none(cls: type[Any]) -> None:
         (lambda: PolyakStep(norm_beta=-0.1), r"norm_beta = -0\.1 is outside \[0, 1\)"),
         (lambda: PolyakStep(max_step=0.0), r"max_step = 0\.0 is outside \(0, inf\]"),
         (lambda: PolyakStep(max_step=math.nan), r"max_step = nan is outside \(0, inf\]"),
-        (lambda: PolyakStep(eps=0.0), r"eps = 0\.0 is outside \(0, inf\): use 1e-12"),
+        (lambda: PolyakStep(eps=0.0), r"eps = 0\.0 is outside \(0, inf\): use 1e-30"),
         (lambda: PolyakStep(eps=math.inf), r"eps = inf is outside \(0, inf\)"),
     ],
 )
