@@ -66,7 +66,7 @@ def unchanged(some: Any, other: Any) -> bool:
         torch.tensor(2.0, dtype=torch.bfloat16),
         2,
         [0.5, 1.5],
-        (torch.tensor(0.25), torch.tensor([1.5]), 0.25),
+        [torch.tensor(0.25), torch.tensor([1.5]), 0.25],
         [2.0],
         [0.5, [1.0, 0.5]],
     ],
@@ -76,6 +76,15 @@ def test_a_loss_is_a_number_a_tensor_of_one_element_or_a_list_of_them(cls: type[
     optimizer.step(loss=loss)
     reference.step(loss=2.0)
     assert equal(params, others)
+
+
+@kinds
+def test_a_closure_that_returns_more_than_the_loss_is_refused(cls: type[Any]) -> None:
+    params, optimizer = made(cls, 3)
+    before = snapshot(params, optimizer)
+    with pytest.raises(ValueError, match=r"^loss = a tuple of 2: give the loss alone, or a list of losses"):
+        optimizer.step(lambda: (torch.tensor(2.0), 0.75))
+    assert unchanged(snapshot(params, optimizer), before)
 
 
 def test_accumulated_gradients_take_the_sum_of_their_losses() -> None:

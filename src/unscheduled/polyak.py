@@ -14,7 +14,7 @@ from unscheduled.interval import require_number, require_within
 from unscheduled.step_size import NormAverage, PolyakStep
 
 Number: TypeAlias = float | Tensor
-Loss: TypeAlias = Number | Sequence[Number]
+Loss: TypeAlias = Number | list[float] | list[Tensor] | list[Number]
 
 
 class Part(NamedTuple):
@@ -75,7 +75,11 @@ def _loss(step_size: PolyakStep, loss: Loss | None) -> float:
             f"loss = None: step_size = {step_size} needs the loss at y: call step(loss=loss), or give step() a closure "
             "that returns it"
         )
-    if isinstance(loss, (list, tuple)):
+    if isinstance(loss, tuple):  # a closure may return the loss with what goes with it
+        raise ValueError(
+            f"loss = a tuple of {len(loss)}: give the loss alone, or a list of losses that are to be added"
+        )
+    if isinstance(loss, list):
         if not loss:
             raise ValueError(f"loss = {loss}: give the losses whose gradients were accumulated")
         return sum(_loss(step_size, one) for one in cast("Sequence[Number]", loss))
