@@ -79,6 +79,17 @@ def test_a_loss_is_a_number_a_tensor_of_one_element_or_a_list_of_them(cls: type[
 
 
 @kinds
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_that_a_gradient_was_not_finite_before_it_was_clipped_is_said(cls: type[Any], value: float) -> None:
+    params, optimizer = made(cls, 3)
+    assert params[0].grad is not None
+    params[0].grad.view(-1)[0] = value
+    norm = clip_grad_norm_(params, 1.0)
+    with pytest.raises(ValueError, match=r"^the gradient is not finite"):
+        optimizer.step(loss=1.0, grad_norm=norm)
+
+
+@kinds
 def test_a_closure_that_returns_more_than_the_loss_is_refused(cls: type[Any]) -> None:
     params, optimizer = made(cls, 3)
     before = snapshot(params, optimizer)
