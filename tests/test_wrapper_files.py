@@ -165,6 +165,32 @@ def test_what_the_base_keeps_beside_the_state_of_trained_parameters_is_saved() -
     assert equal(others, params)
 
 
+class Nested(torch.optim.SGD):
+    """Keeps lists and dictionaries of tensors, as Shampoo and SOAP."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for param in group["params"]:
+                factors = self.state[param].setdefault("factors", [torch.zeros(2), {"gram": torch.zeros_like(param)}])
+                factors[0].add_(0.001)
+                factors[1]["gram"].add_(param.grad * param.grad)
+        super().step()
+
+
+def test_lists_of_the_base_keep_their_precision() -> None:
+    params = make_params(dtype=torch.bfloat16)
+    optimizer = ScheduleFreeWrapper(Nested(params, lr=0.1))
+    train(optimizer, range(5))
+    state, others = through_a_file(optimizer.state_dict()), [Parameter(param.detach().clone()) for param in params]
+    resumed = ScheduleFreeWrapper(Nested(others, lr=0.1))
+    resumed.load_state_dict(state)
+    for param, other in zip(params, others, strict=True):
+        kept, loaded = (each.base.state[which]["factors"] for each, which in ((optimizer, param), (resumed, other)))
+        assert loaded[0].dtype == loaded[1]["gram"].dtype == torch.float32
+        assert equal([loaded[0], loaded[1]["gram"]], [kept[0], kept[1]["gram"]])
+    go_on((optimizer, resumed))
+
+
 @bases
 def test_a_file_shares_no_memory_with_what_was_loaded(base: Base) -> None:
     optimizer, twin = (ScheduleFreeWrapper(base.make(base.params())) for _ in range(2))

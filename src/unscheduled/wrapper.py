@@ -288,14 +288,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         self.base.load_state_dict({**nested, "state": states})
         for position, param in enumerate(self._params()):
             for name, value in states.get(position, {}).items():
-                loaded: Any = self.base.state[param][name]
-                if isinstance(value, Tensor) and loaded.dtype != value.dtype:  # torch has cast it to the weights'
-                    is_wide = value.dtype in (torch.float32, torch.float64) and (
-                        value.dim() or value.shape == param.shape
-                    )
-                    self.base.state[param][name] = value.to(
-                        loaded.device, state_dtype(param) if is_wide else value.dtype
-                    )
+                self.base.state[param][name] = _uncast(value, self.base.state[param][name], param)
         self._initialised.clear()
         self._given_lrs = [float(group["lr"]) for group in self.base.param_groups]
 
@@ -323,6 +316,19 @@ def _check_base(base: Any) -> None:
         raise ValueError(f"base = {name} is schedule-free already: use it as it is, or wrap a plain optimizer")
     if "lr" not in base.defaults or any("lr" not in group for group in base.param_groups):
         raise ValueError(f"base = {name} has no learning rate 'lr' in its groups, by which z's are weighted")
+
+
+def _uncast(value: Any, loaded: Any, param: Tensor) -> Any:
+    """What was loaded of a value in a file, but in its own precision or that of z: torch casts it to the weights'."""
+    if isinstance(value, dict):
+        return {name: _uncast(each, loaded[name], param) for name, each in cast(dict[Any, Any], value).items()}
+    if isinstance(value, (list, tuple)):
+        pairs = zip(cast(list[Any], value), cast(list[Any], loaded), strict=True)
+        return type(cast(Any, value))([_uncast(each, its_loaded, param) for each, its_loaded in pairs])
+    if not isinstance(value, Tensor) or loaded.dtype == value.dtype:
+        return loaded
+    is_wide = value.dtype in (torch.float32, torch.float64) and (value.dim() or value.shape == param.shape)
+    return value.to(loaded.device, state_dtype(param) if is_wide else value.dtype)
 
 
 def _copied(lr: float | Tensor) -> float | Tensor:
