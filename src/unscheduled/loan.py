@@ -33,6 +33,7 @@ class Loan:
         if param.dtype == self._grad.dtype == z.dtype:
             param.data = z
         else:
+            self._version = param._version
             self.z = Parameter(z)
             vars(self.z).update(vars(param))
             self.z.grad = self._grad.to(z.dtype)
@@ -45,7 +46,17 @@ class Loan:
         return iterates.base(bits.to(state_dtype(y)), precision.wide(self._state, "gap"), self._beta)
 
     def move(self) -> Tensor:
-        """What the base has subtracted from z, in the precision of the state; where z is plain, it takes its memory."""
+        """What the base has subtracted from z, in the precision of the state; where z is plain, it takes its memory.
+
+        Raises:
+            RuntimeError: if the base has written to a parameter for which another stands in.
+        """
+        if self.z is not self.param and self.param._version != self._version:
+            raise RuntimeError(
+                f"the base wrote to a parameter of {self.param.dtype}, for which one of {self.z.dtype} stands in, as "
+                "one does that keeps parameters beside its param_groups: these weights are lost. Wrap it with "
+                "parameters of float32"
+            )
         before, z = self._base_iterate(self._y), self.z.detach()
         if self._is_plain:
             self.z.grad = None  # it may be a copy
