@@ -206,6 +206,21 @@ def refused(rank: int, folder: str) -> None:
     leave()
 
 
+def different(rank: int, folder: str) -> None:
+    """Gradients that are not reduced, and parts of the parameters as ZeRO has them, are refused in both processes."""
+    join(rank, folder)
+    for make in RULES.values():
+        for params_of in (list[nn.Parameter], lambda params: list(params)[rank::WORLD]):
+            model = Gained()
+            optimizer = make(params_of(model.parameters()))
+            model(torch.full((2, 4), rank + 1.0, dtype=torch.float64)).square().mean().backward()
+            before = whole(model.named_parameters())
+            assert "the processes have different gradients" in refusal(optimizer, 1.0)
+            assert same(whole(model.named_parameters()), before)
+            assert not optimizer.state
+    leave()
+
+
 def refusal(optimizer: ScheduleFreeOptimizer, loss: float) -> str:
     """With which words the optimizer refuses to step."""
     try:

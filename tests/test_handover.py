@@ -1,10 +1,12 @@
 """Handing a run over to a plain optimizer of torch."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from bases import Base, bases
 from problems import copies, equal, make_params, set_gradients, train
 from registry import OPTIMIZERS, OptimizerInfo
 from torch import Tensor
@@ -29,7 +31,9 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def started(cls: type[ScheduleFreeOptimizer], steps: int = 12, **arguments: Any) -> tuple[Any, list[Parameter]]:
+def started(
+    cls: Callable[..., ScheduleFreeOptimizer], steps: int = 12, **arguments: Any
+) -> tuple[Any, list[Parameter]]:
     params = make_params(dtype=torch.float64)
     optimizer = cls(params, **arguments)
     train(optimizer, range(steps))
@@ -129,6 +133,31 @@ def test_the_base_of_a_wrapper_takes_over_as_it_is() -> None:
     gradients = step_plain(base, params)
     for param, start, square, gradient in zip(params, x, v, gradients, strict=True):
         close(param.detach(), start - lr * gradient / ((0.99 * square + 0.01 * gradient**2).sqrt() + 1e-8))
+
+
+def test_weight_decay_that_the_base_does_not_have_is_not_lost() -> None:
+    optimizer, params = started(lambda params: ScheduleFreeWrapper(torch.optim.SGD(params), weight_decay_at_y=0.25))
+    before = copies(params)
+    with pytest.raises(
+        ValueError, match=r"^parameter group 0: weight_decay = 0\.25 at y is none of the base's: make it"
+    ):
+        to_torch(optimizer)
+    assert optimizer.training
+    assert equal(params, before)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    assert to_torch(optimizer) is optimizer.base
+
+
+@bases
+def test_the_base_of_a_wrapper_goes_on_with_parameters_of_16_bits(base: Base) -> None:
+    params = base.params(torch.bfloat16)
+    optimizer = ScheduleFreeWrapper(base.make(params))
+    train(optimizer, range(5))
+    plain = to_torch(optimizer)
+    buffers = [value for param in params for value in plain.state[param].values() if isinstance(value, Tensor)]
+    assert all(value.dtype == torch.bfloat16 for value in buffers if value.dim())
+    step_plain(plain, params)
+    assert all(bool(param.isfinite().all()) for param in params)
 
 
 class Estimating(torch.optim.SGD):

@@ -41,3 +41,7 @@ def test_independent_runs_stay_independent(tmp_path: Path) -> None:
 
 def test_what_one_process_is_given_wrong_is_refused_in_both(tmp_path: Path) -> None:
     spawn(polyak_run.refused, tmp_path)
+
+
+def test_processes_that_have_no_gradient_in_common_are_refused(tmp_path: Path) -> None:
+    spawn(polyak_run.different, tmp_path)

@@ -66,7 +66,7 @@ def unchanged(some: Any, other: Any) -> bool:
         torch.tensor(2.0, dtype=torch.bfloat16),
         2,
         [0.5, 1.5],
-        (torch.tensor(0.25), torch.tensor([1.5]), 0.25),
+        [torch.tensor(0.25), torch.tensor([1.5]), 0.25],
         [2.0],
         [0.5, [1.0, 0.5]],
     ],
@@ -76,6 +76,26 @@ def test_a_loss_is_a_number_a_tensor_of_one_element_or_a_list_of_them(cls: type[
     optimizer.step(loss=loss)
     reference.step(loss=2.0)
     assert equal(params, others)
+
+
+@kinds
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_that_a_gradient_was_not_finite_before_it_was_clipped_is_said(cls: type[Any], value: float) -> None:
+    params, optimizer = made(cls, 3)
+    assert params[0].grad is not None
+    params[0].grad.view(-1)[0] = value
+    norm = clip_grad_norm_(params, 1.0)
+    with pytest.raises(ValueError, match=r"^the gradient is not finite"):
+        optimizer.step(loss=1.0, grad_norm=norm)
+
+
+@kinds
+def test_a_closure_that_returns_more_than_the_loss_is_refused(cls: type[Any]) -> None:
+    params, optimizer = made(cls, 3)
+    before = snapshot(params, optimizer)
+    with pytest.raises(ValueError, match=r"^loss = a tuple of 2: give the loss alone, or a list of losses"):
+        optimizer.step(lambda: (torch.tensor(2.0), 0.75))
+    assert unchanged(snapshot(params, optimizer), before)
 
 
 def test_accumulated_gradients_take_the_sum_of_their_losses() -> None:
@@ -345,7 +365,7 @@ def test_a_rule_that_is_none(cls: type[Any]) -> None:
         (lambda: PolyakStep(norm_beta=-0.1), r"norm_beta = -0\.1 is outside \[0, 1\)"),
         (lambda: PolyakStep(max_step=0.0), r"max_step = 0\.0 is outside \(0, inf\]"),
         (lambda: PolyakStep(max_step=math.nan), r"max_step = nan is outside \(0, inf\]"),
-        (lambda: PolyakStep(eps=0.0), r"eps = 0\.0 is outside \(0, inf\): use 1e-12"),
+        (lambda: PolyakStep(eps=0.0), r"eps = 0\.0 is outside \(0, inf\): use 1e-30"),
         (lambda: PolyakStep(eps=math.inf), r"eps = inf is outside \(0, inf\)"),
     ],
 )

@@ -433,3 +433,21 @@ def test_what_hangs_on_the_gradient_of_a_parameter_stays(make: Callable[..., Opt
 def test_every_class_of_torch_is_tested_or_refused() -> None:
     classes = {name for name, value in vars(torch.optim).items() if isinstance(value, type)}
     assert classes - {"Optimizer"} <= set(BASES) | {"LBFGS", "SparseAdam"}
+
+
+@dtypes
+def test_a_step_needs_the_memory_of_z_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the base has subtracted from z takes the place of z."""
+    params = make_params(dtype=dtype)
+    base = torch.optim.SGD(params, lr=0.1)
+    optimizer = ScheduleFreeWrapper(base)
+    lent: list[int] = []
+    base.register_step_pre_hook(lambda *_: lent.extend(param.data_ptr() for param in base.param_groups[0]["params"]))
+    moves: list[int] = []
+
+    def update(_: str, __: Any, works: Any) -> None:
+        moves.extend(move.data_ptr() for batch, _ in works for move in batch.grads)
+
+    monkeypatch.setattr("unscheduled.kernels.update", update)
+    train(optimizer, [0])
+    assert moves == lent

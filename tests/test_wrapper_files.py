@@ -123,6 +123,74 @@ def test_resume_in_a_new_process_is_bit_exact(tmp_path: Path) -> None:
         assert equal(found[name], weights)
 
 
+class Counting(torch.optim.SGD):
+    """Has a state of its own beside that of the parameters, as MADGRAD, and one of parameters without gradients."""
+
+    calls = 0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.state.setdefault("k", torch.tensor([0])).add_(1)  # type: ignore[call-overload]
+        self.calls += 1
+        for group in self.param_groups:
+            for param in group["params"]:
+                self.state[param].setdefault("seen", torch.tensor(0.0)).add_(1.0)
+        super().step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"calls": self.calls}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.calls = state_dict["calls"]
+
+
+def test_what_the_base_keeps_beside_the_state_of_trained_parameters_is_saved() -> None:
+    params = make_params()
+    optimizer = ScheduleFreeWrapper(Counting(params, lr=0.1))
+    for _ in range(3):
+        params[0].grad = torch.ones_like(params[0])
+        optimizer.step()
+    state = through_a_file(optimizer.state_dict())
+    others = [Parameter(param.detach().clone()) for param in params]
+    resumed = ScheduleFreeWrapper(Counting(others, lr=0.1))
+    resumed.load_state_dict(state)
+    assert isinstance(resumed.base, Counting)
+    assert resumed.base.calls == 3
+    assert resumed.base.state["k"] == torch.tensor([3])  # type: ignore[index, comparison-overlap]
+    assert [resumed.base.state[other]["seen"].item() for other in others] == [3.0, 3.0]
+    assert others[1] not in resumed.state
+    state["base"]["state"]["k"].zero_()
+    assert resumed.base.state["k"] == torch.tensor([3])  # type: ignore[index, comparison-overlap]
+    go_on((optimizer, resumed))
+    assert equal(others, params)
+
+
+class Nested(torch.optim.SGD):
+    """Keeps lists and dictionaries of tensors, as Shampoo and SOAP."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for param in group["params"]:
+                factors = self.state[param].setdefault("factors", [torch.zeros(2), {"gram": torch.zeros_like(param)}])
+                factors[0].add_(0.001)
+                factors[1]["gram"].add_(param.grad * param.grad)
+        super().step()
+
+
+def test_lists_of_the_base_keep_their_precision() -> None:
+    params = make_params(dtype=torch.bfloat16)
+    optimizer = ScheduleFreeWrapper(Nested(params, lr=0.1))
+    train(optimizer, range(5))
+    state, others = through_a_file(optimizer.state_dict()), [Parameter(param.detach().clone()) for param in params]
+    resumed = ScheduleFreeWrapper(Nested(others, lr=0.1))
+    resumed.load_state_dict(state)
+    for param, other in zip(params, others, strict=True):
+        kept, loaded = (each.base.state[which]["factors"] for each, which in ((optimizer, param), (resumed, other)))
+        assert loaded[0].dtype == loaded[1]["gram"].dtype == torch.float32
+        assert equal([loaded[0], loaded[1]["gram"]], [kept[0], kept[1]["gram"]])
+    go_on((optimizer, resumed))
+
+
 @bases
 def test_a_file_shares_no_memory_with_what_was_loaded(base: Base) -> None:
     optimizer, twin = (ScheduleFreeWrapper(base.make(base.params())) for _ in range(2))

@@ -154,6 +154,15 @@ def test_a_group_that_was_added_to_the_base_alone_is_refused_at_the_next_step() 
     assert equal([first], before)
 
 
+def test_a_group_is_not_taken_for_one_that_was_added_to_the_base_alone() -> None:
+    first, second, third = make_params((2,), (2,), (2,))
+    optimizer = ScheduleFreeWrapper(Adam([first]))
+    optimizer.base.add_param_group({"params": [second]})
+    with pytest.raises(RuntimeError, match="has 2 parameter groups, this ScheduleFreeWrapper has 1: add groups to"):
+        optimizer.add_param_group({"params": [third]})
+    assert [len(each.param_groups) for each in (optimizer, optimizer.base)] == [1, 2]
+
+
 class Failing(SGD):
     """Moves its parameters, and everything about them, and raises."""
 
@@ -194,6 +203,30 @@ def test_if_the_base_fails_the_parameters_are_y_again(error: BaseException, dtyp
     optimizer.base.error = None  # type: ignore[attr-defined]
     train(optimizer, [3])
     assert optimizer.metrics()["step"] == 4
+
+
+class Elsewhere(SGD):
+    """Moves the parameters that it was given at first, whatever is in its groups."""
+
+    def __init__(self, params: list[Parameter]) -> None:
+        super().__init__(params, lr=0.1)
+        self.first = params
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for param in self.first:
+            with torch.no_grad():
+                param.sub_(param.grad, alpha=0.1)  # type: ignore[arg-type]
+
+
+def test_a_base_that_passes_by_those_that_stand_in_for_narrow_parameters_is_told_of() -> None:
+    params = make_params(dtype=torch.bfloat16)
+    set_gradients(params, 0)
+    with pytest.raises(RuntimeError, match=r"^the base wrote to a parameter of torch\.bfloat16, for which one of"):
+        ScheduleFreeWrapper(Elsewhere(params)).step()
+    params = make_params()
+    optimizer = ScheduleFreeWrapper(Elsewhere(params))
+    train(optimizer, range(3))
+    assert optimizer.metrics()["step"] == 3
 
 
 @pytest.mark.parametrize("broken", [0, 1])

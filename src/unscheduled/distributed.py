@@ -5,7 +5,8 @@
 - DTensors (FSDP2, HSDP, tensor parallelism): the sums of a shard are added up over the dimensions of its mesh that it
   is sharded over, and the loss is averaged over the whole mesh.
 
-In the end every process has the same numbers, bit for bit.
+In the end every process has the same numbers, bit for bit. If the sums of plain parameters, or of whole meshes, are not
+the same in all processes, they have no gradient in common, and are refused.
 """
 # torch leaves some of its functions without types:
 # pyright: reportUnknownMemberType=false
@@ -26,6 +27,7 @@ class Sharding(NamedTuple):
 
 
 WHOLE = Sharding()
+DIFFERENCE = 1e-3  # of the sums of processes, relative to the largest; the same gradients have the same sums
 
 
 def local(tensor: Tensor) -> tuple[Tensor, Sharding]:
@@ -52,6 +54,9 @@ def totals(sums: Mapping[Sharding, Tensor], loss: float, all_processes: bool) ->
         sums: for each sharding, a vector of sums over the local parts of the tensors that lie so.
         loss: the loss of this process.
         all_processes: whether the processes of the default group train one model, if the parameters are plain.
+
+    Raises:
+        ValueError: if the processes have other sums, as of other parameters, or of gradients that are not reduced.
     """
     meshes = [sharding.mesh for sharding in sums if sharding.mesh is not None]
     for sharding, vector in sums.items():
@@ -71,4 +76,13 @@ def totals(sums: Mapping[Sharding, Tensor], loss: float, all_processes: bool) ->
         if (size := dist.get_world_size(group)) > 1:
             dist.all_reduce(together, group=group)
             together /= size
-    return cast("list[float]", together.tolist())
+    numbers = cast("list[float]", torch.cat([together, total]).tolist())
+    everywhere, here = numbers[: len(together)], numbers[len(together) :]
+    tolerance = DIFFERENCE * max(map(abs, here))
+    if any(abs(mean - own) > tolerance for mean, own in zip(everywhere[1:], here, strict=True)):
+        raise ValueError(
+            "all_processes = True, but the processes have different gradients: reduce them, as DistributedDataParallel "
+            "and fully_shard do; ZeRO, FSDP1 and pipelines, whose processes have other parameters each, cannot have "
+            "PolyakStep; if each process trains a model of its own, give PolyakStep(all_processes=False)"
+        )
+    return everywhere

@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 
 from unscheduled.checkpoint import export_adamw_state_dict, last_lr
+from unscheduled.loan import narrow
 from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.sgd import SGDScheduleFree
 from unscheduled.wrapper import ScheduleFreeWrapper
@@ -19,7 +20,7 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
     - :class:`AdamWScheduleFree` and :class:`RAdamScheduleFree`: ``torch.optim.AdamW``, with the second moments and
       their counts, see :func:`export_adamw_state_dict`;
     - :class:`SGDScheduleFree`: ``torch.optim.SGD`` without momentum;
-    - :class:`ScheduleFreeWrapper`: its base, as it is.
+    - :class:`ScheduleFreeWrapper`: its base, as it is, but that what it keeps has the precision of the parameters.
 
     The learning rate of each group is (1 - beta) gamma, gamma the last effective one (as set, where that was 0): that
     is how far y itself moved at once, and within the stability of plain gradient descent where gamma need not be. Set
@@ -29,7 +30,8 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
         optimizer: one of those.
 
     Raises:
-        ValueError: if torch has no such optimizer, or a Polyak step has not been made yet; nothing is changed.
+        ValueError: if torch has no such optimizer, a wrapper adds weight decay to its base's, or a Polyak step has not
+            been made yet; nothing is changed.
 
     Example:
         >>> import torch
@@ -44,8 +46,15 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
     """
     gammas = list(map(last_lr, optimizer.param_groups))
     if isinstance(optimizer, ScheduleFreeWrapper):
+        for index, group in enumerate(optimizer.param_groups):
+            if group["weight_decay"] > 0.0:
+                raise ValueError(
+                    f"parameter group {index}: weight_decay = {group['weight_decay']} at y is none of the base's: make "
+                    "it 0, and give the base a decay of its own"
+                )
         optimizer.eval().detach()
         plain = optimizer.base
+        narrow(plain, [param for group in plain.param_groups for param in group["params"]])
         pairs = zip(optimizer.param_groups, plain.param_groups, strict=True)
         gammas = [float((base if group["step"] > 0 else group)["lr"]) for group, base in pairs]  # its d is not in them
     elif isinstance(optimizer, SGDScheduleFree):

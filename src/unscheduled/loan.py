@@ -33,6 +33,7 @@ class Loan:
         if param.dtype == self._grad.dtype == z.dtype:
             param.data = z
         else:
+            self._version = param._version
             self.z = Parameter(z)
             vars(self.z).update(vars(param))
             self.z.grad = self._grad.to(z.dtype)
@@ -41,14 +42,26 @@ class Loan:
         """z, a new tensor in the precision of the state."""
         if not self._state:
             return y.detach().to(state_dtype(y), copy=True)
-        return iterates.base(
-            bits_of_y(y, self._state).to(state_dtype(y)), precision.wide(self._state, "gap"), self._beta
-        )
+        bits = bits_of_y(y, self._state) if "low" in self._state else y.detach()
+        return iterates.base(bits.to(state_dtype(y)), precision.wide(self._state, "gap"), self._beta)
 
     def move(self) -> Tensor:
-        """What the base has subtracted from z, in the precision of the state."""
-        before = self._base_iterate(self._y)
-        return before.to(self.z.dtype).to(before.dtype) - self.z.detach()
+        """What the base has subtracted from z, in the precision of the state; where z is plain, it takes its memory.
+
+        Raises:
+            RuntimeError: if the base has written to a parameter for which another stands in.
+        """
+        if self.z is not self.param and self.param._version != self._version:
+            raise RuntimeError(
+                f"the base wrote to a parameter of {self.param.dtype}, for which one of {self.z.dtype} stands in, as "
+                "one does that keeps parameters beside its param_groups: these weights are lost. Wrap it with "
+                "parameters of float32"
+            )
+        before, z = self._base_iterate(self._y), self.z.detach()
+        if self._is_plain:
+            self.z.grad = None  # it may be a copy
+            return torch.sub(before, z, out=z)
+        return before.to(z.dtype).to(before.dtype) - z
 
     def give_back(self) -> None:
         """Make the parameter y again, bit for bit."""
@@ -88,3 +101,13 @@ def widen(base: torch.optim.Optimizer, params: Iterable[Tensor]) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.dtype == param.dtype != state_dtype(param):
                 state[name] = value.to(state_dtype(param))
+
+
+def narrow(base: torch.optim.Optimizer, params: Iterable[Tensor]) -> None:
+    """Undo :func:`widen`: keep it in the precision of the parameters, as the base does by itself."""
+    for param in params:
+        state: State = base.state.get(param) or {}
+        for name, value in state.items():
+            is_wide = isinstance(value, Tensor) and value.dtype == state_dtype(param) != param.dtype
+            if is_wide and (value.dim() or value.shape == param.shape):  # others are counts and scalars of the base
+                state[name] = value.to(param.dtype)

@@ -14,7 +14,7 @@ from unscheduled.interval import require_number, require_within
 from unscheduled.step_size import NormAverage, PolyakStep
 
 Number: TypeAlias = float | Tensor
-Loss: TypeAlias = Number | Sequence[Number]
+Loss: TypeAlias = Number | list[float] | list[Tensor] | list[Number]
 
 
 class Part(NamedTuple):
@@ -51,7 +51,6 @@ def polyak_step(
     here = _loss(step_size, loss)
     if grad_norm is not None:
         grad_norm = float(whole(grad_norm) if isinstance(grad_norm, Tensor) else grad_norm)
-        require_within("[0, inf)", "grad_norm", grad_norm, "give what torch.nn.utils.clip_grad_norm_ returned")
     everywhere, correlation, norm, squares = totals(_sums(parts), here, step_size.all_processes)
     if not math.isfinite(everywhere):
         raise ValueError(f"loss = {everywhere} is not finite: call zero_grad() and leave this step out")
@@ -62,6 +61,8 @@ def polyak_step(
         )
     if not (math.isfinite(correlation) and math.isfinite(norm)):
         raise ValueError(f"the gradient is not finite (its size is {norm}): call zero_grad() and leave this step out")
+    if grad_norm is not None:
+        require_within("[0, inf)", "grad_norm", grad_norm, "give what torch.nn.utils.clip_grad_norm_ returned")
     if grad_norm and squares > 0.0:
         clipped = min(1.0, math.sqrt(squares) / grad_norm)
         correlation, norm = correlation / clipped, norm / clipped**degree
@@ -75,7 +76,11 @@ def _loss(step_size: PolyakStep, loss: Loss | None) -> float:
             f"loss = None: step_size = {step_size} needs the loss at y: call step(loss=loss), or give step() a closure "
             "that returns it"
         )
-    if isinstance(loss, (list, tuple)):
+    if isinstance(loss, tuple):  # a closure may return the loss with what goes with it
+        raise ValueError(
+            f"loss = a tuple of {len(loss)}: give the loss alone, or a list of losses that are to be added"
+        )
+    if isinstance(loss, list):
         if not loss:
             raise ValueError(f"loss = {loss}: give the losses whose gradients were accumulated")
         return sum(_loss(step_size, one) for one in cast("Sequence[Number]", loss))

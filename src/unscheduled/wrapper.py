@@ -38,7 +38,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     For the step of the base optimizer the parameters hold z, so its own weight decay is decay at z, and its state is
     its own business: it is made when the base makes it. Where the base has momentum, that is an inner momentum; without
     it, the memory is that of the built-in optimizers. Kept is what the base keeps, and the gap z - x; during a step
-    there is one copy of the weights more.
+    there is one copy of the weights more, in float32 if they have 16 bits, and then one of the gradients as well.
 
     The learning rate is that of this optimizer's groups, which schedulers, trainers and :meth:`metrics` see; the base
     is given it, after warmup, before each of its steps. What else the base has stays in ``base.param_groups``. If a
@@ -131,9 +131,13 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         Args:
             param_group: its ``params``, the options that differ from the constructor's, and under ``"base"`` a
                 dictionary of the base's options that differ from its defaults.
+
+        Raises:
+            RuntimeError: if groups were added to the base alone.
         """
-        if not isinstance(param_group, dict) or len(self.base.param_groups) > len(self.param_groups):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(param_group, dict) or len(self._given_lrs) > len(self.param_groups):  # pyright: ignore[reportUnnecessaryIsInstance]
             return super().add_param_group(param_group)  # which refuses it, or has it from the base at construction
+        self._refuse_groups_of_base_alone()
         group = {name: value for name, value in param_group.items() if name != "base"}
         params, of_base = group["params"], cast(Group, param_group.get("base", {}))
         if "weight_decay_at_y" in group:
@@ -152,6 +156,13 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             raise
         self._given_lrs.append(float(base_group["lr"]))
         return None
+
+    def _refuse_groups_of_base_alone(self) -> None:
+        if len(self.base.param_groups) != len(self.param_groups):
+            raise RuntimeError(
+                f"the wrapped {type(self.base).__name__} has {len(self.base.param_groups)} parameter groups, this "
+                f"{type(self).__name__} has {len(self.param_groups)}: add groups to this, which adds them to both"
+            )
 
     # What an algorithm states.
 
@@ -173,11 +184,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     # The step.
 
     def _planned(self, index: int, plan: Plan, factor: float, average: Group) -> Plan:
-        if len(self.base.param_groups) != len(self.param_groups):
-            raise RuntimeError(
-                f"the wrapped {type(self.base).__name__} has {len(self.base.param_groups)} parameter groups, this "
-                f"{type(self).__name__} has {len(self.param_groups)}: add groups to this, which adds them to both"
-            )
+        self._refuse_groups_of_base_alone()
         base_lr, given = float(self.base.param_groups[index]["lr"]), self._given_lrs[index]
         if base_lr != given:
             raise RuntimeError(
@@ -236,16 +243,20 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
 
     def _nest(self, state_dict: dict[str, Any]) -> None:
         base = self.base.state_dict()
-        for group, base_group in zip(state_dict["param_groups"], base["param_groups"], strict=True):
+        states, base_groups = dict(base.pop("state")), base.pop("param_groups")
+        for group, base_group in zip(state_dict["param_groups"], base_groups, strict=True):
             group["base"] = {name: value for name, value in base_group.items() if name not in ("params", "param_names")}
             group["base"]["optimizer"] = type(self.base).__name__
             for key, base_key in zip(group["params"], base_group["params"], strict=True):
-                if base_key in base["state"]:
-                    state_dict["state"][key] = {**state_dict["state"][key], "base": base["state"][base_key]}
+                if base_key in states:
+                    state_dict["state"][key] = {**state_dict["state"].get(key, {}), "base": states.pop(base_key)}
+        if states or base:  # what is of no parameter
+            state_dict["base"] = {**base, "state": states}
 
     def _without_nested(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         own_groups, base_groups = list[Group](), list[Group]()
-        own_states, base_states = dict(state_dict["state"]), dict[int, State]()
+        of_no_parameter = state_dict.get("base", {})
+        own_states, base_states = dict(state_dict["state"]), dict[Any, State](of_no_parameter.get("state", {}))
         position = 0
         for index, (saved, base_group) in enumerate(
             zip(state_dict["param_groups"], self.base.param_groups, strict=False)
@@ -270,21 +281,14 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             "state": own_states,
             "param_groups": own_groups + state_dict["param_groups"][len(own_groups) :],
         }
-        return own, {"state": base_states, "param_groups": base_groups}
+        return own, {**of_no_parameter, "state": base_states, "param_groups": base_groups}
 
     def _load_nested(self, nested: dict[str, Any]) -> None:
-        states: dict[int, State] = copy.deepcopy(nested["state"])  # torch would go on with the tensors of the file
+        states: dict[Any, State] = copy.deepcopy(nested["state"])  # torch would go on with the tensors of the file
         self.base.load_state_dict({**nested, "state": states})
         for position, param in enumerate(self._params()):
             for name, value in states.get(position, {}).items():
-                loaded: Any = self.base.state[param][name]
-                if isinstance(value, Tensor) and loaded.dtype != value.dtype:  # torch has cast it to the weights'
-                    is_wide = value.dtype in (torch.float32, torch.float64) and (
-                        value.dim() or value.shape == param.shape
-                    )
-                    self.base.state[param][name] = value.to(
-                        loaded.device, state_dtype(param) if is_wide else value.dtype
-                    )
+                self.base.state[param][name] = _uncast(value, self.base.state[param][name], param)
         self._initialised.clear()
         self._given_lrs = [float(group["lr"]) for group in self.base.param_groups]
 
@@ -312,6 +316,19 @@ def _check_base(base: Any) -> None:
         raise ValueError(f"base = {name} is schedule-free already: use it as it is, or wrap a plain optimizer")
     if "lr" not in base.defaults or any("lr" not in group for group in base.param_groups):
         raise ValueError(f"base = {name} has no learning rate 'lr' in its groups, by which z's are weighted")
+
+
+def _uncast(value: Any, loaded: Any, param: Tensor) -> Any:
+    """What was loaded of a value in a file, but in its own precision or that of z: torch casts it to the weights'."""
+    if isinstance(value, dict):
+        return {name: _uncast(each, loaded[name], param) for name, each in cast(dict[Any, Any], value).items()}
+    if isinstance(value, (list, tuple)):
+        pairs = zip(cast(list[Any], value), cast(list[Any], loaded), strict=True)
+        return type(cast(Any, value))([_uncast(each, its_loaded, param) for each, its_loaded in pairs])
+    if not isinstance(value, Tensor) or loaded.dtype == value.dtype:
+        return loaded
+    is_wide = value.dtype in (torch.float32, torch.float64) and (value.dim() or value.shape == param.shape)
+    return value.to(loaded.device, state_dtype(param) if is_wide else value.dtype)
 
 
 def _copied(lr: float | Tensor) -> float | Tensor:
