@@ -44,6 +44,15 @@ def x_of(optimizer: ScheduleFreeOptimizer, params: list[Parameter]) -> list[Tens
     return [optimizer.iterates(param).x for param in params]
 
 
+def at_once(beta: float, c: float) -> float:
+    """How much of a move of z is one of y in the same step."""
+    return 1 - beta * (1 - c)
+
+
+WARM = 12**2 / sum(step**2 for step in range(1, 13))
+"""c after 12 of 24 steps of warmup."""
+
+
 def step_plain(plain: torch.optim.Optimizer, params: list[Parameter], step: int = 100) -> list[Tensor]:
     """One step, and the gradients it was made with."""
     set_gradients(params, step)
@@ -74,7 +83,7 @@ def test_adamw_goes_on_from_x_with_the_second_moments(inner_momentum: float, max
         assert torch.equal(plain.state[param]["exp_avg_sq"], kept["exp_avg_sq"])
         assert torch.equal(plain.state[param]["exp_avg"], kept.get("exp_avg", torch.zeros_like(param)))
     (group,) = plain.param_groups
-    lr, beta1 = 0.05 * 0.02, inner_momentum or 0.9
+    lr, beta1 = at_once(0.95, 1 / 12) * 0.02, inner_momentum or 0.9
     assert group["lr"] == pytest.approx(lr)
     assert (group["betas"], group["eps"], group["weight_decay"]) == ((beta1, 0.99), 1e-4, 0.1)
     gradients = step_plain(plain, params)
@@ -89,7 +98,7 @@ def test_adamw_goes_on_from_x_with_the_second_moments(inner_momentum: float, max
 def test_radam_becomes_adamw_with_its_second_moments() -> None:
     optimizer, params = started(RAdamScheduleFree, lr=0.02, betas=(0.9, 0.99))
     x, v = x_of(optimizer, params), [optimizer.state[param]["exp_avg_sq"].clone() for param in params]
-    rate = 0.1 * optimizer.metrics()["effective_lr"]
+    rate = at_once(0.9, optimizer.metrics()["c"]) * optimizer.metrics()["effective_lr"]
     plain = to_torch(optimizer)
     assert type(plain) is torch.optim.AdamW
     assert equal(params, x)
@@ -105,7 +114,7 @@ def test_sgd_becomes_sgd_from_x() -> None:
     plain = to_torch(optimizer)
     assert type(plain) is torch.optim.SGD
     assert equal(params, x)
-    lr = 0.2 * 0.5 * 12 / 24
+    lr = at_once(0.8, WARM) * 0.5 * 12 / 24
     assert plain.param_groups[0]["lr"] == pytest.approx(lr)
     gradients = step_plain(plain, params)
     for param, start, gradient in zip(params, x, gradients, strict=True):
@@ -117,7 +126,7 @@ def test_sgd_goes_on_to_maximize() -> None:
     plain, x = to_torch(optimizer), copies(params)
     gradients = step_plain(plain, params)
     for param, start, gradient in zip(params, x, gradients, strict=True):
-        close(param.detach(), start + 0.05 * gradient)
+        close(param.detach(), start + at_once(0.9, 1 / 12) * 0.5 * gradient)
 
 
 def test_the_base_of_a_wrapper_takes_over_as_it_is() -> None:
@@ -128,7 +137,7 @@ def test_the_base_of_a_wrapper_takes_over_as_it_is() -> None:
     x, v = x_of(optimizer, params), [base.state[param]["square_avg"].clone() for param in params]
     assert to_torch(optimizer) is base
     assert equal(params, x)
-    lr = 0.25 * 0.01 / 2
+    lr = at_once(0.75, WARM) * 0.01 / 2
     assert base.param_groups[0]["lr"] == pytest.approx(lr)
     gradients = step_plain(base, params)
     for param, start, square, gradient in zip(params, x, v, gradients, strict=True):
@@ -179,10 +188,26 @@ def test_the_step_size_that_a_base_estimates_itself_is_not_counted_twice() -> No
     params = make_params(dtype=torch.float64)
     optimizer = ScheduleFreeWrapper(Estimating(params, lr=1.0), momentum=0.75)
     train(optimizer, range(5))
+    lr = at_once(0.75, 2.25**4 / sum(2.25**step for step in range(5)))
     plain, x = to_torch(optimizer), copies(params)
     gradients = step_plain(plain, params)
     for param, start, gradient in zip(params, x, gradients, strict=True):
-        close(param.detach(), start - 0.25 * 0.001 * 1.5**6 * gradient)
+        close(param.detach(), start - lr * 0.001 * 1.5**6 * gradient)
+
+
+@pytest.mark.parametrize(("arguments", "share"), [({"averaging": NoAveraging()}, 1.0), ({"momentum": 1.0}, 1 / 12)])
+def test_the_ends_of_the_axes(arguments: dict[str, Any], share: float) -> None:
+    """Without averaging it is the very optimizer; with primal averaging y moves as little as x."""
+    optimizer, _ = started(SGDScheduleFree, lr=0.5, **arguments)
+    assert to_torch(optimizer).param_groups[0]["lr"] == pytest.approx(share * 0.5)
+
+
+def test_a_learning_rate_that_is_a_tensor_stays_one() -> None:
+    params = make_params()
+    base = torch.optim.SGD(params, lr=torch.tensor(0.5))
+    optimizer = ScheduleFreeWrapper(base)
+    train(optimizer, range(1))
+    assert torch.equal(to_torch(optimizer).param_groups[0]["lr"], torch.tensor(0.5))
 
 
 @pytest.mark.parametrize("base", [False, True])
@@ -201,7 +226,7 @@ def test_before_the_first_step_it_is_the_rate_as_set(base: bool) -> None:
 def test_the_beta_is_the_one_that_made_y() -> None:
     optimizer, _ = started(SGDScheduleFree, lr=0.5, momentum=0.6)
     optimizer.param_groups[0]["momentum"] = 0.9
-    assert to_torch(optimizer).param_groups[0]["lr"] == pytest.approx(0.4 * 0.5)
+    assert to_torch(optimizer).param_groups[0]["lr"] == pytest.approx(at_once(0.6, 1 / 12) * 0.5)
 
 
 @pytest.mark.parametrize("cls", [AdamWScheduleFree, SGDScheduleFree])
@@ -237,7 +262,9 @@ def test_groups_with_names(cls: Any, evaluated: bool) -> None:
     x = x_of(optimizer, [first, second])
     plain = to_torch(optimizer.train(not evaluated))
     assert [group["param_names"] for group in plain.param_groups] == [["first"], ["second"]]
-    assert [group["lr"] for group in plain.param_groups] == pytest.approx([0.02, 0.04])
+    assert [group["lr"] for group in plain.param_groups] == pytest.approx(
+        [at_once(0.9, 1 / 5) * lr for lr in (0.2, 0.4)]
+    )
     assert [group["weight_decay"] for group in plain.param_groups] == [0.3, 0.0]
     assert equal([first, second], x)
     step_plain(plain, [first, second])
@@ -288,8 +315,9 @@ def test_after_a_polyak_step_the_rate_is_that_of_the_last_step(corrected_decay: 
         optimizer.step(loss=loss)
         gamma = optimizer.metrics()["effective_lr"]
     assert 0 < gamma < 0.5
+    share = at_once(0.9, optimizer.metrics()["c"])
     (group,) = to_torch(optimizer).param_groups
-    assert group["lr"] == pytest.approx(0.1 * gamma)
+    assert group["lr"] == pytest.approx(share * gamma)
     assert group["weight_decay"] == pytest.approx(5.0 * (gamma if corrected_decay else 1.0))
 
 

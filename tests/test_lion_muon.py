@@ -346,3 +346,11 @@ def test_amuse() -> None:
     assert optimizer.metrics()["beta"] == pytest.approx(1 - 0.5 * (10 / 500) ** 0.7)
     with optimizer.averaged_parameters():
         assert (inputs @ weight + bias - inputs @ target).square().mean() < 0.02 * losses[0]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+def test_the_direction_does_not_depend_on_the_scale_of_the_gradient(scale: float) -> None:
+    """The squares of such numbers are 0 or infinite in float32."""
+    matrix = torch.randn(5, 3)
+    close = torch.testing.assert_close
+    close(orthogonalized(scale * matrix, 5, 1e-38), orthogonalized(matrix, 5, 1e-38), rtol=1e-4, atol=1e-4)

@@ -10,11 +10,14 @@ from registry import OptimizerInfo, built_in, optimizers
 from torch import Tensor, nn
 
 from unscheduled import (
+    AdamWScheduleFree,
     AnnealedInterpolation,
     ConstantInterpolation,
     ExponentialAveraging,
     GrowingInterpolation,
+    MuonScheduleFree,
     NoAveraging,
+    PolyakStep,
     PolynomialAveraging,
     ScheduleFreeOptimizer,
     SGDScheduleFree,
@@ -116,3 +119,42 @@ def test_a_change_of_beta_reaches_parameters_without_a_gradient(info: OptimizerI
     close(now.x, before.x)
     close(now.z, before.z)
     close(now.y, 0.6 * before.z + 0.4 * before.x)
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda params: AdamWScheduleFree(params), {"inner_momentum": 0.9}),
+        (lambda params: AdamWScheduleFree(params, inner_momentum=0.9), {"inner_momentum": 0.0}),
+        (lambda params: MuonScheduleFree(params), {"use_muon": False}),
+    ],
+)
+def test_options_that_change_what_is_kept_are_refused_and_nothing_is_changed(make: Any, change: dict[str, Any]) -> None:
+    params = make_params()
+    optimizer = make(params)
+    train(optimizer, range(3))
+    before, state = copies(params), copy.deepcopy(optimizer.state_dict()["state"])
+    kept = {name: optimizer.param_groups[0][name] for name in change}
+    optimizer.param_groups[0].update(change)
+    with pytest.raises(
+        ValueError, match=r"^parameter group 0: the state of a parameter has \['.*set them back, or make"
+    ):
+        train(optimizer, [3])
+    assert equal(params, before)
+    optimizer.param_groups[0].update(kept)
+    assert str(optimizer.state_dict()["state"]) == str(state)
+    train(optimizer, [3])
+
+
+def test_a_step_size_is_one_for_all_groups_in_mid_run_too() -> None:
+    first, second = make_params()
+    optimizer = AdamWScheduleFree([{"params": [first]}, {"params": [second]}])
+    train(optimizer, range(2))
+    optimizer.param_groups[1]["step_size"] = PolyakStep()
+    with pytest.raises(ValueError, match=r"step_size = ConstantStep\(\) in group 0, but another in some group"):
+        train(optimizer, [2])
+    muon = MuonScheduleFree(make_params())
+    muon.param_groups[0]["step_size"] = PolyakStep()
+    set_gradients(muon.param_groups[0]["params"], 0)
+    with pytest.raises(ValueError, match=r"is not there for MuonScheduleFree: use ConstantStep\(\)"):
+        muon.step(loss=1.0)

@@ -45,7 +45,8 @@ class PolynomialAveraging:
         cooldown_start: the last step before a cool-down, an integer >= 1, or None: from there on the weights are
             counted afresh, t and sum alike, so that x becomes the mean over the steps of the cool-down alone. That is
             to the average what a linear decay over these steps is to the last iterate, and ends where you like. After a
-            restart of the averaging the steps are counted from there.
+            restart of the averaging the steps are counted from there. One of that step and the next has to enter the
+            average, so neither freeze it nor set the learning rate to 0 at both.
 
     Raises:
         ValueError: if an argument is out of its range.

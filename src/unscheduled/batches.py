@@ -34,6 +34,11 @@ class Batches:
         self._names: tuple[str, ...] = ()  # of what is kept for a parameter
         self._batches: list[tuple[list[int] | None, Batch]] = []  # positions, and batches without gradients
 
+    @property
+    def rule(self) -> Rule | None:
+        """That of the batches that are kept."""
+        return self._facts.rule if self._facts else None
+
     def of(
         self, params: list[Tensor], grads: list[Tensor], contiguous: bool, states: list[State], rule: Rule
     ) -> list[tuple[int, Batch]]:

@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 
 from unscheduled.checkpoint import export_adamw_state_dict, last_lr
+from unscheduled.iterates import coefficients
 from unscheduled.loan import narrow
 from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.sgd import SGDScheduleFree
@@ -22,9 +23,11 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
     - :class:`SGDScheduleFree`: ``torch.optim.SGD`` without momentum;
     - :class:`ScheduleFreeWrapper`: its base, as it is, but that what it keeps has the precision of the parameters.
 
-    The learning rate of each group is (1 - beta) gamma, gamma the last effective one (as set, where that was 0): that
-    is how far y itself moved at once, and within the stability of plain gradient descent where gamma need not be. Set
-    another in its ``param_groups``, and let a schedule drive that to 0. AdamC's decay becomes gamma lambda.
+    The learning rate of each group is (1 - beta (1 - c)) gamma, gamma the last effective one (as set, where that was
+    0): that is how far y itself moved at once. It is gamma without averaging and at the first step, and tends to (1 -
+    beta) gamma, which is within the stability of plain gradient descent where gamma need not be, so it is next to
+    nothing at beta = 1. Set another in its ``param_groups``, and let a schedule drive that to 0. AdamC's decay becomes
+    gamma lambda.
 
     Args:
         optimizer: one of those.
@@ -42,7 +45,7 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
         >>> optimizer.step()
         >>> plain = unscheduled.to_torch(optimizer)
         >>> type(plain).__name__, round(plain.param_groups[0]["lr"], 6)
-        ('AdamW', 0.01)
+        ('AdamW', 0.1)
     """
     gammas = list(map(last_lr, optimizer.param_groups))
     if isinstance(optimizer, ScheduleFreeWrapper):
@@ -66,7 +69,11 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
         plain = torch.optim.AdamW([_group(group, ()) for group in optimizer.param_groups])
         plain.load_state_dict(exported)
     for group, ours, gamma in zip(plain.param_groups, optimizer.param_groups, gammas, strict=True):
-        group["lr"] = (1.0 - ours["beta"]) * gamma
+        lr = coefficients(ours["c"], ours["beta"], ours["beta"]).move_in_y * gamma
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
     return plain
 
 

@@ -37,6 +37,8 @@ def muon_direction(
     """
     momentum_buffer = inner_momentum * momentum_buffer + one_minus_inner_momentum * grad
     update = inner_momentum * momentum_buffer + one_minus_inner_momentum * grad
+    if 0 in update.shape:
+        return update, momentum_buffer
     matrix = update.reshape(update.shape[0], math.prod(update.shape[1:]))
     direction = RMS_OF_ADAMW * math.sqrt(max(matrix.shape)) * orthogonalized(matrix, ns_steps, eps)
     return direction.reshape(update.shape), momentum_buffer
@@ -54,7 +56,8 @@ def orthogonalized(matrix: Any, ns_steps: int, eps: float) -> Any:
     a, b, c = NEWTON_SCHULZ
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix
-    norm = (x * x).sum() ** 0.5
+    largest = abs(x).max()  # whose square may be too large or too small for a number
+    norm = largest * ((x / (largest + (largest == 0.0))) ** 2).sum() ** 0.5
     x = x / (norm + eps)
     for _ in range(ns_steps):
         gram = x @ x.T

@@ -201,6 +201,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     def freeze_averaging(self, frozen: bool = True) -> None:
         """Leave x where it is from now on (c = 0), while z and y go on; or, False, go on to average.
 
+        That is for the groups there are; one that is added later averages.
         Steps that are made while it is frozen have no weight: they never enter x, though t in the weights goes on with
         them. y stays between z and the frozen x. A restart that no step has followed yet is made when it goes on.
         """

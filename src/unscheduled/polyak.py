@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unscheduled.distributed import Sharding, local, totals, whole
 from unscheduled.interval import require_number, require_within
+from unscheduled.kernels import Tensors
 from unscheduled.step_size import NormAverage, PolyakStep
 
 Number: TypeAlias = float | Tensor
@@ -51,7 +52,7 @@ def polyak_step(
     here = _loss(step_size, loss)
     if grad_norm is not None:
         grad_norm = float(whole(grad_norm) if isinstance(grad_norm, Tensor) else grad_norm)
-    everywhere, correlation, norm, squares = totals(_sums(parts), here, step_size.all_processes)
+    everywhere, correlation, norm, squares = totals(_sums(parts, grad_norm is not None), here, step_size.all_processes)
     if not math.isfinite(everywhere):
         raise ValueError(f"loss = {everywhere} is not finite: call zero_grad() and leave this step out")
     if everywhere < step_size.f_star:
@@ -92,8 +93,8 @@ def _loss(step_size: PolyakStep, loss: Loss | None) -> float:
     return float(cast(float, loss))
 
 
-def _sums(parts: Sequence[Part]) -> dict[Sharding, Tensor]:
-    """For each sharding: <g, z - y>, |g| and the square of the 2-norm, over the parts that this process has."""
+def _sums(parts: Sequence[Part], clipped: bool) -> dict[Sharding, Tensor]:
+    """For each sharding: <g, z - y>, |g| and, if it was clipped, the square of the 2-norm, over what is here."""
     sums: dict[Sharding, Tensor] = {}
     for part in parts:
         kinds: dict[tuple[Sharding, torch.device, torch.dtype], list[tuple[Tensor, Tensor | None]]] = {}
@@ -112,11 +113,16 @@ def _sums(parts: Sequence[Part]) -> dict[Sharding, Tensor]:
                 [
                     part.beta * torch.stack(dots).sum(dtype=torch.float64) if dots else torch.zeros((), device=device),
                     part.size(grads),
-                    torch.stack(list(torch._foreach_norm(grads))).double().square().sum(),
+                    squares(grads) if clipped else torch.zeros((), device=device),
                 ]
             ).double()
             sums[sharding] = sums[sharding] + vector.to(sums[sharding].device) if sharding in sums else vector
     return sums or {Sharding(): torch.zeros(3, dtype=torch.float64)}
+
+
+def squares(tensors: Tensors) -> Tensor:
+    """The sum of all squares, in float64."""
+    return torch.stack(list(torch._foreach_norm(tensors))).double().square().sum()
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -199,6 +199,11 @@ def wide_state(state: State) -> State:
     return {name: wide(state, name) if name in codes else state[name] for name in state if name not in scales}
 
 
+def buffers(state: State) -> set[str]:
+    """The names in a state, without those of scales."""
+    return set(state) - {f"{name}_scale" for name in state if has_codes(state, name)}
+
+
 def scale_names(states: Iterable[State]) -> list[str]:
     """The names of what is kept in these states beside parameters and buffers that are stored narrow."""
     found = [(state, name) for state in states for name in state]

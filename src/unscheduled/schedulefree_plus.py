@@ -28,7 +28,8 @@ class ScheduleFreePlus(AdamWScheduleFree):
     Args:
         params: parameters, named parameters or parameter groups.
         lr: a factor on the Polyak step, a float or a tensor of one element, >= 0; groups may have different ones.
-        betas: (beta, beta2): the interpolation in [0, 1], and the average of the squared gradient in [0, 1).
+        betas: (beta, beta2): the interpolation in [0, 1], and the average of the squared gradient in [0, 1), for which
+            the paper has 0.95.
         eps: epsilon, >= 1e-30, added to the root.
         weight_decay: lambda of AdamC, >= 0; 5 to 50.
         warmup_steps: steps of linear warmup of the factor, an integer >= 0.

@@ -1,11 +1,8 @@
 """Schedule-Free SGD."""
-# torch publishes its foreach operations under names with an underscore:
-# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
 import dataclasses
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -13,19 +10,14 @@ from unscheduled.averaging import Averaging
 from unscheduled.groups import Group
 from unscheduled.interpolation import Interpolation
 from unscheduled.interval import require_within
-from unscheduled.kernels import GIVEN, Implementation, Rule, Tensors
+from unscheduled.kernels import GIVEN, Implementation, Rule
 from unscheduled.optimizer import ScheduleFreeOptimizer
+from unscheduled.polyak import squares
 from unscheduled.precision import StatePrecision
 from unscheduled.step_size import StepSize
 
-
-def squared_norm(grads: Tensors) -> Tensor:
-    """<g, d> = |g|^2, since d = g."""
-    return torch.stack(list(torch._foreach_norm(grads))).double().square().sum()
-
-
-SGD = dataclasses.replace(GIVEN, size=squared_norm, degree=2)
-"""The direction of SGD is the gradient, d = g."""
+SGD = dataclasses.replace(GIVEN, size=squares, degree=2)
+"""The direction of SGD is the gradient, d = g, so <g, d> is the square of its norm."""
 
 
 class SGDScheduleFree(ScheduleFreeOptimizer):

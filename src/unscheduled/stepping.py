@@ -122,8 +122,13 @@ class SteppingOptimizer(SavedOptimizer):
     def _polyak_factor(self, plans: list[Plan], loss: Loss | None, grad_norm: Number | None) -> tuple[float, Group]:
         """The step size's factor on every learning rate, and what the groups keep of it."""
         first = self.param_groups[0]
-        if not isinstance(first["step_size"], PolyakStep) or all(plan.only_initialises for plan in plans):
+        step_size = first["step_size"]
+        if any(group["step_size"] is not step_size and group["step_size"] != step_size for group in self.param_groups):
+            raise ValueError(f"step_size = {step_size} in group 0, but another in some group: give all the same")
+        if not isinstance(step_size, PolyakStep) or all(plan.only_initialises for plan in plans):
             return 1.0, {}
+        if self._rule(first).size is None:
+            raise ValueError(f"step_size = {step_size} is not there for {type(self).__name__}: use ConstantStep()")
         parts = [
             Part(
                 plan.grads,
@@ -135,16 +140,32 @@ class SteppingOptimizer(SavedOptimizer):
             if plan.grads
         ]
         before = NormAverage(*(first[name] for name in NORM_AVERAGE))
-        factor, average = polyak_step(first["step_size"], parts, self._rule(first).degree, loss, grad_norm, before)
+        factor, average = polyak_step(step_size, parts, self._rule(first).degree, loss, grad_norm, before)
         return factor, dict(zip(NORM_AVERAGE, average, strict=True))
 
     def _planned(self, index: int, plan: Plan, factor: float, average: Group) -> Plan:
         """The plan with its learning rate and the counters after the step: nothing is changed yet."""
         try:
+            self._refuse_other_rules(index, plan)
             warm_lr, counters = self._next_counters(plan.group, factor)
         except ValueError as error:
             raise ValueError(f"parameter group {index}: {error}") from None
         return plan._replace(warm_lr=warm_lr, counters=counters | average)
+
+    def _refuse_other_rules(self, index: int, plan: Plan) -> None:
+        """Raise ValueError if the states are those of another rule than the group now has."""
+        parts = self._divided(plan)
+        for rule, some in parts:
+            known = self._batches.get((index, 0)) if len(parts) == 1 else None
+            if known is not None and known.rule is rule:
+                continue
+            for state in filter(None, some.states):
+                kept = precision.buffers(state) - {"step", "kept", "low", "y", "z"}
+                if kept != {"gap", *rule.buffers}:
+                    raise ValueError(
+                        f"the state of a parameter has {sorted(kept)}, but the options of the group ask for "
+                        f"{sorted({'gap', *rule.buffers})}: set them back, or make a new optimizer with them"
+                    )
 
     def _next_counters(self, group: Group, factor: float) -> tuple[float, Group]:
         """The learning rate of the next step, warmup and ``factor`` included, and the counters after it."""

@@ -191,13 +191,8 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
                 f"the learning rate of group {index} of the wrapped {type(self.base).__name__} was changed from "
                 f"{given} to {base_lr}: change that of the {type(self).__name__}, and give this to schedulers"
             )
-        return super()._planned(index, plan, factor, average)
-
-    def _next_counters(self, group: Group, factor: float) -> tuple[float, Group]:
-        base_group = next(
-            base for ours, base in zip(self.param_groups, self.base.param_groups, strict=True) if ours is group
-        )
-        return super()._next_counters(group, factor * float(base_group.get("d", 1.0)))
+        of_base = float(self.base.param_groups[index].get("d", 1.0))
+        return super()._planned(index, plan, factor * of_base, average)
 
     def _moves(self, plans: list[Plan]) -> list[Plan]:
         """Let the base move z, and see by how much.
