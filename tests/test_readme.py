@@ -41,6 +41,19 @@ def test_the_figures_are_those_of_the_race(task: str) -> None:
         assert f"| {horizon:,} | {' | '.join(figures)} |" in README
 
 
+def test_the_figures_of_the_family_are_those_of_its_race() -> None:
+    race = json.loads((ROOT / "docs/results/family/char-lm/race.json").read_text())
+    last = {result["contender"]: result for result in race["results"] if result["horizon"] == race["horizons"][-1]}
+    figures = {name: f"{last[name]['mean']:.3f} ± {last[name]['standard_error']:.3f}" for name in last}
+    text = " ".join(README.split())
+    assert f"AMUSE's β reached {figures['amuse']} and" in text
+    assert f"without any learning rate, {figures['plus']}, against {figures['schedule-free']} of" in text
+    assert f"and {figures['linear']} of AdamW with linear decay" in text
+    digits = json.loads((ROOT / "docs/results/family/digits/race.json").read_text())
+    ahead = [one["contender"] for one in digits["results"] if (one["horizon"], one.get("verdict")) == (1000, "worse")]
+    assert ahead == ["lion"]
+
+
 def test_every_file_it_points_to_is_there() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("https://")]
     assert links
