@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from unscheduled import groups
+from unscheduled import groups, nesting
 from unscheduled.averaging import Averaging
 from unscheduled.groups import Group
 from unscheduled.interpolation import Interpolation
@@ -17,7 +16,7 @@ from unscheduled.kernels import GIVEN, Implementation, Rule
 from unscheduled.loan import Loan, lent, widen
 from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.precision import StatePrecision
-from unscheduled.state import State, fresh_state, state_dtype
+from unscheduled.state import fresh_state
 from unscheduled.step_size import linear_warmup
 from unscheduled.stepping import Plan, all_contiguous
 
@@ -237,53 +236,13 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     # Saving and loading.
 
     def _nest(self, state_dict: dict[str, Any]) -> None:
-        base = self.base.state_dict()
-        states, base_groups = dict(base.pop("state")), base.pop("param_groups")
-        for group, base_group in zip(state_dict["param_groups"], base_groups, strict=True):
-            group["base"] = {name: value for name, value in base_group.items() if name not in ("params", "param_names")}
-            group["base"]["optimizer"] = type(self.base).__name__
-            for key, base_key in zip(group["params"], base_group["params"], strict=True):
-                if base_key in states:
-                    state_dict["state"][key] = {**state_dict["state"].get(key, {}), "base": states.pop(base_key)}
-        if states or base:  # what is of no parameter
-            state_dict["base"] = {**base, "state": states}
+        nesting.nest(state_dict, self.base)
 
     def _without_nested(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        own_groups, base_groups = list[Group](), list[Group]()
-        of_no_parameter = state_dict.get("base", {})
-        own_states, base_states = dict(state_dict["state"]), dict[Any, State](of_no_parameter.get("state", {}))
-        position = 0
-        for index, (saved, base_group) in enumerate(
-            zip(state_dict["param_groups"], self.base.param_groups, strict=False)
-        ):
-            made_over, ours = saved.get("base", {}).get("optimizer", "no optimizer"), type(self.base).__name__
-            if made_over != ours:
-                raise ValueError(
-                    f"the state dict does not fit: parameter group {index} was made over {made_over}, and not over "
-                    f"{ours}: wrap an optimizer of the same kind"
-                )
-            positions = range(position, position + len(base_group["params"]))
-            own_groups.append({name: value for name, value in saved.items() if name != "base"})
-            of_base = {name: value for name, value in saved["base"].items() if name != "optimizer"}
-            base_groups.append({**base_group, **of_base, "params": list(positions)})
-            for key, at in zip(saved["params"], positions, strict=False):
-                if "base" in (state := own_states.get(key, {})):
-                    base_states[at] = dict(state["base"])
-                    own_states[key] = {name: value for name, value in state.items() if name != "base"}
-            position = positions.stop
-        own = {
-            **state_dict,
-            "state": own_states,
-            "param_groups": own_groups + state_dict["param_groups"][len(own_groups) :],
-        }
-        return own, {**of_no_parameter, "state": base_states, "param_groups": base_groups}
+        return nesting.separated(state_dict, self.base)
 
     def _load_nested(self, nested: dict[str, Any]) -> None:
-        states: dict[Any, State] = copy.deepcopy(nested["state"])  # torch would go on with the tensors of the file
-        self.base.load_state_dict({**nested, "state": states})
-        for position, param in enumerate(self._params()):
-            for name, value in states.get(position, {}).items():
-                self.base.state[param][name] = _uncast(value, self.base.state[param][name], param)
+        nesting.load(nested, self.base, self._params())
         self._initialised.clear()
         self._given_lrs = [float(group["lr"]) for group in self.base.param_groups]
 
@@ -311,19 +270,6 @@ def _check_base(base: Any) -> None:
         raise ValueError(f"base = {name} is schedule-free already: use it as it is, or wrap a plain optimizer")
     if "lr" not in base.defaults or any("lr" not in group for group in base.param_groups):
         raise ValueError(f"base = {name} has no learning rate 'lr' in its groups, by which z's are weighted")
-
-
-def _uncast(value: Any, loaded: Any, param: Tensor) -> Any:
-    """What was loaded of a value in a file, but in its own precision or that of z: torch casts it to the weights'."""
-    if isinstance(value, dict):
-        return {name: _uncast(each, loaded[name], param) for name, each in cast(dict[Any, Any], value).items()}
-    if isinstance(value, (list, tuple)):
-        pairs = zip(cast(list[Any], value), cast(list[Any], loaded), strict=True)
-        return type(cast(Any, value))([_uncast(each, its_loaded, param) for each, its_loaded in pairs])
-    if not isinstance(value, Tensor) or loaded.dtype == value.dtype:
-        return loaded
-    is_wide = value.dtype in (torch.float32, torch.float64) and (value.dim() or value.shape == param.shape)
-    return value.to(loaded.device, state_dtype(param) if is_wide else value.dtype)
 
 
 def _copied(lr: float | Tensor) -> float | Tensor:
