@@ -6,6 +6,9 @@
 | ``foreach`` | ``torch._foreach_*``, by hand | the default on other devices, where the rule has it |
 | ``compiled`` | the definition compiled by ``torch.compile`` into one graph | accelerators, if asked for |
 | ``fused`` | the definition compiled by Numba into one pass over the memory | the default on the CPU, with Numba |
+
+A direction that is no matter of single elements, such as Muon's, is computed tensor by tensor before, and the chosen
+implementation does the rest. It does what is left of a step of a wrapped optimizer, too.
 """
 
 import functools
