@@ -52,7 +52,11 @@ def trained(
     """Train to the end. With a directory: evaluate and save on the way, resume from there, and stop at the limit."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 3))
-    optimizer = getattr(unscheduled, name)(model.parameters(), lr=0.01, weight_decay=0.01, warmup_steps=300)
+    if name == "ScheduleFreeWrapper":
+        base = torch.optim.NAdam(model.parameters(), lr=0.01, weight_decay=0.01)
+        optimizer: unscheduled.ScheduleFreeOptimizer = unscheduled.ScheduleFreeWrapper(base, warmup_steps=300)
+    else:
+        optimizer = getattr(unscheduled, name)(model.parameters(), lr=0.01, weight_decay=0.01, warmup_steps=300)
     if attached:
         optimizer.attach(model)
 

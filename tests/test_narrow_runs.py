@@ -325,7 +325,7 @@ def test_20000_steps_with_a_compact_state(cls: Any, rule: str, lr: float, decay:
 def test_20000_steps_of_split_weights(info: OptimizerInfo, dtype: torch.dtype, implementation: str) -> None:
     error = error_of_the_average(
         lambda params: info.make(params, weight_decay=0.1, implementation=implementation),
-        {"rule": info.rule, "lr": info.lr, "weight_decay": 0.1},
+        {"rule": info.rule, "lr": info.lr, "weight_decay": 0.1} | info.oracle,
         dtype,
     )
     assert error < 1e-5
@@ -336,7 +336,7 @@ def test_20000_steps_of_split_weights(info: OptimizerInfo, dtype: torch.dtype, i
 def test_20000_steps_of_weights_that_are_not_split_go_astray(info: OptimizerInfo) -> None:
     error = error_of_the_average(
         lambda params: info.make(params, weight_decay=0.1),
-        {"rule": info.rule, "lr": info.lr, "weight_decay": 0.1},
+        {"rule": info.rule, "lr": info.lr, "weight_decay": 0.1} | info.oracle,
         torch.bfloat16,
         split=False,
     )
