@@ -249,6 +249,7 @@ def test_a_race_of_many_has_a_line_for_each(tiny_task: Path, capsys: pytest.Capt
     assert record["verdict"].count(":") == record["verdict"].count(" minus ") == 0
     rates = {rate["contender"]: rate["lr"] for rate in record["learning_rates"]}
     assert rates["plus"] == 1.0
+    assert "plus" not in " ".join(record["doubts"])
 
 
 @pytest.mark.parametrize(

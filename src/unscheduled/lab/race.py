@@ -73,6 +73,7 @@ def learning_rates(plan: Plan, tuned: TunedRates) -> list[dict[str, Any]]:
 
 def doubts(rates: Sequence[Mapping[str, Any]]) -> list[str]:
     """What makes the learning rates of a race doubtful, a line each: the table is to be read with it in mind."""
+    rates = [rate for rate in rates if CONTENDERS[rate["contender"]].lr is None]  # the others are not to be tuned
     at_edge = [rate for rate in rates if rate["edge_of_grid"]]
     elsewhere = [rate for rate in rates if not 1 / FAR <= rate["horizon"] / rate["tuned_at_horizon"] <= FAR]
     edges = ", ".join(f"{rate['contender']} at {rate['horizon']:,} ({rate['edge_of_grid']})" for rate in at_edge)
