@@ -156,5 +156,8 @@ def test_a_step_size_is_one_for_all_groups_in_mid_run_too() -> None:
     muon = MuonScheduleFree(make_params())
     muon.param_groups[0]["step_size"] = PolyakStep()
     set_gradients(muon.param_groups[0]["params"], 0)
-    with pytest.raises(ValueError, match=r"is not there for MuonScheduleFree: use ConstantStep\(\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"is not there for MuonScheduleFree: use AdamWScheduleFree or SGDScheduleFree, or ConstantStep\(\)",
+    ):
         muon.step(loss=1.0)

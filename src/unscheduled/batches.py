@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unscheduled.kernels import Batch, Kept, Rule
+from unscheduled.kernels import Batch, Kept, Rule, real
 from unscheduled.precision import scale_names
 from unscheduled.state import State
 
@@ -90,17 +90,13 @@ def _partition(
     kinds = list(zip(seen, map(DEVICE, params), *dtypes, strict=True))
     for kind in dict.fromkeys(kinds):
         positions = [position for position, other in enumerate(kinds) if other == kind]
-        chosen = [[_real(column[position]) for position in positions] for column in (params, *stored)]
+        chosen = [[real(column[position]) for position in positions] for column in (params, *stored)]
         batch = Batch(chosen[0], [], chosen[1], chosen[2:], [], contiguous=False, kept=Kept())
         yield (None if len(positions) == len(kinds) and not params[0].is_complex() else positions), batch
 
 
 def _at(positions: list[int], batch: Batch, grads: list[Tensor], states: list[State]) -> Batch:
     """A batch with the gradients and states at these positions."""
-    here = [_real(grads[position]) for position in positions]
+    here = [real(grads[position]) for position in positions]
     contiguous = all(map(Tensor.is_contiguous, here))
     return batch._replace(grads=here, states=[states[position] for position in positions], contiguous=contiguous)
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -22,7 +22,7 @@ from torch import Tensor
 from unscheduled.averaging import PolynomialAveraging
 from unscheduled.interpolation import ConstantInterpolation
 from unscheduled.interval import require_count, require_within
-from unscheduled.step_size import ConstantStep, PolyakStep
+from unscheduled.step_size import ConstantStep, PolyakStep, linear_warmup
 
 Group: TypeAlias = dict[str, Any]
 
@@ -148,6 +148,29 @@ def check_lr(lr: float | Tensor) -> float:
         lr = float(lr)
     require_within("[0, inf)", "lr", lr, "a learning rate is a positive number, or 0 to stand still")
     return float(lr)
+
+
+def warm_lr(group: Group, step: int) -> float:
+    """The learning rate of a step, after warmup.
+
+    Raises:
+        ValueError: if it is out of its range.
+    """
+    return check_lr(group["lr"]) * linear_warmup(step, group["warmup_steps"])
+
+
+def put_lr(group: Group, lr: float) -> None:
+    """Set the learning rate of a group, of any optimizer; a tensor stays the one that it is."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+def named(group: Group) -> list[Any]:
+    """The parameters of a group, of any optimizer, as a new one is given them: with their names, if they have some."""
+    names = group.get("param_names")
+    return list(zip(names, group["params"], strict=True)) if names else list(group["params"])
 
 
 def check_counters(group: Group) -> None:

@@ -1,10 +1,10 @@
 """The end-game: handing a run over to a plain optimizer of torch."""
 
-from typing import Any, cast
-
 import torch
 
+from unscheduled import groups
 from unscheduled.checkpoint import export_adamw_state_dict, last_lr
+from unscheduled.groups import Group
 from unscheduled.iterates import coefficients
 from unscheduled.loan import narrow
 from unscheduled.optimizer import ScheduleFreeOptimizer
@@ -69,16 +69,9 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
         plain = torch.optim.AdamW([_group(group, ()) for group in optimizer.param_groups])
         plain.load_state_dict(exported)
     for group, ours, gamma in zip(plain.param_groups, optimizer.param_groups, gammas, strict=True):
-        lr = coefficients(ours["c"], ours["beta"], ours["beta"]).move_in_y * gamma
-        if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(lr)
-        else:
-            group["lr"] = lr
+        groups.put_lr(group, coefficients(ours["c"], ours["beta"], ours["beta"]).move_in_y * gamma)
     return plain
 
 
-def _group(group: dict[str, Any], options: tuple[str, ...]) -> dict[str, Any]:
-    params = cast("list[torch.Tensor]", group["params"])
-    names = group.get("param_names")
-    given = list(zip(names, params, strict=True)) if names else list(params)
-    return {"params": given, **{name: group[name] for name in options}}
+def _group(group: Group, options: tuple[str, ...]) -> Group:
+    return {"params": groups.named(group), **{name: group[name] for name in options}}

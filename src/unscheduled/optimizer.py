@@ -16,7 +16,6 @@ from unscheduled.groups import Group
 from unscheduled.kernels import Implementation
 from unscheduled.polyak import Loss, Number
 from unscheduled.precision import StatePrecision
-from unscheduled.step_size import PolyakStep
 from unscheduled.stepping import NORM_AVERAGE, SteppingOptimizer
 
 Value = TypeVar("Value")
@@ -110,11 +109,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         groups.check(group)
         self._check_rule(group)
         kernels.check(self.implementation, self._rule(group), params)
-        if isinstance(group["step_size"], PolyakStep) and self._rule(group).size is None:
-            raise ValueError(
-                f"step_size = {group['step_size']} is not there for {type(self).__name__}: "
-                "use AdamWScheduleFree or SGDScheduleFree, or give a learning rate"
-            )
+        self._check_step_size(group)
         precision.check(self.state_precision, params, self._rule(group).compact is not None)
         self._next_beta(group, 0)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unscheduled.distributed import Sharding, local, totals, whole
 from unscheduled.interval import require_number, require_within
-from unscheduled.kernels import Tensors
+from unscheduled.kernels import Tensors, real
 from unscheduled.step_size import NormAverage, PolyakStep
 
 Number: TypeAlias = float | Tensor
@@ -99,13 +99,13 @@ def _sums(parts: Sequence[Part], clipped: bool) -> dict[Sharding, Tensor]:
     for part in parts:
         kinds: dict[tuple[Sharding, torch.device, torch.dtype], list[tuple[Tensor, Tensor | None]]] = {}
         for grad, gap in zip(part.grads, part.gaps, strict=True):
-            grad, sharding = local(_real(grad))
+            grad, sharding = local(real(grad))
             grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
             kinds.setdefault((sharding, grad.device, grad.dtype), []).append((grad, gap))
         for (sharding, device, _), pairs in kinds.items():
             grads = [grad for grad, _ in pairs]
             dots = [
-                torch.dot(grad.flatten(), local(_real(gap))[0].flatten().to(grad.dtype))
+                torch.dot(grad.flatten(), local(real(gap))[0].flatten().to(grad.dtype))
                 for grad, gap in pairs
                 if gap is not None
             ]
@@ -123,7 +123,3 @@ def _sums(parts: Sequence[Part], clipped: bool) -> dict[Sharding, Tensor]:
 def squares(tensors: Tensors) -> Tensor:
     """The sum of all squares, in float64."""
     return torch.stack(list(torch._foreach_norm(tensors))).double().square().sum()
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -194,9 +194,8 @@ def store(state: State, name: str, values: Tensor, rounding: Tensor | float = 0.
 
 def wide_state(state: State) -> State:
     """A state whose buffers are all in the precision of the arithmetic."""
-    codes = {name for name in state if has_codes(state, name)}
-    scales = {f"{name}_scale" for name in codes}
-    return {name: wide(state, name) if name in codes else state[name] for name in state if name not in scales}
+    names = buffers(state)
+    return {name: wide(state, name) if has_codes(state, name) else state[name] for name in state if name in names}
 
 
 def buffers(state: State) -> set[str]:

@@ -18,7 +18,7 @@ from unscheduled.kernels import Rule, Scalars, Work
 from unscheduled.polyak import Loss, Number, Part, polyak_step
 from unscheduled.saving import SavedOptimizer
 from unscheduled.state import State, bits_of_y, fresh_state, put_reinterpolated
-from unscheduled.step_size import NormAverage, PolyakStep, linear_warmup
+from unscheduled.step_size import NormAverage, PolyakStep
 
 LAYOUT = attrgetter("layout")
 NORM_AVERAGE = ("norm_average", "norm_weight")
@@ -77,6 +77,14 @@ class SteppingOptimizer(SavedOptimizer):
             require_within("[0, 1]", f"beta of {group['interpolation']}", beta, "it has to stay between z and x")
         return beta
 
+    def _check_step_size(self, group: Group) -> None:
+        """Raise ValueError if there is no Polyak step for the rule of a group that is to have it."""
+        if isinstance(group["step_size"], PolyakStep) and self._rule(group).size is None:
+            raise ValueError(
+                f"step_size = {group['step_size']} is not there for {type(self).__name__}: "
+                "use AdamWScheduleFree or SGDScheduleFree, or ConstantStep() and a learning rate"
+            )
+
     # The step.
 
     def _nothing_to_learn(self, group: Group) -> bool:
@@ -127,8 +135,7 @@ class SteppingOptimizer(SavedOptimizer):
             raise ValueError(f"step_size = {step_size} in group 0, but another in some group: give all the same")
         if not isinstance(step_size, PolyakStep) or all(plan.only_initialises for plan in plans):
             return 1.0, {}
-        if self._rule(first).size is None:
-            raise ValueError(f"step_size = {step_size} is not there for {type(self).__name__}: use ConstantStep()")
+        self._check_step_size(first)
         parts = [
             Part(
                 plan.grads,
@@ -170,7 +177,7 @@ class SteppingOptimizer(SavedOptimizer):
     def _next_counters(self, group: Group, factor: float) -> tuple[float, Group]:
         """The learning rate of the next step, warmup and ``factor`` included, and the counters after it."""
         step = group["step"] + 1
-        warm_lr = groups.check_lr(group["lr"]) * linear_warmup(step, group["warmup_steps"]) * factor
+        warm_lr = groups.warm_lr(group, step) * factor
         effective_lr = warm_lr * self._lr_factor(group, step)
         counters: Group = {"step": step, "c": 0.0, "effective_lr": effective_lr, "beta": group["beta"]}
         if effective_lr > 0.0:  # else z stays, and so do x and y

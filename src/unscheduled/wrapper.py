@@ -17,7 +17,6 @@ from unscheduled.loan import Loan, lent, widen
 from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.precision import StatePrecision
 from unscheduled.state import fresh_state
-from unscheduled.step_size import linear_warmup
 from unscheduled.stepping import Plan, all_contiguous
 
 REFUSED = {
@@ -226,11 +225,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     def _give_lrs(self, plans: list[Plan]) -> None:
         """Give the base the learning rates of this step."""
         for index, (plan, base_group) in enumerate(zip(plans, self.base.param_groups, strict=True)):
-            lr = groups.check_lr(plan.group["lr"]) * linear_warmup(plan.counters["step"], plan.group["warmup_steps"])
-            if isinstance(base_group["lr"], Tensor):
-                base_group["lr"].fill_(lr)
-            else:
-                base_group["lr"] = lr
+            groups.put_lr(base_group, groups.warm_lr(plan.group, plan.counters["step"]))
             self._given_lrs[index] = float(base_group["lr"])
 
     # Saving and loading.
@@ -278,9 +273,4 @@ def _copied(lr: float | Tensor) -> float | Tensor:
 
 def _shared_with_base(group: Group) -> Group:
     """What a group has in common with the base's."""
-    params = group["params"]
-    names = group.get("param_names")
-    return {
-        "params": list(zip(names, params, strict=True)) if names else list(params),
-        "lr": _copied(group["lr"]),
-    }
+    return {"params": groups.named(group), "lr": _copied(group["lr"])}

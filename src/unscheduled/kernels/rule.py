@@ -43,6 +43,11 @@ class Rule:
     degree: int = 1
 
 
+def real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, which it is to every rule, as in ``torch.optim``."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 def given_direction(grad: Array) -> tuple[Array]:
     """d = g."""
     return (grad,)

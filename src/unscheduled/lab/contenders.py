@@ -5,7 +5,7 @@ needs.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from unscheduled import (
 
 Options = Mapping[str, Any]
 Prepare = Callable[[nn.Module, float, Options, int, int], "Training"]
+Make = Callable[[nn.Module, float, Options, int], ScheduleFreeOptimizer]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def with_beta(beta: float, options: Options) -> dict[str, Any]:
 
 def schedule_free(
     theory: str,
-    make: Callable[[nn.Module, float, Options, int], ScheduleFreeOptimizer],
+    make: Make,
     optimizer: str = "AdamWScheduleFree",
     lr: float | None = None,
 ) -> Contender:
@@ -133,14 +134,19 @@ def schedule_free(
     return Contender(theory, optimizer, True, prepare, lr)
 
 
-def adamw(theory: str, beta: float | None = None, **axes: Any) -> Contender:
-    """Schedule-Free AdamW with another choice on some axes."""
+def of(
+    cls: type[ScheduleFreeOptimizer],
+    beta: float | None = None,
+    params: Callable[[nn.Module], Any] = nn.Module.parameters,
+    **axes: Any,
+) -> Make:
+    """One of the optimizers, with another choice on some axes."""
 
     def make(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
-        options = options if beta is None else with_beta(beta, options)
-        return AdamWScheduleFree(model.parameters(), lr=lr, warmup_steps=warmup_steps, **options, **axes)
+        own = options if beta is None else with_beta(beta, options)
+        return cast(Any, cls)(params(model), lr=lr, warmup_steps=warmup_steps, **own, **axes)
 
-    return schedule_free(theory, make)
+    return make
 
 
 def averaged_and_scheduled(
@@ -164,16 +170,9 @@ def constant(progress: float) -> float:
     return 1.0
 
 
-def make_sgd(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
-    return SGDScheduleFree(model.parameters(), lr=lr, warmup_steps=warmup_steps, **options)
-
-
 def make_radam(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
-    return RAdamScheduleFree(model.parameters(), lr=lr, **options)
-
-
-def make_lion(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
-    return LionScheduleFree(model.parameters(), lr=lr, warmup_steps=warmup_steps, **options)
+    """Without a warmup, whose place the rectification takes."""
+    return of(RAdamScheduleFree)(model, lr, options, 0)
 
 
 def make_wrapped(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
@@ -195,58 +194,59 @@ def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def make_muon(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
-    return MuonScheduleFree(muon_groups(model), lr=lr, warmup_steps=warmup_steps, **options)
-
-
 def make_amuse(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
     growing = GrowingInterpolation(power=0.7, start=max(1, warmup_steps))
-    options = with_beta(0.5, options)
-    return MuonScheduleFree(muon_groups(model), lr=lr, warmup_steps=warmup_steps, interpolation=growing, **options)
+    amuse = of(MuonScheduleFree, beta=0.5, params=muon_groups, interpolation=growing)
+    return amuse(model, lr, options, warmup_steps)
 
 
 def make_plus(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
     """The decay of the task is for learning rates; here it would be one for their squares."""
     own = {name: value for name, value in options.items() if name != "weight_decay"}
-    return ScheduleFreePlus(model.parameters(), lr=lr, warmup_steps=warmup_steps, **own)
+    return of(ScheduleFreePlus)(model, lr, own, warmup_steps)
 
-
-SCHEDULE_FREE = adamw(
-    "Schedule-Free AdamW, linear warmup, no decay, judged at the averaged weights: one run for all horizons"
-)
 
 CONTENDERS: dict[str, Contender] = {
-    "schedule-free": SCHEDULE_FREE,
+    "schedule-free": schedule_free(
+        "Schedule-Free AdamW, linear warmup, no decay, judged at the averaged weights: one run for all horizons",
+        of(AdamWScheduleFree),
+    ),
     "cosine": scheduled_adamw("cosine", cosine),
     "linear": scheduled_adamw("linear", linear),
-    "constant": adamw(
+    "constant": schedule_free(
         "plain AdamW (c = 1), linear warmup, no decay and no averaging: what averaging and schedules are to beat",
-        inner_momentum=0.9,
-        averaging=NoAveraging(),
+        of(AdamWScheduleFree, inner_momentum=0.9, averaging=NoAveraging()),
     ),
-    "polyak-ruppert": adamw("Schedule-Free AdamW with beta = 0: gradients at z, x the mean of all z", beta=0.0),
-    "primal": adamw("Schedule-Free AdamW with beta = 1: gradients at the average itself", beta=1.0),
-    "river": adamw(
+    "polyak-ruppert": schedule_free(
+        "Schedule-Free AdamW with beta = 0: gradients at z, x the mean of all z", of(AdamWScheduleFree, beta=0.0)
+    ),
+    "primal": schedule_free(
+        "Schedule-Free AdamW with beta = 1: gradients at the average itself", of(AdamWScheduleFree, beta=1.0)
+    ),
+    "river": schedule_free(
         "Schedule-Free AdamW with C = 50, that is r = 4: the average follows late steps more",
-        averaging=PolynomialAveraging.river(C=50, beta=0.9),
+        of(AdamWScheduleFree, averaging=PolynomialAveraging.river(C=50, beta=0.9)),
     ),
-    "annealed": adamw(
+    "annealed": schedule_free(
         "Schedule-Free AdamW, beta annealed to 0.965 over 1,000 steps, evenly in log(1 - beta)",
-        interpolation=AnnealedInterpolation(beta_max=0.965, steps=1000),
+        of(AdamWScheduleFree, interpolation=AnnealedInterpolation(beta_max=0.965, steps=1000)),
     ),
-    "inner-momentum": adamw("Schedule-Free AdamW with Adam's momentum 0.9 inside", inner_momentum=0.9),
+    "inner-momentum": schedule_free(
+        "Schedule-Free AdamW with Adam's momentum 0.9 inside", of(AdamWScheduleFree, inner_momentum=0.9)
+    ),
     "plus": schedule_free(
         "ScheduleFree+: Schedule-Free AdamW with the Polyak step, no learning rate at all", make_plus, lr=1.0
     ),
     "radam": schedule_free("Schedule-Free RAdam: the rectification takes the place of the warmup", make_radam),
-    "sgd": schedule_free("Schedule-Free SGD, linear warmup", make_sgd, "SGDScheduleFree"),
+    "sgd": schedule_free("Schedule-Free SGD, linear warmup", of(SGDScheduleFree), "SGDScheduleFree"),
     "lion": schedule_free(
         "Schedule-Free Lion without momentum inside: steps along the sign of the gradient, linear warmup",
-        make_lion,
+        of(LionScheduleFree),
         "LionScheduleFree",
     ),
     "muon": schedule_free(
-        "Schedule-Free Muon: orthogonal steps for matrices, AdamW's for the rest, linear warmup", make_muon
+        "Schedule-Free Muon: orthogonal steps for matrices, AdamW's for the rest, linear warmup",
+        of(MuonScheduleFree, params=muon_groups),
     ),
     "amuse": schedule_free("the same with a beta that grows from 0.5 towards 1 as in AMUSE", make_amuse),
     "wrapped-rmsprop": schedule_free("Schedule-Free learning over torch.optim.RMSprop, linear warmup", make_wrapped),
