@@ -3,8 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+FRAMEWORKS := .venv/frameworks
+DOCS := .venv/docs
 
-.PHONY: race test test-slow lint bench
+.PHONY: race test test-slow test-frameworks lint bench docs
 
 race: $(INSTALLED)
 	$(BIN)/unscheduled race
@@ -15,6 +17,9 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
+test-frameworks: $(FRAMEWORKS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests_frameworks
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -24,9 +29,20 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run
 
+docs: $(DOCS)
+	$(BIN)/mkdocs build --strict
+
 # torch first and by its exact version, so that nothing else chooses another build of it
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(FRAMEWORKS): $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test-frameworks]'
+	touch $@
+
+$(DOCS): $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
