@@ -42,8 +42,8 @@ def printed(arguments: str) -> str:
             save_checkpoint()
             with contextlib.redirect_stdout(output):
                 cli.main(shlex.split(arguments))
-        except SystemExit as exit:
-            code = exit.code
+        except SystemExit as end:
+            code = end.code
         finally:
             os.chdir(here)
     if code:

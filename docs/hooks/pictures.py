@@ -2,7 +2,7 @@
 
     <!-- picture: paths -->
 
-on a page becomes the picture that ``PICTURES`` has under this name, as SVG within the page: its lines and its text have the
+on a page becomes the picture that ``PICTURES`` has under this name, as SVG within the page: its axes and words have the
 colour of the text round it, light or dark.
 """
 
@@ -72,7 +72,7 @@ def run(lr: float, beta: float, steps: int) -> Iterates:
 
 
 def paths() -> Figure:
-    """Left, the z, y and x of 60 steps of one run on the contours of the loss; right, the mean loss there of 50 runs."""
+    """Left, z, y and x of 60 steps of one run on the contours of the loss; right, the mean loss there of 50 runs."""
     figure, (left, right) = panels(2)
     x, y, z = run(lr=0.075, beta=0.9, steps=1000)
     across, along = np.meshgrid(np.linspace(-4.6, 2.6, 200), np.linspace(-1.9, 1.9, 200))
@@ -109,8 +109,7 @@ def weights() -> Figure:
 def shares(averaging: Averaging, warmup_steps: int, steps: int) -> np.ndarray[Any, Any]:
     """The weight of each z in the last x of a run, as the run shows it.
 
-    Each step moves one coordinate, and no other step does: how far x has followed z along it is the weight of all z from
-    that step on.
+    Each step moves a coordinate of its own: how far x has followed z along it is the weight of all z from there on.
     """
     weight = torch.nn.Parameter(torch.zeros(steps, dtype=torch.float64))
     optimizer = SGDScheduleFree([weight], lr=1.0, warmup_steps=warmup_steps, averaging=averaging)

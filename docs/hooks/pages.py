@@ -1,10 +1,10 @@
-"""Parts of README.md and other files of the root on pages of the site, and links to files outside of docs/.
+"""Pages from what stands elsewhere in the project already, and links to it.
 
     <!-- README.md: ## Use -> ## Checkpoints -->
 
-is replaced by what stands in README.md between the line that begins with ``## Use`` and the one that begins with
-``## Checkpoints``: with the first of them unless it is a heading, since the page has its own. Without an arrow it goes to
-the end, without lines it is the whole file.
+is replaced by what stands in README.md from the line that begins with ``## Use`` to before the one that begins with
+``## Checkpoints``, but without the first where it is a heading, since the page has its own. Without an arrow it goes to
+the end; without lines it is the whole file.
 """
 
 import posixpath
@@ -18,8 +18,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 MARK = re.compile(r"^<!-- (\w+\.md)(?:: (.*?)(?: -> (.*?))?)? -->$", re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)")
-PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
-"""Which page of the site has a file of the root."""
+LINK_BY_ITS_PATH = re.compile(r"\[(docs/[\w/-]+\.md)\](?=\(\1\))")
+MEASURED = re.compile(r"(?<=\d) ± (?=\d)|(?<=\d) (?=[−+=] \|)")
 
 
 def on_files(files: Files, *, config: Any) -> Files:
@@ -29,10 +29,12 @@ def on_files(files: Files, *, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> str:
-    """Put the parts of other files in, and have every link go from this page."""
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Put the parts of other files in, let every link go from this page, and keep measured numbers on one line."""
     here = page.file.src_uri
-    return MARK.sub(lambda mark: linked(part(*mark.groups()), "", here), linked(markdown, "docs", here))
+    folder = posixpath.join("docs", posixpath.dirname(here))
+    text = MARK.sub(lambda mark: linked(part(*mark.groups()), "", here), linked(markdown, folder, here))
+    return MEASURED.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
 def part(name: str, first: str | None, beyond: str | None) -> str:
@@ -46,7 +48,7 @@ def part(name: str, first: str | None, beyond: str | None) -> str:
 
 
 def index_of(lines: list[str], name: str, start: str) -> int:
-    """The only line that begins so."""
+    """Where the only line is that begins so."""
     found = [index for index, line in enumerate(lines) if line.startswith(start)]
     if len(found) != 1:
         raise PluginError(f"{len(found)} lines of {name} begin with {start!r}, where one should")
@@ -54,14 +56,15 @@ def index_of(lines: list[str], name: str, start: str) -> int:
 
 
 def linked(markdown: str, folder: str, here: str) -> str:
-    """A text of a file in this folder of the project, with links that go from the page ``here`` of docs/."""
+    """A text that stands in this folder of the project, as one of the page ``here`` of docs/."""
 
     def target(link: re.Match[str]) -> str:
-        start = posixpath.dirname(posixpath.join("docs", here)) if folder else ""
-        path = posixpath.normpath(posixpath.join(start, link[0]))
-        if path.startswith("docs/") and folder:
-            return link[0]  # from a page to a page
-        path = PAGES.get(path, path.removeprefix("docs/"))
+        path = posixpath.normpath(posixpath.join(folder, link[0])).removeprefix("docs/")
         return posixpath.relpath(path, posixpath.dirname(here) or ".")
 
-    return LINK.sub(target, markdown)
+    return LINK.sub(target, LINK_BY_ITS_PATH.sub(lambda link: f"[{title(link[1])}]", markdown))
+
+
+def title(path: str) -> str:
+    """The heading of a page."""
+    return (ROOT / path).read_text().partition("\n")[0].removeprefix("# ")
