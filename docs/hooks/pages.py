@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 MARK = re.compile(r"^<!-- (\w+\.md)(?:: (.*?)(?: -> (.*?))?)? -->$", re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)")
 LINK_BY_ITS_PATH = re.compile(r"\[(docs/[\w/-]+\.md)\](?=\(\1\))")
-MEASURED = re.compile(r"(?<=\d) ± (?=\d)|(?<=\d) (?=[−+=] \|)")
+MEASURED = re.compile(r"(?<=\d) ± (?=\d)|(?<=\d) (?=[\N{MINUS SIGN}+=] \|)")
 
 
 def on_files(files: Files, *, config: Any) -> Files:
