@@ -47,6 +47,13 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     Raises:
         ValueError: if an option is out of its range, at construction or in :meth:`add_param_group`.
 
+    Example:
+        >>> import unscheduled
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = unscheduled.SGDScheduleFree([weight], lr=0.5)
+        >>> isinstance(optimizer, ScheduleFreeOptimizer), isinstance(optimizer, torch.optim.Optimizer)
+        (True, True)
+
     Source: Defazio et al., "The Road Less Scheduled", arXiv 2405.15682.
     """
 
