@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside the tests
-import torchvision_on_cpu  # noqa: E402, F401
+import torchvision_on_cpu  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
-"""Under Lightning's own Trainer: ``.attach(self)`` is all that there is to write, and nothing differs from a plain loop."""
+"""Under Lightning's own Trainer ``.attach(self)`` is all that there is to write: nothing differs from a plain loop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning_problem import PER_EPOCH, Batches, batch, net
 from problems import copies, equal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -30,42 +31,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 
-PER_EPOCH = 6
 NAMES = ("step", "lr", "effective_lr", "beta", "c", "window", "gap_norm")
 Weights = list[Tensor]
-
-
-def batch(index: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(index)
-    return torch.randn(8, 4, generator=generator), torch.randint(3, (8,), generator=generator)
-
-
-class Batches:
-    """A loader of these batches, or of an epoch's, which Lightning may take up in the middle."""
-
-    def __init__(self, *indices: int) -> None:
-        self.indices = indices or range(1, PER_EPOCH + 1)
-        self.given = 0
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.given %= len(self)
-        while self.given < len(self):
-            self.given += 1
-            yield batch(self.indices[self.given - 1])
-
-    def state_dict(self) -> dict[str, int]:
-        return {"given": self.given}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.given = state["given"]
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(7)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
 def adamw(params: Any) -> ScheduleFreeOptimizer:
