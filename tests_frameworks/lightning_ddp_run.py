@@ -7,7 +7,7 @@ import torchvision_on_cpu  # noqa: F401
 
 import lightning  # isort: skip
 import torch
-from lightning_problem import PER_EPOCH, Batches, net
+from small_problem import PER_EPOCH, Batches, net
 from torch import Tensor
 from torch.nn import functional
 

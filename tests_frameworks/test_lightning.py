@@ -9,8 +9,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning_problem import PER_EPOCH, Batches, batch, net
 from problems import copies, equal
+from small_problem import PER_EPOCH, Batches, batch, net
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional

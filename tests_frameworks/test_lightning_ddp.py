@@ -10,8 +10,8 @@ import lightning_ddp_run
 import pytest
 import torch
 from lightning_ddp_run import STEPS, WORLD
-from lightning_problem import batch, net
 from problems import copies, equal
+from small_problem import batch, net
 from torch.nn import functional
 
 from unscheduled import AdamWScheduleFree

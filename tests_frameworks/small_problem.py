@@ -1,4 +1,4 @@
-"""A small problem for Lightning: a network, and batches in a loader that may be taken up in the middle."""
+"""A small problem: a network, and batches in a loader that may be taken up in the middle."""
 
 from collections.abc import Iterator
 
