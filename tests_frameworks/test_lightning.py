@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from problems import copies, equal
-from small_problem import PER_EPOCH, Batches, batch, net
+from small_problem import PER_EPOCH, Batches, batch, net, same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional
@@ -132,14 +132,6 @@ def optimizer_of(module: Module) -> ScheduleFreeOptimizer:
 
 def weights(file: Path | str) -> Weights:
     return list(torch.load(file, weights_only=True)["state_dict"].values())
-
-
-def same_state(some: Any, other: Any) -> bool:
-    if isinstance(some, dict):
-        return some.keys() == other.keys() and all(same_state(some[key], other[key]) for key in some)
-    if isinstance(some, (list, tuple)):
-        return len(some) == len(other) and all(map(same_state, some, other))
-    return torch.equal(some, other) if isinstance(some, Tensor) else some == other
 
 
 # Training and validation.
@@ -344,7 +336,7 @@ def test_a_run_resumes_bit_for_bit(step: int, in_eval_mode: bool, tmp_path: Path
     assert resumed.seen[-1][0] == 12
     assert all(equal(seen, every_x[step]) for step, seen in resumed.seen)
     assert equal(resumed.net.parameters(), every_y[12])
-    assert same_state(optimizer_of(resumed).state_dict(), optimizer_of(whole).state_dict())
+    assert same(optimizer_of(resumed).state_dict(), optimizer_of(whole).state_dict())
 
 
 # Manual optimization.
