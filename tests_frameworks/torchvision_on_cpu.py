@@ -23,6 +23,6 @@ def kernels_fail_to_load() -> bool:
     return False
 
 
-if kernels_fail_to_load():
+if kernels_fail_to_load() and not hasattr(torch.ops.torchvision, "nms"):
     torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
