@@ -68,20 +68,26 @@ class Module(lightning.LightningModule):
 
 
 class Manual(Module):
-    """Manual optimization, of two optimizers, each of a layer."""
+    """Manual optimization of two optimizers, each of a layer: of one loss, or in turns, as for a GAN."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_turns: bool) -> None:
         super().__init__()
-        self.automatic_optimization = False
+        self.automatic_optimization, self.in_turns = False, in_turns
 
     def training_step(self, batch: Any, _: int) -> None:
-        loss = self.loss(*batch)
-        for optimizer in self.optimizers():
-            optimizer.zero_grad()
-        self.manual_backward(loss)
-        for optimizer in self.optimizers():
-            optimizer.step()
-        self.log("window", self.optimizers(use_pl_optimizer=False)[1].metrics()["window"])
+        if self.in_turns:
+            for optimizer in self.optimizers():
+                with optimizer.toggle_model():  # the others' parameters require no gradient meanwhile
+                    optimizer.zero_grad()
+                    self.manual_backward(self.loss(*batch))
+                    optimizer.step()
+        else:
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(self.loss(*batch))
+            for optimizer in self.optimizers():
+                optimizer.step()
+        self.log("window", self.optimizers()[1].metrics()["window"])
 
     def configure_optimizers(self) -> list[ScheduleFreeOptimizer]:
         first, second = self.net[0].parameters(), self.net[2].parameters()
@@ -342,21 +348,22 @@ def test_a_run_resumes_bit_for_bit(step: int, in_eval_mode: bool, tmp_path: Path
 # Manual optimization.
 
 
-def test_manual_optimization_with_two_optimizers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_turns", [False, True])
+def test_manual_optimization_with_two_optimizers(in_turns: bool, tmp_path: Path) -> None:
     model = net()
     first, second = adamw(model[0].parameters()), SGDScheduleFree(model[2].parameters(), lr=0.3)
     for index in range(9):
         inputs, targets = batch(index % PER_EPOCH + 1)
-        first.zero_grad()
-        second.zero_grad()
-        functional.cross_entropy(model(inputs), targets).backward()
-        first.step()
-        second.step()
+        for optimizers in ([first], [second]) if in_turns else ([first, second],):
+            model.zero_grad()
+            functional.cross_entropy(model(inputs), targets).backward()
+            for optimizer in optimizers:
+                optimizer.step()
     y = copies(model.parameters())
     cut = trainer(tmp_path, max_steps=8, max_epochs=-1)  # of which Lightning counts each optimizer's
-    cut.fit(Manual(), Batches(), Batches(100))
+    cut.fit(Manual(in_turns), Batches(), Batches(100))
     cut.save_checkpoint(tmp_path / "cut.ckpt")
-    module = Manual()
+    module = Manual(in_turns)
     longer = trainer(tmp_path, max_steps=18, max_epochs=-1)
     longer.fit(module, Batches(), Batches(100), ckpt_path=tmp_path / "cut.ckpt", weights_only=True)
     assert equal(module.net.parameters(), y)
@@ -388,6 +395,33 @@ def test_the_polyak_step_gets_the_loss_from_a_closure_in_manual_optimization(tmp
     assert equal(module.net.parameters(), every_y[12])
     with pytest.raises(ValueError, match=r"exclude each other: let the closure return the loss"):
         trainer(tmp_path).fit(ManualPolyak(as_closure=False), Batches())
+
+
+def test_the_polyak_step_gets_the_losses_of_accumulated_gradients_in_manual_optimization(tmp_path: Path) -> None:
+    class Accumulating(Module):
+        def __init__(self) -> None:
+            super().__init__(ScheduleFreePlus)
+            self.automatic_optimization, self.losses = False, []
+
+        def training_step(self, batch: Any, _: int) -> None:
+            self.losses.append(self.loss(*batch) / 3)
+            self.manual_backward(self.losses[-1])
+            if len(self.losses) == 3:
+                self.optimizers().step(lambda: self.losses)
+                self.optimizers().zero_grad()
+                self.losses = []
+
+    model = net()
+    optimizer = ScheduleFreePlus(model.parameters())
+    for start in (1, 4):
+        losses = [functional.cross_entropy(model(batch(start + k)[0]), batch(start + k)[1]) / 3 for k in range(3)]
+        for loss in losses:
+            loss.backward()
+        optimizer.step(loss=losses)
+        optimizer.zero_grad()
+    module = Accumulating()
+    trainer(tmp_path, max_epochs=1).fit(module, Batches())
+    assert equal(module.net.parameters(), model.parameters())
 
 
 @pytest.mark.parametrize("attach", [True, False])

@@ -79,7 +79,11 @@ class PlainLoop:
 
 def test_validation_and_prediction_are_at_the_average_and_training_at_y() -> None:
     plain = PlainLoop(4)
-    net = classifier(callbacks=[Log()]).fit(INPUTS, TARGETS)
+    net = classifier(callbacks=[Log()]).initialize()
+    passes: list[bool] = []
+    net.module_.register_forward_pre_hook(lambda module, _: passes.append(module.training))
+    net.partial_fit(INPUTS, TARGETS)
+    assert (passes.count(True), passes.count(False)) == (20, 4)  # none of them twice
     assert net.history[:, "valid_loss"] == plain.valid_losses
     assert np.array_equal(net.predict_proba(UNSEEN), plain.probabilities)
     assert net.score(UNSEEN, LABELS) == (plain.probabilities.argmax(1) == LABELS).mean()
