@@ -197,13 +197,14 @@ def test_parameters_of_bfloat16(tmp_path: Path) -> None:
     assert equal(module.seen[-1][1], model.parameters())
 
 
-def test_the_loss_comes_to_the_polyak_step(tmp_path: Path) -> None:
-    """Lightning's closure returns the loss, which is all that it needs."""
-    every_x, every_y = plain_loop(12, ScheduleFreePlus)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_loss_comes_to_the_polyak_step(accumulate: int, tmp_path: Path) -> None:
+    """Lightning's closure returns the loss, which is all that it needs; but of several batches that of the last."""
+    every_x, every_y = plain_loop(12 // accumulate, ScheduleFreePlus, accumulate)
     module = Module(ScheduleFreePlus)
-    trainer(tmp_path).fit(module, Batches(), Batches(100))
-    assert equal(module.seen[-1][1], every_x[12])
-    assert equal(module.net.parameters(), every_y[12])
+    trainer(tmp_path, accumulate_grad_batches=accumulate).fit(module, Batches(), Batches(100))
+    assert equal(module.seen[-1][1], every_x[12 // accumulate])
+    assert equal(module.net.parameters(), every_y[12 // accumulate])
 
 
 def test_the_same_module_may_be_trained_again(tmp_path: Path) -> None:
@@ -439,7 +440,8 @@ def test_lightnings_wrapper_of_the_optimizer_switches_it_too(attach: bool, tmp_p
             assert equal(y, [optimizer.iterates(param).y for param in self.net.parameters()])
             assert optimizer.state_dict()["param_groups"][0]["training"] is False
             assert wrapped.metrics() == optimizer.metrics()
-            optimizer.train()
+            wrapped.train()
+            assert optimizer.training
             assert equal(self.net.parameters(), y)
             with wrapped.averaged_parameters():
                 assert equal(self.net.parameters(), x)

@@ -48,7 +48,9 @@ def test_the_entries_are_plain_finite_numbers_in_either_mode(make: Any, training
     optimizer = make(net().parameters(), lr=0.25)
     for step in range(3):
         train(optimizer, [step])
+        before = optimizer.metrics()
         optimizer.train(training)
+        assert optimizer.metrics() == before
         entries = optimizer.metrics() | {"loss": 1.5}
         optimizer.train()
         assert list(entries) == [*NAMES, "loss"]

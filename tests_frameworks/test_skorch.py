@@ -158,3 +158,15 @@ def test_a_pickle_predicts_at_the_average(in_train_mode: bool) -> None:
     net.module_.train(in_train_mode)
     again = pickle.loads(pickle.dumps(net))
     assert np.array_equal(again.predict_proba(UNSEEN), PlainLoop(4).probabilities)
+
+
+def test_a_pickle_does_not_train_on() -> None:
+    """Its module is a plain copy at x, and the parameters of its optimizer are others."""
+    again = pickle.loads(pickle.dumps(classifier().fit(INPUTS, TARGETS)))
+    again.partial_fit(INPUTS, TARGETS)
+    assert np.array_equal(again.predict_proba(UNSEEN), PlainLoop(4).probabilities)
+
+
+def test_the_learning_rate_of_skorch_takes_the_place_of_the_optimizers_own() -> None:
+    net = Classifier(module, optimizer=AdamWScheduleFree).initialize()
+    assert net.optimizer_.metrics()["lr"] == 0.01
