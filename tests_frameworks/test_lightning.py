@@ -276,6 +276,21 @@ def test_batch_norm_is_validated_with_the_statistics_at_the_average(kept: int, t
     assert equal(weights(tmp_path / "saved.ckpt"), expected.values())
 
 
+def test_batches_are_not_to_be_kept_of_the_module_itself(tmp_path: Path) -> None:
+    """Which Lightning does not call: it calls ``training_step``."""
+
+    class Normed(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+        def configure_optimizers(self) -> ScheduleFreeOptimizer:
+            return adamw(self.net.parameters()).attach(self, bn_batches=3)
+
+    with pytest.warns(UserWarning, match="no training batch was kept for BatchNorm, since Normed was never called"):
+        trainer(tmp_path, num_sanity_val_steps=0, max_epochs=1).fit(Normed(), Batches(), Batches(100))
+
+
 # Checkpoints.
 
 
@@ -344,6 +359,27 @@ def test_a_run_resumes_bit_for_bit(step: int, in_eval_mode: bool, tmp_path: Path
     assert all(equal(seen, every_x[step]) for step, seen in resumed.seen)
     assert equal(resumed.net.parameters(), every_y[12])
     assert same(optimizer_of(resumed).state_dict(), optimizer_of(whole).state_dict())
+
+
+@pytest.mark.parametrize("weights_first", [True, False])
+def test_weights_and_state_may_be_loaded_by_hand(weights_first: bool, tmp_path: Path) -> None:
+    every_x, every_y = plain_loop(12)
+    first = Module()
+    trainer(tmp_path, max_epochs=1).fit(first, Batches())
+    x, state = first.state_dict(), optimizer_of(first).state_dict()
+
+    class Loading(Module):
+        def on_train_start(self) -> None:
+            if weights_first:
+                self.load_state_dict(x)
+            optimizer_of(self).load_state_dict(state)
+            if not weights_first:
+                self.load_state_dict(x)
+
+    module = Loading()
+    trainer(tmp_path, max_epochs=1, val_check_interval=2).fit(module, Batches(), Batches(100))
+    assert all(equal(seen, every_x[6 + step]) for step, seen in module.seen if step)
+    assert equal(module.net.parameters(), every_y[12])
 
 
 # Manual optimization.
