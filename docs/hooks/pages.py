@@ -4,7 +4,7 @@
 
 is replaced by what stands in README.md from the line that begins with ``## Use`` to before the one that begins with
 ``## Checkpoints``, but without the first where it is a heading, since the page has its own. Without an arrow it goes to
-the end; without lines it is the whole file.
+the end; without lines it is the whole file. A program, as in ``<!-- examples/vision_loop.py -->``, is shown as one.
 """
 
 import posixpath
@@ -16,7 +16,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-MARK = re.compile(r"^<!-- (\w+\.md)(?:: (.*?)(?: -> (.*?))?)? -->$", re.MULTILINE)
+MARK = re.compile(r"^<!-- ([\w/]+\.(?:md|py))(?:: (.*?)(?: -> (.*?))?)? -->$", re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)")
 LINK_BY_ITS_PATH = re.compile(r"\[(docs/[\w/-]+\.md)\](?=\(\1\))")
 MEASURED = re.compile(r"(?<=\d) ± (?=\d)|(?<=\d) (?=[\N{MINUS SIGN}+=] \|)")
@@ -33,8 +33,18 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Put the parts of other files in, let every link go from this page, and keep measured numbers on one line."""
     here = page.file.src_uri
     folder = posixpath.join("docs", posixpath.dirname(here))
-    text = MARK.sub(lambda mark: linked(part(*mark.groups()), "", here), linked(markdown, folder, here))
+
+    def put_in(mark: re.Match[str]) -> str:
+        name, *span = mark.groups()
+        return program(name) if name.endswith(".py") else linked(part(name, *span), "", here)
+
+    text = MARK.sub(put_in, linked(markdown, folder, here))
     return MEASURED.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+
+
+def program(name: str) -> str:
+    """A file of the root as a block of code."""
+    return f"```python\n{(ROOT / name).read_text().strip()}\n```"
 
 
 def part(name: str, first: str | None, beyond: str | None) -> str:

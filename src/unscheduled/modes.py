@@ -191,12 +191,17 @@ class TwoModes(PairedState):
             put_averages(self._started(averaged - self._averaged))
             self._written |= put_gradient_points(self._started(self._averaged - averaged))
             self._gradients.watch(averaged)
-            self._averaged = averaged
+            self._note_averaged(averaged)
             for group in self.param_groups:
                 group["training"] = self.training
             torch.clear_autocast_cache()  # it may hold casts of the weights of the other mode
             for attached in self._attachments:
                 attached.switched()
+
+    def _note_averaged(self, averaged: set[Tensor]) -> None:
+        """These parameters hold x: noted in place, since a trainer's wrapper may have borrowed this method."""
+        self._averaged.clear()
+        self._averaged.update(averaged)
 
     def _refuse_gradients_at_average(self) -> None:
         """Raise RuntimeError if a gradient was taken while the parameters held x."""
@@ -211,7 +216,7 @@ class TwoModes(PairedState):
         """A state was loaded that belongs to weights of that mode: to those that are there, or that were before."""
         self._take_back(weights)
         self._loaded_training = training
-        self._averaged = set() if training else set(self._params())
+        self._note_averaged(set() if training else set(self._params()))
         self._settle()
         self._gradients.watch(self._averaged)
         if self._attachments:
