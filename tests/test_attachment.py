@@ -594,6 +594,32 @@ def test_a_copy_of_a_part_or_a_wrapper_is_plain() -> None:
     assert same(wrapper[0].state_dict(), at_average(model, optimizer))
 
 
+def test_an_optimizer_that_was_pickled_with_its_model_says_that_it_trains_nothing() -> None:
+    """The model comes out as a plain one at x, with parameters of its own."""
+    pair = trained(ADAMW)
+    model, optimizer = pickle.loads(pickle.dumps(pair))
+    backward(model, 6)
+    with pytest.raises(RuntimeError, match="no parameter of this optimizer has a gradient: it was copied from one"):
+        optimizer.step()
+    again = AdamWScheduleFree(model.parameters()).attach(model)
+    again.load_state_dict(optimizer.state_dict())
+    fit(*pair, range(2))
+    fit(model, again, range(2))
+    assert same(dict(model.named_parameters()), dict(pair[0].named_parameters()))
+
+
+def test_a_deep_copy_of_a_model_and_its_optimizer_trains_on() -> None:
+    pair = trained(ADAMW)
+    model, optimizer = copy.deepcopy(pair)
+    optimizer.attach(model).zero_grad()
+    optimizer.step()  # without any gradient, as ever
+    fit(model, optimizer, range(2))
+    pair[1].zero_grad()
+    pair[1].step()
+    fit(*pair, range(2))
+    assert equal(model.parameters(), pair[0].parameters())
+
+
 def test_a_model_saved_whole_is_at_the_average() -> None:
     model, optimizer = trained(ADAMW)
     assert same(through_a_file(model, weights_only=False).state_dict(), at_average(model, optimizer))

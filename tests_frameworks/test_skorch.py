@@ -160,10 +160,11 @@ def test_a_pickle_predicts_at_the_average(in_train_mode: bool) -> None:
     assert np.array_equal(again.predict_proba(UNSEEN), PlainLoop(4).probabilities)
 
 
-def test_a_pickle_does_not_train_on() -> None:
+def test_a_pickle_does_not_train_on_and_says_so() -> None:
     """Its module is a plain copy at x, and the parameters of its optimizer are others."""
     again = pickle.loads(pickle.dumps(classifier().fit(INPUTS, TARGETS)))
-    again.partial_fit(INPUTS, TARGETS)
+    with pytest.raises(RuntimeError, match="no parameter of this optimizer has a gradient: it was copied"):
+        again.partial_fit(INPUTS, TARGETS)
     assert np.array_equal(again.predict_proba(UNSEEN), PlainLoop(4).probabilities)
 
 

@@ -26,6 +26,7 @@ class TwoModes(PairedState):
 
     _attachments: list[Attachment]
     _gradients: GradientWatch
+    _copied: bool  # from one that was attached, to a model that may have been copied apart from this one
 
     def __init__(self, params: Any, defaults: Group) -> None:
         self.__dict__.update(self._fresh_modes())
@@ -36,6 +37,7 @@ class TwoModes(PairedState):
         return {
             "_averaged": set(),
             "_attachments": [],
+            "_copied": False,
             "_loaded_training": None,
             "_loading": None,
             "_written": {},
@@ -147,6 +149,7 @@ class TwoModes(PairedState):
             other.detach()
         self._settle()
         self._attachments.append(Attachment(self, root, bn_batches))
+        self._copied = False
         self._put(self._wanted_averages())
         return self
 

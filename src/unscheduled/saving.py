@@ -142,6 +142,7 @@ class SavedOptimizer(TwoModes, ABC):
         copied = super().__getstate__() | self._fresh_modes()
         copied |= {"implementation": self.implementation, "state_precision": self.state_precision, "_batches": {}}
         copied |= {"_averaged": set(self._averaged), "_loaded_training": self._loaded_training}
+        copied["_copied"] = self._copied or bool(self._attachments)
         if self._attachments:
             copied["_loaded_training"] = self.training
             copied["state"] = self.state.copy()
