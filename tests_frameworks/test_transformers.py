@@ -255,6 +255,7 @@ def test_the_best_x_is_loaded_at_the_end(every: int, greater_is_better: bool, tm
     losses = {step: loss_at(plain_loop().averages[step]) for step in (*range(every, STEPS, every), STEPS)}
     best = (max if greater_is_better else min)(losses, key=lambda step: losses[step])
     assert equal(model, plain_loop().averages[best])
+    model.train()  # as for more steps
     trainer.save_model(str(tmp_path / "best"))
     assert equal(GPT2LMHeadModel.from_pretrained(tmp_path / "best"), plain_loop().averages[best])
     assert trainer.evaluate()["eval_loss"] == losses[best]
