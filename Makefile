@@ -30,7 +30,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run
 
 docs: $(DOCS)
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # torch first and by its exact version, so that nothing else chooses another build of it
 $(INSTALLED): pyproject.toml constraints.txt

@@ -8,6 +8,7 @@ from unscheduled.averaging import PolynomialAveraging as PolynomialAveraging
 from unscheduled.batchnorm import update_bn as update_bn
 from unscheduled.checkpoint import export_adamw_state_dict as export_adamw_state_dict
 from unscheduled.checkpoint import export_schedulefree_state_dict as export_schedulefree_state_dict
+from unscheduled.decay_split import param_groups as param_groups
 from unscheduled.evaluation import averaged_state_dict as averaged_state_dict
 from unscheduled.handover import to_torch as to_torch
 from unscheduled.interpolation import AnnealedInterpolation as AnnealedInterpolation

@@ -19,6 +19,16 @@ class Averaging(Protocol):
     Called with t, the number of the step (from 1); the step size gamma of this step, warmup, rectification and Polyak
     step included; the largest so far; and the sum of the weights so far. Returns c_t in [0, 1] and the new sum. It is
     not called at steps whose step size is 0: z does not move there, and c = 0.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Window:
+        ...     length: int
+        ...
+        ...     def __call__(self, step, lr, lr_max, weight_sum):
+        ...         return max(1 / step, 1 / self.length), weight_sum
+        >>> [Window(length=4)(step, lr=1.0, lr_max=1.0, weight_sum=0.0)[0] for step in (1, 2, 100)]
+        [1.0, 0.5, 0.25]
     """
 
     def __call__(self, step: int, lr: float, lr_max: float, weight_sum: float) -> tuple[float, float]: ...

@@ -14,7 +14,20 @@ from unscheduled.interval import require_count, require_within
 
 
 class Interpolation(Protocol):
-    """An interpolation: called with (beta, step), it returns the beta that forms y after ``step`` steps, in [0, 1]."""
+    """An interpolation: a frozen dataclass, called with (beta, step) for the beta that forms y after ``step`` steps.
+
+    It is in [0, 1].
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Delayed:
+        ...     start: int
+        ...
+        ...     def __call__(self, beta, step):
+        ...         return beta if step >= self.start else 0.0
+        >>> Delayed(start=100)(0.9, 99), Delayed(start=100)(0.9, 100)
+        (0.0, 0.9)
+    """
 
     def __call__(self, beta: float, step: int) -> float: ...
 

@@ -47,6 +47,13 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     Raises:
         ValueError: if an option is out of its range, at construction or in :meth:`add_param_group`.
 
+    Example:
+        >>> import unscheduled
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = unscheduled.SGDScheduleFree([weight], lr=0.5)
+        >>> isinstance(optimizer, ScheduleFreeOptimizer), isinstance(optimizer, torch.optim.Optimizer)
+        (True, True)
+
     Source: Defazio et al., "The Road Less Scheduled", arXiv 2405.15682.
     """
 
@@ -207,14 +214,36 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
 
     # Looking at it.
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, closure: Callable[[], Number] | None = None) -> dict[str, float]:
         """Numbers to log, of the last step; with several groups each name is preceded by ``group0/``, ``group1/``, …
 
         ``step``; ``lr``, as set; ``effective_lr``, the step size gamma after warmup and rectification; ``beta``;
         ``c``, the weight of the newest z in the average; ``window`` = 1/c, the steps that the average spans;
         ``gap_norm``, the Euclidean norm of z - x, which is not finite once a gradient was not.
+
+        Args:
+            closure: computes a loss from the parameters as they are. It is called at x and at y, without gradient, for
+                ``loss_at_x`` and ``loss_at_y``, whose difference is what averaging is worth at present: a loss at x
+                that stays behind for long says that beta is too small. In eval mode, that is, as far as modules are
+                concerned: dropout and BatchNorm are what the model's flags make of them. It may not switch the modes.
+
+        Raises:
+            RuntimeError: if there is a closure and an attached model is in train mode, whose BatchNorm would take note
+                of the batches, or if the closure has switched the modes.
+
+        Example:
+            >>> import torch
+            >>> import unscheduled
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = unscheduled.SGDScheduleFree(model.parameters(), lr=0.1).attach(model)
+            >>> model(torch.ones(2)).square().sum().backward()
+            >>> optimizer.step()
+            >>> _ = model.eval()
+            >>> metrics = optimizer.metrics(lambda: model(torch.ones(2)).square().sum())
+            >>> metrics["window"], metrics["loss_at_x"] == metrics["loss_at_y"]  # x = y = z after the first step
+            (1.0, True)
         """
-        metrics: dict[str, float] = {}
+        metrics = self._losses(closure) if closure else {}
         for index, group in enumerate(self.param_groups):
             prefix = f"group{index}/" if len(self.param_groups) > 1 else ""
             gaps = [precision.wide(state, "gap") for param in group["params"] if (state := self.state.get(param))]
@@ -229,3 +258,16 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             }
             metrics.update((prefix + name, value) for name, value in values.items())
         return metrics
+
+    @torch.no_grad()
+    def _losses(self, closure: Callable[[], Number]) -> dict[str, float]:
+        if True in self._flags():
+            raise RuntimeError("metrics(closure) while the attached model is in train mode: call model.eval() before")
+        losses: dict[str, float] = {}
+        with self._mode_given_back():
+            for name, training in (("loss_at_x", False), ("loss_at_y", True)):
+                self.train(training)
+                losses[name] = float(closure())
+                if self.training != training:
+                    raise RuntimeError("the closure of metrics() has switched the modes: it may only compute a loss")
+        return losses

@@ -32,7 +32,19 @@ Started: TypeAlias = tuple[Tensor, State, float]  # a parameter that has seen a 
 
 
 class Iterates(NamedTuple):
-    """The three sequences of one parameter, each of its shape: average x, gradient point y, base iterate z."""
+    """The three sequences of one parameter, each of its shape: average x, gradient point y, base iterate z.
+
+    Example:
+        >>> import unscheduled
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = unscheduled.SGDScheduleFree([weight], lr=0.5, momentum=0.5)
+        >>> for _ in range(2):
+        ...     weight.grad = torch.ones_like(weight)
+        ...     optimizer.step()
+        >>> x, y, z = optimizer.iterates(weight)
+        >>> x.item(), y.item(), z.item()
+        (0.25, 0.125, 0.0)
+    """
 
     x: Tensor
     y: Tensor

@@ -30,6 +30,10 @@ class OptimizerSettings:
     Args:
         learning_rates: the grid that tuning searches, ascending; every optimizer of a task has one of the same size.
         options: the other keyword arguments of the optimizer, such as ``betas`` and ``weight_decay``.
+
+    Example:
+        >>> OptimizerSettings([0.001, 0.003, 0.01], {"weight_decay": 0.1}).options
+        {'weight_decay': 0.1}
     """
 
     learning_rates: Sequence[float]

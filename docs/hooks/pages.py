@@ -1,0 +1,70 @@
+"""Pages from what stands elsewhere in the project already, and links to it.
+
+    <!-- README.md: ## Use -> ## Checkpoints -->
+
+is replaced by what stands in README.md from the line that begins with ``## Use`` to before the one that begins with
+``## Checkpoints``, but without the first where it is a heading, since the page has its own. Without an arrow it goes to
+the end; without lines it is the whole file.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+MARK = re.compile(r"^<!-- (\w+\.md)(?:: (.*?)(?: -> (.*?))?)? -->$", re.MULTILINE)
+LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)")
+LINK_BY_ITS_PATH = re.compile(r"\[(docs/[\w/-]+\.md)\](?=\(\1\))")
+MEASURED = re.compile(r"(?<=\d) ± (?=\d)|(?<=\d) (?=[\N{MINUS SIGN}+=] \|)")
+
+
+def on_files(files: Files, *, config: Any) -> Files:
+    """Bring the files outside of docs/ that pages point to onto the site."""
+    for file in sorted((ROOT / "src/unscheduled/lab/tasks").glob("*.json")):
+        files.append(File.generated(config, file.relative_to(ROOT).as_posix(), abs_src_path=str(file)))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Put the parts of other files in, let every link go from this page, and keep measured numbers on one line."""
+    here = page.file.src_uri
+    folder = posixpath.join("docs", posixpath.dirname(here))
+    text = MARK.sub(lambda mark: linked(part(*mark.groups()), "", here), linked(markdown, folder, here))
+    return MEASURED.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+
+
+def part(name: str, first: str | None, beyond: str | None) -> str:
+    """The lines of a file of the root from one to before another."""
+    lines = (ROOT / name).read_text().splitlines()
+    start = index_of(lines, name, first) if first else 0
+    end = index_of(lines, name, beyond) if beyond else len(lines)
+    if first and first.startswith("#"):
+        start += 1
+    return "\n".join(lines[start:end]).strip()
+
+
+def index_of(lines: list[str], name: str, start: str) -> int:
+    """Where the only line is that begins so."""
+    found = [index for index, line in enumerate(lines) if line.startswith(start)]
+    if len(found) != 1:
+        raise PluginError(f"{len(found)} lines of {name} begin with {start!r}, where one should")
+    return found[0]
+
+
+def linked(markdown: str, folder: str, here: str) -> str:
+    """A text that stands in this folder of the project, as one of the page ``here`` of docs/."""
+
+    def target(link: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(folder, link[0])).removeprefix("docs/")
+        return posixpath.relpath(path, posixpath.dirname(here) or ".")
+
+    return LINK.sub(target, LINK_BY_ITS_PATH.sub(lambda link: f"[{title(link[1])}]", markdown))
+
+
+def title(path: str) -> str:
+    """The heading of a page."""
+    return (ROOT / path).read_text().partition("\n")[0].removeprefix("# ")
