@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import example_run
 import pytest
 import safetensors.torch
 import torch
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 def run(name: str, directory: Path, steps: int) -> str:
     """What an example prints."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "examples" / name), "--steps", str(steps), "--out", "out"],
+        [sys.executable, example_run.__file__, str(ROOT / "examples" / name), "--steps", str(steps), "--out", "out"],
         cwd=directory,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
@@ -32,6 +33,7 @@ def run(name: str, directory: Path, steps: int) -> str:
     ).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "times"), [("transformers_trainer.py", 1), ("accelerate_loop.py", 2)])
 def test_an_example(name: str, times: int, tmp_path: Path) -> None:
     losses = re.findall(r"validation loss at x ([\d.]+), of the saved model ([\d.]+)", run(name, tmp_path, steps=30))
