@@ -64,12 +64,13 @@ def plain_loop(make: Make, steps: int = STEPS, bf16: bool = False) -> tuple[Net,
     return model, optimizer
 
 
-def fit(accelerator: Accelerator, model: Any, optimizer: Any, steps: range) -> None:
-    """With an evaluation after every micro-batch, of which the optimizer's own switches are a part."""
+def fit(accelerator: Accelerator, model: Any, optimizer: Any, steps: range, by_hand: bool = True) -> None:
+    """With an evaluation after every micro-batch; ``by_hand`` with the switches of the optimizer itself, too."""
     for step in steps:
         for micro in range(MICRO):
             model.train()
-            optimizer.train()
+            if by_hand:
+                optimizer.train()
             with accelerator.accumulate(model):
                 accelerator.backward(loss_of(model, step, micro))
                 if accelerator.sync_gradients:
@@ -77,7 +78,8 @@ def fit(accelerator: Accelerator, model: Any, optimizer: Any, steps: range) -> N
                 optimizer.step()
                 optimizer.zero_grad()
             model.eval()
-            optimizer.eval()
+            if by_hand:
+                optimizer.eval()
 
 
 def prepared(accelerator: Accelerator, make: Make, attach: str = "before") -> tuple[Any, AcceleratedOptimizer]:
@@ -118,13 +120,14 @@ def same(some: Any, other: Any) -> bool:
 @makes
 @pytest.mark.parametrize("attach", ["before", "after"])
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+@pytest.mark.parametrize("by_hand", [True, False])
 def test_accumulating_clipping_and_evaluating_in_between_is_the_plain_loop(
-    make: Make, attach: str, mixed_precision: str
+    make: Make, attach: str, mixed_precision: str, by_hand: bool
 ) -> None:
     reference, plain = plain_loop(make, bf16=mixed_precision == "bf16")
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=MICRO, mixed_precision=mixed_precision)
     model, optimizer = prepared(accelerator, make, attach)
-    fit(accelerator, model, optimizer, range(STEPS))
+    fit(accelerator, model, optimizer, range(STEPS), by_hand)
     assert equal(model, averages(reference, plain))
     assert equal(model.train(), reference)
     assert same(optimizer.state_dict()["state"], plain.state_dict()["state"])

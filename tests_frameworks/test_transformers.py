@@ -57,7 +57,7 @@ TRAINING, HELD_OUT = make_data(2, 128), make_data(3, BATCH)
 def make_trainer(
     directory: Path,
     model: GPT2LMHeadModel | None,
-    optimizer: ScheduleFreeOptimizer | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     *,
     kind: type[Trainer] = Trainer,
     model_init: Callable[[], GPT2LMHeadModel] | None = None,
@@ -189,6 +189,23 @@ def test_a_fit_is_the_plain_loop_with_options_of_the_trainer(variant: str, tmp_p
     assert same(optimizer.state_dict()["state"], reference.optimizer.state_dict()["state"])
     assert equal(model.eval(), reference.averages[STEPS])
     assert equal(GPT2LMHeadModel.from_pretrained(tmp_path), reference.averages[STEPS])
+
+
+@pytest.mark.parametrize("make", [adamw, lambda model: torch.optim.AdamW(model.parameters(), lr=0.02)])
+def test_with_dropout_an_evaluation_draws_from_the_random_numbers_of_training_with_any_optimizer(
+    make: Callable[[torch.nn.Module], torch.optim.Optimizer], tmp_path: Path
+) -> None:
+    """Which is for the page to say: the Trainer's data loader takes its seed there."""
+    ends: list[GPT2LMHeadModel] = []
+    for options in (EVALUATED, EVALUATED, {}):
+        model = make_model(dropout=0.1)
+        optimizer = make(model)
+        if isinstance(optimizer, ScheduleFreeOptimizer):
+            optimizer.attach(model)
+        make_trainer(tmp_path, model, optimizer, **options).train()
+        ends.append(model.train())
+    assert equal(ends[0], ends[1])
+    assert not equal(ends[0], ends[2])
 
 
 def test_a_model_in_eval_mode_as_it_comes_from_the_disk_is_trained_too(tmp_path: Path) -> None:
