@@ -14,7 +14,7 @@ from accelerate.tracking import GeneralTracker
 from models import Net
 from torch import Tensor
 
-from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, ScheduleFreeWrapper
+from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, ScheduleFreePlus, ScheduleFreeWrapper
 
 STEPS, MICRO = 8, 2
 Make = Callable[[torch.nn.Module], ScheduleFreeOptimizer]
@@ -193,6 +193,32 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted(
     assert equal(model, averages(reference, plain))
     model.train()
     optimizer.train()
+    assert equal(model, reference)
+    assert same(optimizer.state_dict()["state"], plain.state_dict()["state"])
+
+
+def test_the_polyak_step_gets_its_losses_from_a_closure() -> None:
+    reference, model = make_model(), make_model()
+    plain = ScheduleFreePlus(reference.parameters())
+    for step in range(STEPS):
+        losses = [loss_of(reference, step, micro) for micro in range(MICRO)]
+        for loss in losses:
+            (loss / MICRO).backward()
+        plain.step(loss=losses)
+        plain.zero_grad()
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=MICRO)
+    model, optimizer = accelerator.prepare(model, ScheduleFreePlus(model.parameters()).attach(model))
+    for step in range(STEPS):
+        losses = []
+        for micro in range(MICRO):
+            with accelerator.accumulate(model):
+                losses.append(loss_of(model, step, micro))
+                accelerator.backward(losses[-1])
+                optimizer.step(lambda losses=losses: losses)
+                optimizer.zero_grad()
+        with pytest.raises(TypeError, match="loss"):
+            optimizer.step(loss=losses)
     assert equal(model, reference)
     assert same(optimizer.state_dict()["state"], plain.state_dict()["state"])
 
