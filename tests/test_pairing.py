@@ -275,6 +275,34 @@ def test_loading_what_was_just_saved_changes_no_bit(info: OptimizerInfo) -> None
     assert equal(model.parameters(), y)
 
 
+@optimizers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_that_were_loaded_come_out_to_the_last_bit_until_the_next_step(
+    info: OptimizerInfo, training: bool, dtype: torch.dtype
+) -> None:
+    """Though the y that training goes on from does not tell the x that it was formed from to the last bit."""
+    model, reference = Net().to(dtype), Net().to(dtype)
+    reference.load_state_dict(model.state_dict())
+    optimizer, plain = info.make(model.parameters()).attach(model), info.make(reference.parameters()).attach(reference)
+    fit(model, optimizer, range(5))
+    fit(reference, plain, range(5))
+    weights = {name: (value * 0.01).to(value.dtype) for name, value in model.state_dict().items()}
+    model.train(training).load_state_dict(weights)
+    reference.load_state_dict(weights)
+    for _ in range(2):
+        assert same(model.state_dict(), weights)
+        assert same(model.eval().state_dict(), weights)
+        assert same(dict(model.named_parameters()), {name: weights[name] for name, _ in model.named_parameters()})
+        assert same(model.train().state_dict(), weights)
+        assert same(copy.deepcopy(model).state_dict(), weights)
+        assert equal(model.parameters(), reference.parameters())
+    fit(model, optimizer, range(5, 6))
+    fit(reference, plain, range(5, 6))
+    assert equal(model.parameters(), reference.parameters())
+    assert same(model.state_dict(), at_average(reference, plain))
+
+
 def test_loading_a_part_leaves_the_rest() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)

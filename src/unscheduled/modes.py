@@ -191,7 +191,7 @@ class TwoModes(PairedState):
     def _put(self, averaged: set[Tensor]) -> None:
         """Put x into these parameters and y into the others."""
         if averaged != self._averaged:
-            put_averages(self._started(averaged - self._averaged))
+            put_averages(self._started(averaged - self._averaged), self._written)
             self._written |= put_gradient_points(self._started(self._averaged - averaged))
             self._gradients.watch(averaged)
             self._note_averaged(averaged)

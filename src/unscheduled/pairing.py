@@ -64,7 +64,12 @@ class PairedState(torch.optim.Optimizer):
         @torch.no_grad()
         def average_of(param: Tensor) -> Tensor | None:
             if param in started and param not in found:
-                found[param] = average(*started[param], param not in self._averaged)
+                _, state, beta = started[param]
+                training, written = param not in self._averaged, self._written.get(param)
+                if training and written is not None and was_written(param, written, state, beta):
+                    found[param] = written.clone()
+                else:
+                    found[param] = average(param, state, beta, training)
             return found.get(param)
 
         return average_of

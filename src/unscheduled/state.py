@@ -146,13 +146,19 @@ def _same_bits(some: Tensor, other: Tensor) -> bool:
 # Switching.
 
 
-def put_averages(started: list[Started]) -> None:
-    """Put x into parameters that hold y, and keep y aside, bit for bit: into all or, if it fails, into none."""
+def put_averages(started: list[Started], written: dict[Tensor, Tensor]) -> None:
+    """Put x into parameters that hold y, and keep y aside, bit for bit: into all or, if it fails, into none.
+
+    That is the weights that were written as x, where the y that was formed from them is still there.
+    """
     kept: list[Tensor] = []
     try:
         kept.extend(bits_of_y(param, state) for param, state, _ in started)
         for (param, state, beta), y in zip(started, kept, strict=True):
-            _put_average(param, y, state, beta)
+            if param in written and was_written(param, written[param], state, beta):
+                param.copy_(written[param])
+            else:
+                _put_average(param, y, state, beta)
         for (_, state, _), y in zip(started, kept, strict=True):
             state["kept"] = y
     except BaseException:  # out of memory, or interrupted
