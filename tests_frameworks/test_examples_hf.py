@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import example_run
 import pytest
 import safetensors.torch
 import torch
@@ -23,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 def run(name: str, directory: Path, steps: int) -> str:
     """What an example prints."""
     return subprocess.run(
-        [sys.executable, example_run.__file__, str(ROOT / "examples" / name), "--steps", str(steps), "--out", "out"],
+        [sys.executable, str(ROOT / "examples" / name), "--steps", str(steps), "--out", "out"],
         cwd=directory,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
@@ -48,11 +47,9 @@ def test_an_example(name: str, times: int, tmp_path: Path) -> None:
 
 
 def blocks(page: str) -> list[str]:
-    """The code of a page, but for the example."""
+    """The code of a page."""
     text = (ROOT / "docs" / "frameworks" / page).read_text()
-    return [
-        code for code in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if "--8<--" not in code
-    ]
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def saved(folder: Path) -> dict[str, torch.Tensor]:

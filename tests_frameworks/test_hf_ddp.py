@@ -23,7 +23,7 @@ def test_two_processes(tmp_path: Path) -> None:
     environment = os.environ | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(WORLD)}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join([str(here.parent / "tests"), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(here / "example_run.py"), str(here / "hf_ddp_run.py"), str(tmp_path)]
+    command = [sys.executable, str(here / "hf_ddp_run.py"), str(tmp_path)]
     processes = [
         subprocess.Popen(
             command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True
