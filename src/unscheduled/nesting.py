@@ -65,7 +65,7 @@ def separated(state_dict: dict[str, Any], optimizer: torch.optim.Optimizer) -> t
 def load(nested: dict[str, Any], optimizer: torch.optim.Optimizer, params: list[Tensor]) -> None:
     """Load what :func:`separated` has found into a wrapped optimizer."""
     states: dict[Any, State] = copy.deepcopy(nested["state"])  # torch would go on with the tensors of the file
-    optimizer.load_state_dict({**nested, "state": dict(states)})  # ZeRO empties the dictionary
+    optimizer.load_state_dict({**nested, "state": states})
     for position, param in enumerate(params):
         loaded: State = optimizer.state.get(param) or {}  # ZeRO has those of its own part only
         for name, value in loaded.items():
