@@ -3,15 +3,18 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from processes import (
     OPTIMIZERS,
     Collectives,
     Net,
     assert_close,
+    batch_of,
     fit,
     gathered,
     load,
+    loss_of,
     one_process,
     same,
     save,
@@ -19,15 +22,16 @@ from processes import (
 )
 from sharded_run import shard, spoil
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from unscheduled import ScheduleFreeOptimizer
+from unscheduled import PolyakStep, ScheduleFreeOptimizer, ScheduleFreePlus
 
 CHAIN = ("adamw", "muon", "over nadam")
 STEPS = 3
+FULL = StateDictOptions(full_state_dict=True)
 
 
 class Engine(NamedTuple):
@@ -70,6 +74,7 @@ def meshes(rank: int, folder: str) -> None:
         if label != "DDP":
             for name in OPTIMIZERS:
                 trains_as_one_process(engine, name, exactly=label == "HSDP")
+            steps_by_the_loss(engine)
     from_engine_to_engine(rank, folder)
 
 
@@ -97,12 +102,35 @@ def trains_as_one_process(engine: Engine, name: str, exactly: bool) -> None:
         assert metrics == ends[0][1]
     x, truth = whole(model.state_dict()), one_process(name, 6, engine.parts)
     assert same(x, truth) if exactly else assert_close(x, truth) is None
-    assert same(x, whole(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))))
+    assert same(x, whole(get_model_state_dict(model, options=FULL)))
     assert same(x, whole(model.eval().named_parameters()))
 
 
+def steps_by_the_loss(engine: Engine) -> None:
+    """The Polyak step is that of one process, whichever part of a tensor or of a batch a process has."""
+    model, alone = engine.lay(Net()), Net()
+    optimizer = ScheduleFreePlus(model.parameters(), warmup_steps=3)
+    reference = ScheduleFreePlus(alone.parameters(), warmup_steps=3, step_size=PolyakStep(all_processes=False))
+    for step in range(5):
+        for some, its_optimizer, part, parts in (
+            (model, optimizer, engine.part, engine.parts),
+            (alone, reference, 0, 1),
+        ):
+            its_optimizer.zero_grad()
+            loss = loss_of(some, batch_of(step, part, parts))
+            loss.backward()
+            its_optimizer.step(loss=loss)
+        step_size = optimizer.metrics()["effective_lr"]
+        assert step_size == pytest.approx(reference.metrics()["effective_lr"], rel=1e-12)
+        assert gathered(step_size) == [step_size] * 4
+    assert_close(whole(model.named_parameters()), whole(alone.named_parameters()))
+
+
 def from_engine_to_engine(rank: int, folder: str) -> None:
-    """Each engine goes on with the checkpoint of the one before, saved in eval and in train mode by turns."""
+    """Each engine goes on with the checkpoint of the one before, saved in eval and in train mode by turns.
+
+    The last also leaves a file of whole tensors.
+    """
     for name in CHAIN:
         for turn, engine in enumerate(engines(rank).values()):
             model, optimizer = made(engine, name)
@@ -113,3 +141,6 @@ def from_engine_to_engine(rank: int, folder: str) -> None:
             fit(model, optimizer, range(STEPS * turn, STEPS * (turn + 1)), engine.part, engine.parts)
             assert_close(whole(model.state_dict()), one_process(name, STEPS * (turn + 1)))
             save(model.train(turn % 2 == 0), optimizer, f"{folder}/{name}/{turn}")
+        weights, state = get_state_dict(model, optimizer, options=FULL)
+        if rank == 0:
+            torch.save({"model": weights, "optimizer": state}, f"{folder}/{name}/whole.pt")

@@ -7,15 +7,15 @@ import data_parallel_run
 import mesh_run
 import pytest
 import sharded_run
-from processes import OPTIMIZERS, Net, assert_close, fit, load, one_process, save, spawn
+import torch
+from processes import OPTIMIZERS, Net, assert_close, fit, load, one_process, save, spawn, whole
 from sharded_run import CASES, spoil
 from torch import nn
+from torch.distributed.checkpoint.state_dict import set_state_dict
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:`torch.jit"),  # at the import of ZeRO
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.distributed"),
-    pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed"),
 ]
 
 
@@ -76,9 +76,15 @@ def test_checkpoints_of_one_process_into_two(tmp_path: Path) -> None:
 def test_four_processes_in_all_engines_and_their_checkpoints_into_one(tmp_path: Path) -> None:
     spawn(mesh_run.meshes, tmp_path, processes=4)
     for name in mesh_run.CHAIN:
-        model = Net()
-        spoil(model)
-        optimizer = OPTIMIZERS[name](model.parameters()).attach(model)
-        load(model, optimizer, max((tmp_path / name).iterdir()))
-        fit(model.train(), optimizer, range(15, 18))
-        assert_close(dict(model.state_dict()), one_process(name, 18))
+        truth = one_process(name, 18)
+        for sharded in (True, False):
+            model = Net()
+            spoil(model)
+            optimizer = OPTIMIZERS[name](model.parameters()).attach(model)
+            if sharded:
+                load(model, optimizer, tmp_path / name / "4")
+            else:
+                file = torch.load(tmp_path / name / "whole.pt", weights_only=True)
+                set_state_dict(model, optimizer, model_state_dict=file["model"], optim_state_dict=file["optimizer"])
+            fit(model.train(), optimizer, range(15, 18))
+            assert_close(whole(model.state_dict()), truth)

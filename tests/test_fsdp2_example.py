@@ -18,8 +18,6 @@ from unscheduled.lab.tasks import char_lm
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.distributed"),
-    pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed"),
 ]
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "fsdp2_char_lm.py"

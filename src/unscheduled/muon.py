@@ -88,7 +88,8 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
 
     Matrices are the real tensors of two or more dimensions (those of more are matrices of their first dimension by all
     others). Embeddings and the last layer are matrices in form only, and better off with AdamW: give them in a group of
-    their own with ``"use_muon": False``. Memory: the gap z - x, and m or the second moments.
+    their own with ``"use_muon": False``. Memory: the gap z - x, and m or the second moments. A matrix that is sharded
+    (a DTensor) is gathered for the iterations, which every process makes.
 
     Args:
         params: parameters, named parameters or parameter groups.
