@@ -131,6 +131,17 @@ def fit(
     return norms
 
 
+def collectives_of_a_step(
+    model: nn.Module, optimizer: ScheduleFreeOptimizer, step: int, part: int, parts: int
+) -> list[str]:
+    """Make a step, and tell what it communicates beside the gradients."""
+    optimizer.zero_grad()
+    loss_of(model, batch_of(step, part, parts)).backward()
+    with Collectives() as collectives:
+        optimizer.step()
+    return collectives.calls
+
+
 def fit_in_parts(model: nn.Module, optimizer: ScheduleFreeOptimizer, steps: Iterable[int], parts: int) -> None:
     """Train as one process on the mean of the gradients of the parts, which are added up in pairs, and pairs of pairs.
 

@@ -2,9 +2,9 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from unscheduled.lab.tasks import char_lm
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),  # of DCP in one process
 ]
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "fsdp2_char_lm.py"
@@ -25,21 +26,31 @@ PATIENCE = 120  # seconds
 EVERY = 5
 
 
-def torchrun(processes: int, *arguments: object) -> dict[int, float]:
-    """The losses that it prints, by their steps."""
+def torchrun(processes: int, *arguments: object, killed_after: int | None = None) -> dict[int, float]:
+    """The losses that it prints, by their steps. Its launcher, told to end, kills the processes wherever they are."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes", "1"]
     command = [*launcher, "--nproc-per-node", str(processes), str(EXAMPLE), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    ) as run:
+    output = ""
+    losses: dict[int, float] = {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as run:
+        assert run.stdout is not None
+        deadline = threading.Timer(PATIENCE, run.terminate)
+        deadline.start()
         try:
-            output, errors = run.communicate(timeout=PATIENCE)
+            for line in run.stdout:
+                output += line
+                if found := re.match(r"step (\d+) of \d+: loss at x (\S+)", line):
+                    losses[int(found[1])] = float(found[2])
+                    if killed_after in losses:
+                        run.terminate()
+        except BaseException:
+            run.terminate()
+            raise
         finally:
-            if run.poll() is None:
-                os.killpg(run.pid, signal.SIGKILL)
-    assert run.returncode == 0, errors
-    return {int(step): float(loss) for step, loss in re.findall(r"step (\d+) of \d+: loss at x (\S+)", output)}
+            deadline.cancel()
+    assert killed_after in losses if killed_after else run.returncode == 0, output
+    return losses
 
 
 def plain_loop(model: char_lm.GPT, optimizer: AdamWScheduleFree, steps: range) -> dict[int, float]:
@@ -65,23 +76,26 @@ def new_run() -> tuple[char_lm.GPT, AdamWScheduleFree]:
     return model, AdamWScheduleFree(model.parameters(), lr=0.008, betas=(0.9, 0.99), warmup_steps=20)
 
 
-def test_resumed_by_three_processes_it_is_the_run_of_one(tmp_path: Path) -> None:
+def test_killed_and_resumed_by_three_processes_it_is_the_run_of_one(tmp_path: Path) -> None:
     """Another order of sums is rounded otherwise. What was killed while it saved is passed over."""
-    losses = torchrun(2, "--steps", 10, "--every", EVERY, "--checkpoint", tmp_path)
-    assert list(losses) == [5, 10]
-    (tmp_path / "step-00000015").mkdir()
-    (tmp_path / "step-00000015" / "__0_0.distcp").write_bytes(b"a part")
-    losses |= torchrun(3, "--steps", 20, "--every", EVERY, "--checkpoint", tmp_path)
-    assert list(losses) == [5, 10, 15, 20]
+    options = ("--every", EVERY, "--checkpoint", tmp_path)
+    losses = torchrun(2, "--steps", 20, *options, killed_after=10)
+    last = int(max(tmp_path.glob("step-*/.metadata")).parent.name.removeprefix("step-"))
+    unfinished = tmp_path / f"step-{last + EVERY:08}"
+    unfinished.mkdir(exist_ok=True)
+    (unfinished / "__0_0.distcp").write_bytes(b"a part")
+    resumed = torchrun(3, "--steps", 30, *options)
+    assert list(resumed) == list(range(last + EVERY, 31, EVERY))
 
     model, optimizer = new_run()
-    truth = plain_loop(model, optimizer, range(1, 21))
-    assert truth[20] < truth[5] - 0.5
-    assert losses == pytest.approx(truth, abs=1e-5)
-    resumed, its_optimizer = new_run()
-    load(resumed, its_optimizer.attach(resumed), tmp_path / "step-00000020")
+    truth = plain_loop(model, optimizer, range(1, 31))
+    assert truth[30] < truth[5] - 0.5
+    losses |= resumed
+    assert losses == pytest.approx({step: truth[step] for step in losses}, abs=2e-5)
+    loaded, its_optimizer = new_run()
+    load(loaded, its_optimizer.attach(loaded), tmp_path / "step-00000030")
     optimizer.eval()
-    torch.testing.assert_close(weights(resumed), weights(model), rtol=0.0, atol=1e-5)
+    torch.testing.assert_close(weights(loaded), weights(model), rtol=0.0, atol=2e-5)
 
 
 def weights(model: char_lm.GPT) -> dict[str, Tensor]:
