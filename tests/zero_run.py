@@ -92,6 +92,7 @@ def within_zero(rank: int, folder: str) -> None:
     assert same(whole(resumed.named_parameters()), whole(plain.state_dict()))
 
 
+# --8<-- [start:share]
 def share(model: nn.Module, zero: ZeroRedundancyOptimizer) -> None:
     """Every parameter is what it is in the process whose optimizer has it."""
     mine = {param for group in zero.optim.param_groups for param in group["params"]}
@@ -99,3 +100,6 @@ def share(model: nn.Module, zero: ZeroRedundancyOptimizer) -> None:
         if param not in mine:
             param.data.zero_()
         dist.all_reduce(param.data)
+
+
+# --8<-- [end:share]

@@ -73,7 +73,7 @@ def norm(tensors: Iterable[Tensor]) -> float:
         norms.setdefault(sharding, []).append(float(cast(Any, part).norm()))
     for sharding, parts in norms.items():
         if sharding.dimensions:
-            square = torch.tensor(math.hypot(*parts) ** 2, dtype=torch.float64, device=device)
+            square = torch.tensor(math.hypot(*parts), dtype=torch.float64, device=device).square()
             norms[sharding] = [math.sqrt(float(summed(square, sharding)))]
     return math.hypot(*(part for parts in norms.values() for part in parts))
 
