@@ -47,9 +47,10 @@ def over_zero(rank: int, folder: str) -> None:
     fit(resumed, again, range(6, 9), rank, 2)
     assert same(whole(resumed.named_parameters()), whole(plain.named_parameters()))
 
-    buckets = ZeroRedundancyOptimizer(Net().parameters(), torch.optim.AdamW, lr=0.01, parameters_as_bucket_view=True)
-    with pytest.raises(ValueError, match="use parameters_as_bucket_view=False"):
-        ScheduleFreeWrapper(buckets)
+    for option in ("parameters_as_bucket_view", "overlap_with_ddp"):
+        elsewhere = ZeroRedundancyOptimizer(Net().parameters(), torch.optim.AdamW, lr=0.01, **{option: True})
+        with pytest.raises(ValueError, match=f"{option}=False"):
+            ScheduleFreeWrapper(elsewhere)
 
 
 def within_zero(rank: int, folder: str) -> None:
