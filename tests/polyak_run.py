@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from distributed_run import WORLD, join, leave, same, whole
+from processes import gathered, same, whole
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -22,6 +22,7 @@ from unscheduled import (
     SGDScheduleFree,
 )
 
+WORLD = 2
 STEPS = 10
 BOUND = 0.05  # of the gradient's norm, where it is clipped
 RULES: dict[str, Callable[..., ScheduleFreeOptimizer]] = {
@@ -78,13 +79,6 @@ def single_process(name: str, clip: bool = False, rank: int | None = None, steps
     return step_sizes, whole(model.named_parameters())
 
 
-def gathered(value: Any) -> list[Any]:
-    """What every process has."""
-    values: list[Any] = [None] * WORLD
-    dist.all_gather_object(values, value)
-    return values
-
-
 def assert_one_run(step_sizes: list[float], model: nn.Module, name: str, clip: bool) -> None:
     """All processes have the same numbers, bit for bit, and those of a single process but for rounding."""
     params = whole(model.named_parameters())
@@ -98,13 +92,11 @@ def assert_one_run(step_sizes: list[float], model: nn.Module, name: str, clip: b
 
 
 def data_parallel(rank: int, folder: str) -> None:
-    join(rank, folder)
     for name, make in RULES.items():
         for clip in (False, True):
             model = Gained()
             parallel = DistributedDataParallel(model)
             assert_one_run(fit(parallel, make(model.parameters()), rank, clip), model, name, clip)
-    leave()
 
 
 def sharded(mesh: DeviceMesh) -> Gained:
@@ -117,7 +109,6 @@ def sharded(mesh: DeviceMesh) -> Gained:
 
 def fully_sharded(rank: int, folder: str) -> None:
     """FSDP over both processes, and the two degenerate meshes of HSDP."""
-    join(rank, folder)
     meshes = [
         init_device_mesh("cpu", (WORLD,)),
         init_device_mesh("cpu", (1, WORLD), mesh_dim_names=("replicate", "shard")),
@@ -129,12 +120,10 @@ def fully_sharded(rank: int, folder: str) -> None:
             assert isinstance(model.net[0].weight, DTensor)
             optimizer = make(model.parameters())
             assert_one_run(fit(model, optimizer, rank, reduce=model.gain), model, name, clip=False)
-    leave()
 
 
 def fully_sharded_and_clipped(rank: int, folder: str) -> None:
     """The norm that FSDP's gradients have is a DTensor that is to be reduced yet."""
-    join(rank, folder)
     for make in RULES.values():
         model = sharded(init_device_mesh("cpu", (WORLD,)))
         params = list(model.net.parameters())
@@ -146,12 +135,10 @@ def fully_sharded_and_clipped(rank: int, folder: str) -> None:
         torch.testing.assert_close(
             whole(model.net.named_parameters()), whole(reference.net.named_parameters()), rtol=1e-6, atol=1e-9
         )
-    leave()
 
 
 def partial_numbers(rank: int, folder: str) -> None:
     """A loss and a norm of which every process has a part."""
-    join(rank, folder)
     mesh = init_device_mesh("cpu", (WORLD,))
     ends: list[dict[str, Tensor]] = []
     for parts in (False, True):
@@ -165,20 +152,16 @@ def partial_numbers(rank: int, folder: str) -> None:
         optimizer.step(loss=loss, grad_norm=norm)
         ends.append(whole(model.net.named_parameters()))
     assert same(*ends)
-    leave()
 
 
 def independent(rank: int, folder: str) -> None:
     """Two runs on different data, of which one is longer. What they are is left in the folder."""
-    join(rank, folder)
     runs = {name: single_process(name, rank=rank, steps=STEPS + 3 * rank) for name in RULES}
     torch.save(runs, f"{folder}/{rank}")
-    leave()
 
 
 def refused(rank: int, folder: str) -> None:
     """What is wrong in one process is refused in both, nothing is changed, and they go on together."""
-    join(rank, folder)
     nan, inf = float("nan"), float("inf")
     cases: list[tuple[tuple[float, float], str]] = [
         ((1.0, nan), "loss = nan is not finite"),
@@ -203,12 +186,10 @@ def refused(rank: int, folder: str) -> None:
             assert optimizer.metrics() == metrics
             step_sizes = fit(parallel, optimizer, rank, steps=2, reduce=reduce)
             assert all(other == step_sizes for other in gathered(step_sizes))
-    leave()
 
 
 def different(rank: int, folder: str) -> None:
     """Gradients that are not reduced, and parts of the parameters as ZeRO has them, are refused in both processes."""
-    join(rank, folder)
     for make in RULES.values():
         for params_of in (list[nn.Parameter], lambda params: list(params)[rank::WORLD]):
             model = Gained()
@@ -218,7 +199,6 @@ def different(rank: int, folder: str) -> None:
             assert "the processes have different gradients" in refusal(optimizer, 1.0)
             assert same(whole(model.named_parameters()), before)
             assert not optimizer.state
-    leave()
 
 
 def refusal(optimizer: ScheduleFreeOptimizer, loss: float) -> str:

@@ -1,31 +1,57 @@
-"""Two processes: the modes need no communication, shards are saved at x, and checkpoints change their world."""
+"""Several processes train as one does, the modes need no communication, and checkpoints change their world."""
 
 from pathlib import Path
+from typing import Any
 
-import distributed_run
+import data_parallel_run
+import mesh_run
 import pytest
+import sharded_run
 import torch
-import torch.distributed.checkpoint as dcp
-from distributed_run import CASES, assert_close, decay_split, fit, load, net, of, single_process, spawn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+from processes import OPTIMIZERS, Net, assert_close, fit, load, one_process, save, spawn, whole
+from sharded_run import CASES, spoil
+from torch import nn
+from torch.distributed.checkpoint.state_dict import set_state_dict
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`torch.jit"),  # at the import of ZeRO
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),  # of DCP in one process
+]
 
 
 def test_data_parallel(tmp_path: Path) -> None:
-    spawn(distributed_run.data_parallel, tmp_path)
+    spawn(data_parallel_run.data_parallel, tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore")  # those of torch.distributed.checkpoint
-def test_fully_sharded_and_checkpoints_into_one_process(tmp_path: Path) -> None:
-    """Saved by two processes, loaded by one; the flattened form also into other groups."""
-    spawn(distributed_run.fully_sharded, tmp_path)
+def test_a_wrapper_over_zero(tmp_path: Path) -> None:
+    import zero_run
+
+    spawn(zero_run.over_zero, tmp_path)
+
+
+def test_zero_over_a_schedule_free_optimizer(tmp_path: Path) -> None:
+    import zero_run
+
+    spawn(zero_run.within_zero, tmp_path)
+
+
+def test_fully_sharded(tmp_path: Path) -> None:
+    spawn(sharded_run.everything, tmp_path)
+
+
+def decay_split(model: nn.Module) -> list[dict[str, Any]]:
+    params = list(model.parameters())
+    return [{"params": [param for param in params if (param.dim() == 2) is matrix]} for matrix in (True, False)]
+
+
+def test_checkpoints_of_two_processes_into_one(tmp_path: Path) -> None:
+    """The flattened form also into other groups."""
+    spawn(sharded_run.checkpoints, tmp_path)
     for case, (attach, _, flat) in enumerate(CASES):
-        model = net()
-        with torch.no_grad():
-            for param in model.parameters():
-                param.zero_()
-        optimizer = of(decay_split(model) if flat else model.parameters())
+        model = Net()
+        spoil(model)
+        optimizer = OPTIMIZERS["adamw"](decay_split(model) if flat else model.parameters())
         if attach:
             optimizer.attach(model)
         load(model, optimizer, tmp_path / str(case), flat)
@@ -33,19 +59,33 @@ def test_fully_sharded_and_checkpoints_into_one_process(tmp_path: Path) -> None:
         optimizer.train()
         fit(model, optimizer, range(3, 6))
         optimizer.eval()
-        assert_close(dict(model.named_parameters()), single_process(range(6)))
+        assert_close(dict(model.named_parameters()), one_process("adamw", 6))
 
 
-@pytest.mark.filterwarnings("ignore")  # those of torch.distributed.checkpoint
-def test_checkpoints_of_one_process_into_several(tmp_path: Path) -> None:
+def test_checkpoints_of_one_process_into_two(tmp_path: Path) -> None:
     for case, (attach, training, flat) in enumerate(CASES):
-        model = net()
-        optimizer = of(model.parameters())
+        model = Net()
+        optimizer = OPTIMIZERS["adamw"](model.parameters())
         if attach:
             optimizer.attach(model)
         fit(model, optimizer, range(3))
         (model if attach else optimizer).train(training)
-        options = StateDictOptions(flatten_optimizer_state_dict=flat)
-        weights, state = get_state_dict(model, optimizer, options=options)
-        dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path / str(case), no_dist=True)
-    spawn(distributed_run.resharded, tmp_path)
+        save(model, optimizer, tmp_path / str(case), flat)
+    spawn(sharded_run.resharded, tmp_path)
+
+
+def test_four_processes_in_all_engines_and_their_checkpoints_into_one(tmp_path: Path) -> None:
+    spawn(mesh_run.meshes, tmp_path, processes=4)
+    for name in mesh_run.CHAIN:
+        truth = one_process(name, 18)
+        for sharded in (True, False):
+            model = Net()
+            spoil(model)
+            optimizer = OPTIMIZERS[name](model.parameters()).attach(model)
+            if sharded:
+                load(model, optimizer, tmp_path / name / "4")
+            else:
+                file = torch.load(tmp_path / name / "whole.pt", weights_only=True)
+                set_state_dict(model, optimizer, model_state_dict=file["model"], optim_state_dict=file["optimizer"])
+            fit(model.train(), optimizer, range(15, 18))
+            assert_close(whole(model.state_dict()), truth)

@@ -5,7 +5,7 @@ from pathlib import Path
 import polyak_run
 import pytest
 import torch
-from distributed_run import WORLD, same, spawn
+from processes import same, spawn
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def test_a_loss_and_a_norm_that_are_to_be_reduced_yet(tmp_path: Path) -> None:
 def test_independent_runs_stay_independent(tmp_path: Path) -> None:
     """They are what they would be without torch.distributed."""
     spawn(polyak_run.independent, tmp_path)
-    for rank in range(WORLD):
+    for rank in range(polyak_run.WORLD):
         runs = torch.load(tmp_path / str(rank))
         for name in polyak_run.RULES:
             step_sizes, params = polyak_run.single_process(name, rank=rank, steps=len(runs[name][0]))

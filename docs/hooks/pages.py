@@ -35,16 +35,11 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     folder = posixpath.join("docs", posixpath.dirname(here))
 
     def put_in(mark: re.Match[str]) -> str:
-        name, *span = mark.groups()
-        return program(name) if name.endswith(".py") else linked(part(name, *span), "", here)
+        text = part(*mark.groups())
+        return f"```python\n{text}\n```" if mark[1].endswith(".py") else linked(text, "", here)
 
     text = MARK.sub(put_in, linked(markdown, folder, here))
     return MEASURED.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
-
-
-def program(name: str) -> str:
-    """A file of the root as a block of code."""
-    return f"```python\n{(ROOT / name).read_text().strip()}\n```"
 
 
 def part(name: str, first: str | None, beyond: str | None) -> str:

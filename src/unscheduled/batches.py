@@ -87,7 +87,8 @@ def _partition(
 ) -> Iterator[tuple[list[int] | None, Batch]]:
     stored = [[state[name] for state in states] for name in ("gap", *rule.buffers)]
     dtypes = (map(DTYPE, column) for column in (params, grads, *stored))
-    kinds = list(zip(seen, map(DEVICE, params), *dtypes, strict=True))
+    sharded = (hasattr(param, "to_local") for param in params)  # torch._foreach_* refuses DTensors beside plain ones
+    kinds = list(zip(seen, map(DEVICE, params), sharded, *dtypes, strict=True))
     for kind in dict.fromkeys(kinds):
         positions = [position for position, other in enumerate(kinds) if other == kind]
         chosen = [[real(column[position]) for position in positions] for column in (params, *stored)]

@@ -1,4 +1,7 @@
-"""The only collectives: the sums and the loss of the Polyak step, over all processes that train one model.
+"""The only collectives, over all processes that train one model: none of them is called for a switch between the modes.
+
+There are those of DTensors of which the whole is to be known (the matrices of Muon, the norm of the gaps), and those of
+the Polyak step, which are its sums and its loss:
 
 - Plain parameters (one process, or DDP, where the processes hold the same ones): the sums are here already, and the
   loss is averaged over the default process group.
@@ -11,7 +14,8 @@ the same in all processes, they have no gradient in common, and are refused.
 # torch leaves some of its functions without types:
 # pyright: reportUnknownMemberType=false
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -47,6 +51,40 @@ def whole(number: Tensor) -> Tensor:
     return cast(Any, number).full_tensor() if local(number)[1].mesh is not None else number
 
 
+def of_whole(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """What a function makes of a whole tensor, in the same shape: if it is sharded, all processes compute all of it."""
+    mesh = local(tensor)[1].mesh
+    if mesh is None:
+        return function(tensor)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    sharded, everywhere = cast(Any, tensor), [Replicate()] * mesh.ndim
+    result = DTensor.from_local(function(sharded.full_tensor()), mesh, everywhere, run_check=False)
+    return result.redistribute(placements=sharded.placements)
+
+
+def norm(tensors: Iterable[Tensor]) -> float:
+    """The Euclidean norm of tensors, of whose shards the processes have to call it together."""
+    norms: dict[Sharding, list[float]] = {}
+    device: torch.device | None = None
+    for tensor in tensors:
+        part, sharding = local(tensor)
+        device = part.device
+        norms.setdefault(sharding, []).append(float(cast(Any, part).norm()))
+    for sharding, parts in norms.items():
+        if sharding.dimensions:
+            square = torch.tensor(math.hypot(*parts), dtype=torch.float64, device=device).square()
+            norms[sharding] = [math.sqrt(float(summed(square, sharding)))]
+    return math.hypot(*(part for parts in norms.values() for part in parts))
+
+
+def summed(vector: Tensor, sharding: Sharding) -> Tensor:
+    """The sum of the vectors of all shards, in place."""
+    for dimension in sharding.dimensions:
+        dist.all_reduce(vector, group=sharding.mesh.get_group(dimension))
+    return vector
+
+
 def totals(sums: Mapping[Sharding, Tensor], loss: float, all_processes: bool) -> list[float]:
     """The mean loss, and the sums over the shards of all processes.
 
@@ -59,10 +97,7 @@ def totals(sums: Mapping[Sharding, Tensor], loss: float, all_processes: bool) ->
         ValueError: if the processes have other sums, as of other parameters, or of gradients that are not reduced.
     """
     meshes = [sharding.mesh for sharding in sums if sharding.mesh is not None]
-    for sharding, vector in sums.items():
-        for dimension in sharding.dimensions:
-            dist.all_reduce(vector, group=sharding.mesh.get_group(dimension))
-    vectors = list(sums.values())
+    vectors = [summed(vector, sharding) for sharding, vector in sums.items()]
     total = torch.stack([vector.to(vectors[0].device) for vector in vectors]).sum(0)
     together = torch.cat([total.new_tensor([loss]), total])
     if meshes:

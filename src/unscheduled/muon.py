@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from unscheduled import groups
 from unscheduled.adamw import ADAM, adam_scalars, check_adam
 from unscheduled.averaging import Averaging
+from unscheduled.distributed import of_whole
 from unscheduled.groups import Group
 from unscheduled.interpolation import Interpolation
 from unscheduled.interval import require_count, require_within
@@ -39,9 +40,13 @@ def muon_direction(
     update = inner_momentum * momentum_buffer + one_minus_inner_momentum * grad
     if 0 in update.shape:
         return update, momentum_buffer
-    matrix = update.reshape(update.shape[0], math.prod(update.shape[1:]))
-    direction = RMS_OF_ADAMW * math.sqrt(max(matrix.shape)) * orthogonalized(matrix, ns_steps, eps)
-    return direction.reshape(update.shape), momentum_buffer
+
+    def orthogonal_step(update: Any) -> Any:
+        matrix = update.reshape(update.shape[0], math.prod(update.shape[1:]))
+        direction = RMS_OF_ADAMW * math.sqrt(max(matrix.shape)) * orthogonalized(matrix, ns_steps, eps)
+        return direction.reshape(update.shape)
+
+    return of_whole(orthogonal_step, update), momentum_buffer
 
 
 def orthogonalized(matrix: Any, ns_steps: int, eps: float) -> Any:
@@ -83,7 +88,8 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
 
     Matrices are the real tensors of two or more dimensions (those of more are matrices of their first dimension by all
     others). Embeddings and the last layer are matrices in form only, and better off with AdamW: give them in a group of
-    their own with ``"use_muon": False``. Memory: the gap z - x, and m or the second moments.
+    their own with ``"use_muon": False``. Memory: the gap z - x, and m or the second moments. A matrix that is sharded
+    (a DTensor) is gathered for the iterations, which every process makes.
 
     Args:
         params: parameters, named parameters or parameter groups.

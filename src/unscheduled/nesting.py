@@ -67,8 +67,9 @@ def load(nested: dict[str, Any], optimizer: torch.optim.Optimizer, params: list[
     states: dict[Any, State] = copy.deepcopy(nested["state"])  # torch would go on with the tensors of the file
     optimizer.load_state_dict({**nested, "state": states})
     for position, param in enumerate(params):
-        for name, value in states.get(position, {}).items():
-            optimizer.state[param][name] = _uncast(value, optimizer.state[param][name], param)
+        loaded: State = optimizer.state.get(param) or {}  # ZeRO has those of its own part only
+        for name, value in loaded.items():
+            loaded[name] = _uncast(states[position][name], value, param)
 
 
 def _uncast(value: Any, loaded: Any, param: Tensor) -> Any:

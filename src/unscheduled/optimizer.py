@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast, overload
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from unscheduled import groups, kernels, precision
+from unscheduled import distributed, groups, kernels, precision
 from unscheduled.groups import Group
 from unscheduled.kernels import Implementation
 from unscheduled.polyak import Loss, Number
@@ -219,7 +218,8 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
 
         ``step``; ``lr``, as set; ``effective_lr``, the step size gamma after warmup and rectification; ``beta``;
         ``c``, the weight of the newest z in the average; ``window`` = 1/c, the steps that the average spans;
-        ``gap_norm``, the Euclidean norm of z - x, which is not finite once a gradient was not.
+        ``gap_norm``, the Euclidean norm of z - x, which is not finite once a gradient was not. Of sharded parameters
+        (DTensors) it is that of all shards, so that all processes have to call this, and not only the one that logs.
 
         Args:
             closure: computes a loss from the parameters as they are. It is called at x and at y, without gradient, for
@@ -254,7 +254,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
                 "beta": group["beta"],
                 "c": group["c"],
                 "window": 1.0 / group["c"] if group["c"] > 0.0 else float("inf"),
-                "gap_norm": math.hypot(*(float(cast(Any, gap).norm()) for gap in gaps)),
+                "gap_norm": distributed.norm(gaps),
             }
             metrics.update((prefix + name, value) for name, value in values.items())
         return metrics

@@ -263,7 +263,7 @@ def joined(high: Tensor, low: Tensor) -> Tensor:
     Of bfloat16 ``low`` continues the bits, counted from the nearest; of float16 it counts 2^-15 of the distance to the
     next, which makes 2^-39 below 6e-5.
     """
-    local, rest = _local(high), _local(low)
+    local, rest = shard(high), shard(low)
     if high.dtype == torch.float16:
         return _like(local.to(torch.float32) + rest.to(torch.float32) * _unit(local), high)
     bits = local.view(torch.int16).to(torch.int32)
@@ -273,7 +273,7 @@ def joined(high: Tensor, low: Tensor) -> Tensor:
 
 def split(values: Tensor, high: Tensor, low: Tensor) -> None:
     """Put float32 numbers into a tensor of 16 bits, to the nearest, and the rest into ``low``: see :func:`joined`."""
-    values, high, low = _local(values), _local(high), _local(low)
+    values, high, low = shard(values), shard(high), shard(low)
     if high.dtype == torch.float16:
         fine = (values * 2.0**39).round() * 2.0**-39
         values = torch.where(values.abs() < 2.0**-14, fine, values)
@@ -295,7 +295,7 @@ def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if values.dtype != torch.float32 or dtype != torch.bfloat16:
         return values.to(dtype)
-    bits = _one_nan(_local(values)).view(torch.int32)
+    bits = _one_nan(shard(values)).view(torch.int32)
     upper = (((bits & 0x7FFFFFFF) + 0x8000) >> 16) | ((bits >> 16) & 0x8000)
     return _like(upper.to(torch.int16).view(torch.bfloat16), values)
 
@@ -311,7 +311,7 @@ def _unit(high: Tensor) -> Tensor:
     return ((exponent - 40 + 127) << 23).view(torch.float32)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def shard(tensor: Tensor) -> Tensor:
     """The part of a sharded tensor that is here: DTensors have no bits."""
     return cast(Any, tensor).to_local() if hasattr(tensor, "to_local") else tensor
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from unscheduled import groups, kernels, precision
+from unscheduled import distributed, groups, kernels, precision
 from unscheduled.batches import Batches
 from unscheduled.groups import Group
 from unscheduled.interval import require_within
@@ -40,6 +40,11 @@ class Plan(NamedTuple):
 def all_contiguous(grads: list[Tensor]) -> bool:
     """Whether all are, so that a kernel need not look."""
     return all(map(Tensor.is_contiguous, grads))
+
+
+def _any_of_whole(grad: Tensor) -> bool:
+    """Whether any number of a tensor, which may be sharded, is not 0: the same answer in all processes."""
+    return bool(distributed.whole(grad.any()))
 
 
 class SteppingOptimizer(SavedOptimizer):
@@ -89,7 +94,7 @@ class SteppingOptimizer(SavedOptimizer):
 
     def _nothing_to_learn(self, group: Group) -> bool:
         gradients = (param.grad for param in cast(list[Tensor], group["params"]) if param.grad is not None)
-        return group["step"] == 0 and float(group["lr"]) == 0.0 and not any(bool(grad.any()) for grad in gradients)
+        return group["step"] == 0 and float(group["lr"]) == 0.0 and not any(map(_any_of_whole, gradients))
 
     def _update(self, loss: Loss | None, grad_norm: Number | None) -> None:
         self._refuse_gradients_at_average()

@@ -260,6 +260,11 @@ def _check_base(base: Any) -> None:
     for kind in kinds:
         if kind.__name__ in REFUSED and kind.__module__.startswith("torch."):
             raise ValueError(f"base = {name} cannot be wrapped: {REFUSED[kind.__name__]}: use torch.optim.AdamW or SGD")
+    if getattr(base, "parameters_as_bucket_view", False) or getattr(base, "_overlap_with_ddp", False):
+        raise ValueError(
+            f"base = {name} keeps the memory or the step of its parameters elsewhere, and would not move z: "
+            "use parameters_as_bucket_view=False and overlap_with_ddp=False"
+        )
     packages = {kind.__module__.partition(".")[0] for kind in kinds}
     if isinstance(base, ScheduleFreeOptimizer) or "schedulefree" in packages or "train_mode" in base.param_groups[0]:
         raise ValueError(f"base = {name} is schedule-free already: use it as it is, or wrap a plain optimizer")

@@ -1,0 +1,201 @@
+"""Processes that train one model together: how they start and end, what they train, and how the ends are compared."""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from unscheduled import (
+    AdamWScheduleFree,
+    LionScheduleFree,
+    MuonScheduleFree,
+    ScheduleFreeOptimizer,
+    ScheduleFreeWrapper,
+    SGDScheduleFree,
+)
+
+PATIENCE = 100  # seconds
+BATCH = 8
+
+OPTIMIZERS: dict[str, Callable[[Any], ScheduleFreeOptimizer]] = {
+    "adamw": lambda params: AdamWScheduleFree(params, lr=0.01, weight_decay=0.1, warmup_steps=2),
+    "sgd": lambda params: SGDScheduleFree(params, lr=0.1),
+    "lion": lambda params: LionScheduleFree(params, lr=0.003, inner_momentum=0.9),
+    "muon": lambda params: MuonScheduleFree(params, lr=0.01, weight_decay=0.1),
+    "over rmsprop": lambda params: ScheduleFreeWrapper(torch.optim.RMSprop(params, lr=0.01)),
+    "over nadam": lambda params: ScheduleFreeWrapper(torch.optim.NAdam(params, lr=0.01)),
+}
+
+
+# Processes.
+
+
+def spawn(run: Callable[[int, str], None], folder: Path, processes: int = 2) -> None:
+    """Run it in every process, with its rank and the folder; processes that hang are killed."""
+    context = torch.multiprocessing.spawn(process, (run, str(folder), processes), nprocs=processes, join=False)
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not context.join(timeout=1.0):
+            assert time.monotonic() < deadline, "the processes hang"
+    finally:
+        for each in context.processes:
+            each.kill()
+
+
+def process(rank: int, run: Callable[[int, str], None], folder: str, processes: int) -> None:
+    """One of them. It ends without the interpreter's shutdown, in which threads of gloo sometimes abort."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+    run(rank, folder)
+    dist.barrier()
+    dist.destroy_process_group()
+    Path(folder, "rendezvous").unlink(missing_ok=True)  # for those that come later
+    os._exit(0)
+
+
+def gathered(value: Any) -> list[Any]:
+    """What every process has."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+class Collectives(TorchDispatchMode):
+    """Within the ``with`` block, the calls that communicate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(kind.__name__ == "DTensor" for kind in types):
+            return NotImplemented  # and is seen as what it is made of
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.calls.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+# What they train.
+
+
+class Net(nn.Sequential):
+    """Too small for four shards of everything."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+        self.to(dtype)
+
+
+def batch_of(step: int, part: int = 0, parts: int = 1) -> Tensor:
+    """One of the equal parts of the batch of a step."""
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(BATCH, 4, generator=generator, dtype=torch.float64).chunk(parts)[part]
+
+
+def loss_of(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch.to(next(model.parameters()).dtype)).square().mean()
+
+
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: Iterable[int],
+    part: int = 0,
+    parts: int = 1,
+    evaluate: bool = False,
+    clip: float = 0.0,
+) -> list[float]:
+    """Train on one of the equal parts of each batch; the norms of the gradients, if they are clipped."""
+    norms: list[float] = []
+    for step in steps:
+        optimizer.zero_grad()
+        loss_of(model, batch_of(step, part, parts)).backward()
+        if clip:
+            norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+            norms.append(float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm))
+        optimizer.step()
+        if evaluate:
+            model.eval()
+            with torch.no_grad():
+                loss_of(model, batch_of(1000))
+            model.train()
+    return norms
+
+
+def collectives_of_a_step(
+    model: nn.Module, optimizer: ScheduleFreeOptimizer, step: int, part: int, parts: int
+) -> list[str]:
+    """Make a step, and tell what it communicates beside the gradients."""
+    optimizer.zero_grad()
+    loss_of(model, batch_of(step, part, parts)).backward()
+    with Collectives() as collectives:
+        optimizer.step()
+    return collectives.calls
+
+
+def fit_in_parts(model: nn.Module, optimizer: ScheduleFreeOptimizer, steps: Iterable[int], parts: int) -> None:
+    """Train as one process on the mean of the gradients of the parts, which are added up in pairs, and pairs of pairs.
+
+    That is the order in which two processes, and two times two, add them up: the bits are to be the same.
+    """
+    params = list(model.parameters())
+    for step in steps:
+        sums = [torch.autograd.grad(loss_of(model, batch_of(step, part, parts)), params) for part in range(parts)]
+        while len(sums) > 1:
+            sums = [tuple(map(torch.add, *pair)) for pair in zip(sums[::2], sums[1::2], strict=True)]
+        for param, total in zip(params, sums[0], strict=True):
+            param.grad = total / parts
+        optimizer.step()
+
+
+def one_process(name: str, steps: int, parts: int = 1, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """x after some steps of a single process."""
+    model = Net(dtype)
+    optimizer = OPTIMIZERS[name](model.parameters()).attach(model)
+    fit_in_parts(model, optimizer, range(steps), parts)
+    return whole(model.state_dict())
+
+
+# What comes out.
+
+
+def whole(named: Any) -> dict[str, Tensor]:
+    """Full copies of a model's state or of its parameters, by their plain names."""
+    return {
+        name.removeprefix("module."): (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().clone()
+        for name, value in (named.items() if isinstance(named, dict) else named)
+    }
+
+
+def same(some: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return some.keys() == other.keys() and all(torch.equal(some[name], other[name]) for name in some)
+
+
+def assert_close(some: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-12) -> None:
+    """Where sums are added up in another order, they differ by rounding."""
+    torch.testing.assert_close(some, other, rtol=tolerance, atol=tolerance)
+
+
+# Checkpoints of torch.distributed.checkpoint.
+
+
+def save(model: nn.Module, optimizer: ScheduleFreeOptimizer, path: str | Path, flat: bool = False) -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    weights, state = get_state_dict(model, optimizer, options=options)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=path, no_dist=not dist.is_initialized())
+
+
+def load(model: nn.Module, optimizer: ScheduleFreeOptimizer, path: str | Path, flat: bool = False) -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    weights, state = get_state_dict(model, optimizer, options=options)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=path, no_dist=not dist.is_initialized())
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state, options=options)
