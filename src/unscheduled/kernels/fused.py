@@ -80,6 +80,7 @@ class Call(NamedTuple):
     scalars: NDArray[np.float32]
     keys: NDArray[np.uint32]
     arguments: NDArray[np.int64]
+    address: int  # of the arguments
     others: tuple[NDArray[np.int64], ...]  # to which the arguments point
     elements: int
 
@@ -115,13 +116,15 @@ def _new_call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
     keys = np.zeros((len(works), len(kind.stored)), np.uint32)
     arrays = (addresses, sizes, ends, rows, scalars, keys)
     numbers = (0, 0, int(ends[-1]), len(sizes), len(addresses), len(works))
+    arguments = np.array([*numbers, *(array.ctypes.data for array in arrays)], np.int64)
     return Call(
         tokens=[batch.kept.token for batch, _ in works],
         addresses=addresses,
         columns=[slice(stop - count, stop) for stop, count in zip(stops, counts, strict=True)],
         scalars=scalars,
         keys=keys,
-        arguments=np.array([*numbers, *(array.ctypes.data for array in arrays)], np.int64),
+        arguments=arguments,
+        address=arguments.ctypes.data,
         others=(sizes, ends, rows),
         elements=int(sizes.sum()),
     )
@@ -132,7 +135,7 @@ def _run(rule: Rule, kind: Kind, kernel: Kernel, works: list[Work]) -> None:
     chunks = int(call.arguments[2])
     thread_count = torch.get_num_threads() if call.elements > ALONE else 1
     call.arguments[:2] = 0, max(1, min(PIECE, chunks // (4 * thread_count))) if thread_count > 1 else chunks
-    threads.run(kernel.address, call.arguments.ctypes.data, thread_count)
+    threads.run(kernel.address, call.address, thread_count)
     _tell_autograd([param for batch, _ in works for param in batch.params])
 
 
