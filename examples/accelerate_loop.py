@@ -38,7 +38,7 @@ def main(steps: int, out: str) -> None:
         model, optimizer = accelerator.prepare(model, optimizer)
         if half == 1:
             accelerator.load_state(f"{out}/state")
-        for _ in range(steps // 2 * 2):  # micro-batches, of which a step has two
+        for _ in range(max(1, steps // 2) * 2):  # micro-batches, of which a step has two
             with accelerator.accumulate(model):
                 accelerator.backward(loss_at(model, training, torch.randint(len(training) - LENGTH, (64,))))
                 optimizer.step()
@@ -48,7 +48,9 @@ def main(steps: int, out: str) -> None:
         load_checkpoint_in_model(saved := make_model(), out)
         with torch.no_grad():
             x, file = (loss_at(each, held_out, torch.arange(0, len(held_out) - LENGTH, 99)) for each in (model, saved))
-        print(f"validation loss at x {x:.6f}, of the saved model {file:.6f}", optimizer.optimizer.metrics())
+        metrics = optimizer.optimizer.metrics()
+        print(f"step {metrics['step']:.0f}: validation loss at x {x:.6f}, of the saved model {file:.6f}")
+        print("  " + ", ".join(f"{name} {metrics[name]:.4g}" for name in ("effective_lr", "window", "gap_norm")))
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def resume(model: nn.Module, optimizer: AdamWScheduleFree, checkpoints: Path) ->
         weights, state = get_state_dict(model, optimizer)
         dcp.load({"model": weights, "optimizer": state}, checkpoint_id=complete[-1])
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+        if dist.get_rank() == 0:
+            print(f"going on from {complete[-1]}", flush=True)
 
 
 def main() -> None:

@@ -79,6 +79,8 @@ def main() -> None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         start = saved["epoch"]
+    if start >= arguments.epochs:
+        print(f"{arguments.file} has {start} epochs already: ask for more with --epochs")
     for epoch in range(start, arguments.epochs):
         train_one_epoch(model, optimizer, training, epoch)
         print(f"epoch {epoch + 1}: accuracy {evaluate(model, unseen):.4f}")

@@ -100,8 +100,9 @@ def test_a_step_while_the_model_is_in_eval_mode_warns() -> None:
     model.eval()
     optimizer.train()
     backward(model, 0)
-    with pytest.warns(UserWarning, match=r"the attached model is in eval mode.* call model.train\(\)"):
+    with pytest.warns(UserWarning, match=r"the attached model is in eval mode.* call model.train\(\)") as said:
         optimizer.step()
+    assert [warning.filename for warning in said] == [__file__]
 
 
 def test_a_flag_that_could_not_be_followed_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,6 +488,22 @@ def test_parameters_replaced_under_the_optimizer_are_told_of_once(notice: str) -
     model.train()
     model.eval()
     model.state_dict()
+
+
+@pytest.mark.parametrize("closure", [False, True])
+def test_a_first_step_without_gradients_tells_of_parameters_that_are_others(closure: bool) -> None:
+    """As after sharding a model that was attached before."""
+    model = nn.Sequential(nn.Linear(4, 4))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    model[0] = nn.Linear(4, 4)
+
+    def loss() -> torch.Tensor:
+        (value := model(torch.ones(4)).sum()).backward()
+        return value
+
+    with pytest.warns(UserWarning, match=r"parameters of the optimizer \(2, from 0.weight on\) are no longer"):
+        optimizer.step(loss) if closure else (loss(), optimizer.step())
+    optimizer.step()  # it is said once
 
 
 def test_parameters_replaced_in_the_optimizer_too_are_no_error() -> None:

@@ -56,3 +56,5 @@ def test_vision_loop(tmp_path: Path) -> None:
     assert re.fullmatch(r"epoch 2: accuracy 0\.\d{4}\n", second)
     assert last_number(second) > 0.9
     assert torch.load(tmp_path / "vision.pt", weights_only=True)["epoch"] == 2
+    third = run(tmp_path, "vision_loop.py", "--epochs", "2", "--resume")
+    assert third == "vision.pt has 2 epochs already: ask for more with --epochs\n"

@@ -160,7 +160,7 @@ class Attachment:
         self.model.__class__ = own_class(type(self.model))
 
     def switched(self) -> None:
-        """The parameters have been moved."""
+        """The parameters have been moved, or none has a gradient: the model may have others by now."""
         self.hook()
         for module in self._sharded():
             module.reshard()  # the root keeps them gathered after a forward pass without backward

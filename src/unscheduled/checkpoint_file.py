@@ -55,7 +55,10 @@ def read(path: Path, optimizer_path: Path | None = None) -> Checkpoint:
         )
     candidates = sorted(_weights(tree), key=len, reverse=True)
     if not candidates:
-        raise CheckpointError(f"{path} has no weights of a model: it should have the model's state dict")
+        raise CheckpointError(
+            f"{path} has no weights of a model: give the file that has them, and this one with --optimizer, "
+            "or the folder that has both"
+        )
     return Checkpoint(candidates, optimizers)
 
 

@@ -164,8 +164,9 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
                 warnings.warn(
                     "step() in train mode while the attached model is in eval mode, with its dropout and BatchNorm: "
                     "call model.train(), which moves the parameters too, and not optimizer.train()",
-                    stacklevel=3,
+                    stacklevel=4,  # past torch's two wrappers of a step
                 )
+            self._look_for_gradients()
             self._update(loss, grad_norm)
             return None
         if loss is not None:
@@ -175,8 +176,15 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             with torch.enable_grad():
                 value = closure()
             self.train()  # should the closure have evaluated
+            self._look_for_gradients()
             self._update(cast(Any, value), grad_norm)
         return value
+
+    def _look_for_gradients(self) -> None:
+        """Where there is none, the attached models say so if they have other parameters by now, as after sharding."""
+        if all(param.grad is None for group in self.param_groups for param in group["params"]):
+            for attached in self._attachments:
+                attached.switched()
 
     def _switch_name(self) -> str:
         return "model" if False in self._flags() else "optimizer"
