@@ -30,7 +30,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run
 
 docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # torch first and by its exact version, so that nothing else chooses another build of it
 $(INSTALLED): pyproject.toml constraints.txt
