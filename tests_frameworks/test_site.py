@@ -204,7 +204,7 @@ def test_a_docstring_becomes_markdown() -> None:
 
 def test_parts_of_other_files_come_with_links_from_the_page() -> None:
     pages: Any = hook("pages")
-    part = pages.part("README.md", "## Checkpoints", "## Speed and memory")
+    part = pages.part("README.md", "## Checkpoints", "## Where people train")
     assert part.startswith("Save `model.state_dict()`")
     assert "## " not in part
     with pytest.raises(pages.PluginError, match=r"0 lines of README\.md begin with '## No such'"):
