@@ -1,7 +1,7 @@
 """A loop with Accelerate as a user writes it, and the loop without Accelerate to compare with."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -28,27 +28,36 @@ def make_model() -> Net:
     return Net()
 
 
-def loss_of(model: torch.nn.Module, step: int, micro: int) -> Tensor:
-    inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(MICRO * step + micro))
+def loss_of(model: torch.nn.Module, step: int, micro: int, part: int = 0) -> Tensor:
+    inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(MICRO * step + micro + 1000 * part))
     return model(inputs).float().square().mean()
 
 
-def plain_loop(make: Make, steps: int = STEPS, bf16: bool = False) -> tuple[Net, ScheduleFreeOptimizer]:
-    """The loop by hand, of an optimizer that is attached to nothing and never evaluates."""
+def plain_loop(make: Make, steps: int = STEPS, bf16: bool = False, parts: int = 1) -> tuple[Net, ScheduleFreeOptimizer]:
+    """The loop by hand, of an optimizer that is attached to nothing and never evaluates; on the data of all parts."""
     model = make_model()
     optimizer = make(model)
+    trained = [param for param in model.parameters() if param.requires_grad]
     for step in range(steps):
-        for micro in range(MICRO):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = loss_of(model, step, micro)
-            (loss / MICRO).backward()
+        gradients: list[list[Tensor]] = []
+        for part in range(parts):
+            for micro in range(MICRO):
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    loss = loss_of(model, step, micro, part)
+                (loss / MICRO).backward()
+            gradients.append([cast(Tensor, param.grad) for param in trained])
+            optimizer.zero_grad()
+        for param, *of_parts in zip(trained, *gradients, strict=True):
+            param.grad = torch.stack(of_parts).sum(0) / parts
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
         optimizer.zero_grad()
     return model, optimizer
 
 
-def fit(accelerator: Accelerator, model: Any, optimizer: Any, steps: range, by_hand: bool = True) -> None:
+def fit(
+    accelerator: Accelerator, model: Any, optimizer: Any, steps: Iterable[int], by_hand: bool = True, part: int = 0
+) -> None:
     """With an evaluation after every micro-batch; ``by_hand`` with the switches of the optimizer itself, too."""
     for step in steps:
         for micro in range(MICRO):
@@ -56,7 +65,7 @@ def fit(accelerator: Accelerator, model: Any, optimizer: Any, steps: range, by_h
             if by_hand:
                 optimizer.train()
             with accelerator.accumulate(model):
-                accelerator.backward(loss_of(model, step, micro))
+                accelerator.backward(loss_of(model, step, micro, part))
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), 0.1)
                 optimizer.step()
