@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.tracking import GeneralTracker
 from accelerate_problem import (
     MICRO,
     STEPS,
@@ -24,6 +22,7 @@ from accelerate_problem import (
     wrapped,
 )
 from small_problem import holds, same
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unscheduled import ScheduleFreePlus
 
@@ -144,31 +143,16 @@ def test_the_polyak_step_gets_its_losses_from_a_closure() -> None:
     assert same(optimizer.state_dict()["state"], plain.state_dict()["state"])
 
 
-class Tracker(GeneralTracker):
-    """Keeps what is logged."""
-
-    name = "list"
-    requires_logging_directory = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.logged: list[tuple[int | None, dict[str, Any]]] = []
-
-    @property
-    def tracker(self) -> Any:
-        return self.logged
-
-    def store_init_configuration(self, values: dict[str, Any]) -> None: ...
-
-    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
-        self.logged.append((step, values))
-
-
-def test_metrics_go_to_the_trackers() -> None:
-    tracker = Tracker()
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=MICRO, log_with=tracker)
+def test_metrics_go_to_the_trackers(tmp_path: Path) -> None:
+    accelerator = Accelerator(
+        cpu=True, gradient_accumulation_steps=MICRO, log_with="tensorboard", project_dir=str(tmp_path)
+    )
     model, optimizer = prepared(accelerator, adamw)
     accelerator.init_trackers("run")
     fit(accelerator, model, optimizer, range(STEPS))
     accelerator.log(optimizer.optimizer.metrics(), step=STEPS)
-    assert tracker.logged == [(STEPS, plain_loop(adamw)[1].metrics())]
+    accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    logged = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    metrics = plain_loop(adamw)[1].metrics()
+    assert logged == {name: [(STEPS, torch.tensor(value).item())] for name, value in metrics.items()}

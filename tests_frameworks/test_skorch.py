@@ -14,6 +14,7 @@ from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback, Checkpoint
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
+from small_problem import average_of
 from small_problem import net as module
 from torch import Tensor, nn
 from torch.nn import functional
@@ -67,14 +68,13 @@ class PlainLoop:
                 loss.backward()
                 self.optimizer.step(loss=loss)
             self.metrics.append(self.optimizer.metrics())
-            with self.optimizer.averaged_parameters(), torch.no_grad():
-                self.every_x.append(copies(self.model.parameters()))
-                unseen = functional.cross_entropy(self.model(torch.from_numpy(UNSEEN)), torch.from_numpy(LABELS))
-                self.valid_losses.append(unseen.item())
+            average = average_of(self.model, self.optimizer)
+            self.every_x.append(copies(average.parameters()))
+            with torch.no_grad():
+                outputs = average(torch.from_numpy(UNSEEN))
+            self.valid_losses.append(functional.cross_entropy(outputs, torch.from_numpy(LABELS)).item())
+            self.probabilities = outputs.softmax(1).numpy()
         self.y = copies(self.model.parameters())
-        self.optimizer.eval()
-        with torch.no_grad():
-            self.probabilities = self.model(torch.from_numpy(UNSEEN)).softmax(1).numpy()
 
 
 def test_validation_and_prediction_are_at_the_average_and_training_at_y() -> None:

@@ -8,7 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 from small_problem import holds, same
-from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 from transformers_problem import (
     BATCH,
     STEPS,
@@ -186,42 +187,41 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted(
 # Logging.
 
 
-class Reporter(TrainerCallback):
-    """Stands for TensorBoard and the like, which are told in on_log."""
-
-    def __init__(self) -> None:
-        self.reported: list[dict[str, float]] = []
-
-    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-        self.reported.append(dict(logs))
-
-
 class LoggingTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs | self.optimizer.optimizer.metrics(), start_time)
 
 
-def test_what_is_logged(tmp_path: Path) -> None:
+def test_what_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The learning rate of the Trainer is the one that was set; that of the step is the optimizer's effective_lr."""
-    model, reporter = make_model(), Reporter()
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    model = make_model()
     optimizer = adamw(model).attach(model)
-    options = {"logging_strategy": "steps", "logging_steps": 1}
-    make_trainer(tmp_path, model, optimizer, kind=LoggingTrainer, callbacks=[reporter], **options).train()
-    logged = [logs for logs in reporter.reported if "loss" in logs]
+    options = {"logging_strategy": "steps", "logging_steps": 1, "report_to": "tensorboard"}
+    trainer = make_trainer(tmp_path, model, optimizer, kind=LoggingTrainer, **options)
+    trainer.train()
+    rates = [0.02 * min(1, step / 4) for step in range(1, STEPS + 1)]
+    logged = [logs for logs in trainer.state.log_history if "loss" in logs]
     assert [logs["learning_rate"] for logs in logged] == [0.02] * STEPS
-    assert [logs["effective_lr"] for logs in logged] == [0.02 * min(1, step / 4) for step in range(1, STEPS + 1)]
-    assert logged[-1].items() >= plain_loop().optimizer.metrics().items()
+    assert [logs["effective_lr"] for logs in logged] == rates
+    metrics = plain_loop().optimizer.metrics()
+    assert {name: logged[-1][name] for name in metrics} == metrics
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    recorded = [(event.step, event.value) for event in events.Scalars("train/effective_lr")]
+    steps = [*range(1, STEPS + 1), STEPS]  # and the summary at the end
+    assert recorded == list(zip(steps, torch.tensor([*rates, rates[-1]]).tolist(), strict=True))
+    assert {f"train/{name}" for name in metrics} <= set(events.Tags()["scalars"])
 
 
 def test_without_a_type_of_schedule_the_trainer_decays_the_learning_rate(tmp_path: Path) -> None:
-    model, reporter = make_model(), Reporter()
+    model = make_model()
     optimizer = adamw(model).attach(model)
     options = {"logging_strategy": "steps", "logging_steps": 1, "lr_scheduler_type": "linear"}
-    make_trainer(tmp_path, model, optimizer, callbacks=[reporter], **options).train()
+    trainer = make_trainer(tmp_path, model, optimizer, **options)
+    trainer.train()
     assert TrainingArguments(str(tmp_path)).lr_scheduler_type == "linear"
-    assert [logs["learning_rate"] for logs in reporter.reported if "loss" in logs] == pytest.approx(
-        [0.02 * (1 - step / STEPS) for step in range(STEPS)]
-    )
+    rates = [logs["learning_rate"] for logs in trainer.state.log_history if "loss" in logs]
+    assert rates == pytest.approx([0.02 * (1 - step / STEPS) for step in range(STEPS)])
 
 
 def test_the_polyak_step_is_not_for_the_trainer_which_keeps_the_loss_to_itself(tmp_path: Path) -> None:
