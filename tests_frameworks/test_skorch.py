@@ -11,13 +11,15 @@ from problems import copies, equal
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback, Checkpoint
+from skorch.callbacks import Callback, Checkpoint, TensorBoard
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from small_problem import average_of
 from small_problem import net as module
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.tensorboard import SummaryWriter
 
 from unscheduled import AdamWScheduleFree, ScheduleFreePlus
 
@@ -93,6 +95,14 @@ def test_validation_and_prediction_are_at_the_average_and_training_at_y() -> Non
     for name in plain.metrics[0].keys() - {"gap_norm"}:
         assert net.history[:, name] == [metrics[name] for metrics in plain.metrics]
     assert net.history[:, "gap_norm"] == pytest.approx([metrics["gap_norm"] for metrics in plain.metrics])
+
+
+def test_what_is_recorded_goes_to_the_tensorboard_of_skorch(tmp_path: Path) -> None:
+    classifier(callbacks=[Log(), TensorBoard(SummaryWriter(tmp_path))]).fit(INPUTS, TARGETS)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for name in ("effective_lr", "window"):
+        expected = torch.tensor([metrics[name] for metrics in PlainLoop(4).metrics]).tolist()
+        assert [event.value for event in events.Scalars(name)] == expected
 
 
 def test_the_loss_comes_to_the_polyak_step() -> None:
