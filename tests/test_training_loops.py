@@ -140,6 +140,38 @@ def test_scaling_by_a_power_of_two_changes_no_bit(info: OptimizerInfo) -> None:
     assert equal(scaled.parameters(), plain.parameters())
 
 
+@optimizers
+def test_steps_within_the_backward_pass(info: OptimizerInfo) -> None:
+    """An optimizer for each parameter, which steps as soon as its gradient is there, and gives its memory back."""
+    plain, within = make_small(), make_small()
+    reference = info.make(plain.parameters())
+    optimizers = {param: info.make([param]).attach(within) for param in within.parameters()}
+
+    def step(param: Tensor) -> None:
+        optimizers[param].step()
+        param.grad = None
+
+    for param in within.parameters():
+        param.register_post_accumulate_grad_hook(step)
+    for seed in range(STEPS):
+        reference.zero_grad()
+        plain(images(seed)).square().mean().backward()
+        reference.step()
+        within(images(seed)).square().mean().backward()
+        assert [param.grad for param in within.parameters()] == [None] * 4
+        assert equal(within.parameters(), plain.parameters())
+        within.eval()
+        x = [reference.iterates(param).x for param in plain.parameters()]
+        assert equal(within.parameters(), x)
+        within.train()
+        assert equal(within.state_dict().values(), x)
+
+
+def make_small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 3))
+
+
 def test_recomputing_changes_no_bit() -> None:
     """What activation checkpointing computes anew in the backward pass is computed at y."""
     (plain, _), (recomputed, _) = (run(ADAMW, evaluate=True, recompute=recompute) for recompute in (False, True))

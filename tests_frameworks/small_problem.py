@@ -1,10 +1,13 @@
 """A small problem: a network, and batches in a loader that may be taken up in the middle; and what is compared."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from unscheduled import ScheduleFreeOptimizer
 
 PER_EPOCH = 6
 
@@ -43,9 +46,26 @@ def net() -> nn.Sequential:
 
 
 def same(some: Any, other: Any) -> bool:
-    """Whether two files' contents are equal, tensors bit for bit."""
+    """Whether two files' contents, or state dicts, are equal, tensors bit for bit."""
     if isinstance(some, dict):
         return some.keys() == other.keys() and all(same(some[key], other[key]) for key in some)
     if isinstance(some, (list, tuple)):
         return len(some) == len(other) and all(map(same, some, other))
-    return torch.equal(some, other) if isinstance(some, Tensor) else some == other
+    if isinstance(some, Tensor):
+        return some.dtype == other.dtype and torch.equal(some, other)
+    return some == other
+
+
+def holds(model: nn.Module, expected: nn.Module | dict[str, Tensor]) -> bool:
+    """Whether the parameters themselves, not the state dict, are the expected ones, bit for bit."""
+    wanted = dict(expected.named_parameters()) if isinstance(expected, nn.Module) else expected
+    return same(dict(model.named_parameters()), wanted)
+
+
+@torch.no_grad()
+def average_of(model: nn.Module, optimizer: ScheduleFreeOptimizer) -> nn.Module:
+    """A copy of a plain model in eval mode, with x as ``iterates`` tells it: nothing is switched for it."""
+    average = copy.deepcopy(model).eval()
+    for copied, param in zip(average.parameters(), model.parameters(), strict=True):
+        copied.copy_(optimizer.iterates(param).x)
+    return average

@@ -1,32 +1,30 @@
 """Accelerate with nothing but `attach`: every bit is that of a plain loop, and x is what is saved."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
-from accelerate.tracking import GeneralTracker
-from models import Net
-from torch import Tensor
+from accelerate_problem import (
+    MICRO,
+    STEPS,
+    Make,
+    adamw,
+    averages,
+    fit,
+    loss_of,
+    make_model,
+    plain_loop,
+    prepared,
+    wrapped,
+)
+from small_problem import holds, same
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, ScheduleFreePlus, ScheduleFreeWrapper
-
-STEPS, MICRO = 8, 2
-Make = Callable[[torch.nn.Module], ScheduleFreeOptimizer]
-
-
-def adamw(model: torch.nn.Module) -> ScheduleFreeOptimizer:
-    return AdamWScheduleFree(model.parameters(), lr=0.1, weight_decay=0.1)
-
-
-def wrapped(model: torch.nn.Module) -> ScheduleFreeOptimizer:
-    return ScheduleFreeWrapper(torch.optim.RMSprop(model.parameters(), lr=0.01))
-
+from unscheduled import ScheduleFreePlus
 
 makes = pytest.mark.parametrize("make", [adamw, wrapped])
 
@@ -37,84 +35,6 @@ def afresh() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def make_model() -> Net:
-    torch.manual_seed(1)
-    return Net()
-
-
-def loss_of(model: torch.nn.Module, step: int, micro: int) -> Tensor:
-    inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(MICRO * step + micro))
-    return model(inputs).float().square().mean()
-
-
-def plain_loop(make: Make, steps: int = STEPS, bf16: bool = False) -> tuple[Net, ScheduleFreeOptimizer]:
-    """The loop by hand, of an optimizer that is attached to nothing and never evaluates."""
-    model = make_model()
-    optimizer = make(model)
-    for step in range(steps):
-        for micro in range(MICRO):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = loss_of(model, step, micro)
-            (loss / MICRO).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        optimizer.step()
-        optimizer.zero_grad()
-    return model, optimizer
-
-
-def fit(accelerator: Accelerator, model: Any, optimizer: Any, steps: range, by_hand: bool = True) -> None:
-    """With an evaluation after every micro-batch; ``by_hand`` with the switches of the optimizer itself, too."""
-    for step in steps:
-        for micro in range(MICRO):
-            model.train()
-            if by_hand:
-                optimizer.train()
-            with accelerator.accumulate(model):
-                accelerator.backward(loss_of(model, step, micro))
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), 0.1)
-                optimizer.step()
-                optimizer.zero_grad()
-            model.eval()
-            if by_hand:
-                optimizer.eval()
-
-
-def prepared(accelerator: Accelerator, make: Make, attach: str = "before") -> tuple[Any, AcceleratedOptimizer]:
-    model = make_model()
-    optimizer = make(model)
-    if attach == "before":
-        optimizer.attach(model)
-    accelerated = accelerator.prepare(model, optimizer)
-    if attach == "after":
-        optimizer.attach(accelerated[0])
-    return accelerated
-
-
-def averages(model: torch.nn.Module, optimizer: ScheduleFreeOptimizer) -> dict[str, Tensor]:
-    found = {name: param.detach() for name, param in model.named_parameters()}
-    trained = {param for group in optimizer.param_groups for param in group["params"]}
-    return found | {name: optimizer.iterates(p).x for name, p in model.named_parameters() if p in trained}
-
-
-def equal(model: torch.nn.Module, expected: torch.nn.Module | dict[str, Tensor]) -> bool:
-    """Whether the parameters themselves, not the state dict, are the expected ones to the last bit."""
-    if isinstance(expected, torch.nn.Module):
-        expected = dict(expected.named_parameters())
-    return same(dict(model.named_parameters()), expected)
-
-
-def same(some: Any, other: Any) -> bool:
-    """Whether two state dicts are equal to the last bit."""
-    if isinstance(some, Tensor):
-        return some.dtype == other.dtype and torch.equal(some, other)
-    if isinstance(some, dict):
-        return some.keys() == other.keys() and all(same(some[key], other[key]) for key in some)
-    if isinstance(some, list | tuple):
-        return len(some) == len(other) and all(same(a, b) for a, b in zip(some, other, strict=True))
-    return some == other
 
 
 @makes
@@ -128,8 +48,8 @@ def test_accumulating_clipping_and_evaluating_in_between_is_the_plain_loop(
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=MICRO, mixed_precision=mixed_precision)
     model, optimizer = prepared(accelerator, make, attach)
     fit(accelerator, model, optimizer, range(STEPS), by_hand)
-    assert equal(model, averages(reference, plain))
-    assert equal(model.train(), reference)
+    assert holds(model, averages(reference, plain))
+    assert holds(model.train(), reference)
     assert same(optimizer.state_dict()["state"], plain.state_dict()["state"])
 
 
@@ -140,8 +60,8 @@ def test_a_model_that_prepare_compiles(attach: str) -> None:
     model, optimizer = prepared(accelerator, adamw, attach)
     assert accelerator.unwrap_model(model, keep_torch_compile=False) is not model
     fit(accelerator, model, optimizer, range(STEPS))
-    assert equal(accelerator.unwrap_model(model, keep_torch_compile=False), averages(reference, plain))
-    assert equal(accelerator.unwrap_model(model.train(), keep_torch_compile=False), reference)
+    assert holds(accelerator.unwrap_model(model, keep_torch_compile=False), averages(reference, plain))
+    assert holds(accelerator.unwrap_model(model.train(), keep_torch_compile=False), reference)
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -160,7 +80,7 @@ def test_whatever_is_saved_is_x(mode: bool, tmp_path: Path) -> None:
         safetensors.torch.load_file(tmp_path / "state" / "model.safetensors"),
     ):
         assert same({name: found[name] for name in expected}, expected)
-    assert equal(model, plain_loop(adamw)[0] if mode else expected)
+    assert holds(model, plain_loop(adamw)[0] if mode else expected)
 
 
 @makes
@@ -190,10 +110,10 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted(
         optimizer.train()
     accelerator.load_state(str(tmp_path))
     fit(accelerator, model, optimizer, range(3, STEPS))
-    assert equal(model, averages(reference, plain))
+    assert holds(model, averages(reference, plain))
     model.train()
     optimizer.train()
-    assert equal(model, reference)
+    assert holds(model, reference)
     assert same(optimizer.state_dict()["state"], plain.state_dict()["state"])
 
 
@@ -219,35 +139,20 @@ def test_the_polyak_step_gets_its_losses_from_a_closure() -> None:
                 optimizer.zero_grad()
         with pytest.raises(TypeError, match="loss"):
             optimizer.step(loss=losses)
-    assert equal(model, reference)
+    assert holds(model, reference)
     assert same(optimizer.state_dict()["state"], plain.state_dict()["state"])
 
 
-class Tracker(GeneralTracker):
-    """Keeps what is logged."""
-
-    name = "list"
-    requires_logging_directory = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.logged: list[tuple[int | None, dict[str, Any]]] = []
-
-    @property
-    def tracker(self) -> Any:
-        return self.logged
-
-    def store_init_configuration(self, values: dict[str, Any]) -> None: ...
-
-    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
-        self.logged.append((step, values))
-
-
-def test_metrics_go_to_the_trackers() -> None:
-    tracker = Tracker()
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=MICRO, log_with=tracker)
+def test_metrics_go_to_the_trackers(tmp_path: Path) -> None:
+    accelerator = Accelerator(
+        cpu=True, gradient_accumulation_steps=MICRO, log_with="tensorboard", project_dir=str(tmp_path)
+    )
     model, optimizer = prepared(accelerator, adamw)
     accelerator.init_trackers("run")
     fit(accelerator, model, optimizer, range(STEPS))
     accelerator.log(optimizer.optimizer.metrics(), step=STEPS)
-    assert tracker.logged == [(STEPS, plain_loop(adamw)[1].metrics())]
+    accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    logged = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    metrics = plain_loop(adamw)[1].metrics()
+    assert logged == {name: [(STEPS, torch.tensor(value).item())] for name, value in metrics.items()}

@@ -13,6 +13,8 @@ from small_problem import Batches, batch, net, same
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unscheduled import AdamWScheduleFree
+
 pytestmark = QUIET
 
 
@@ -102,3 +104,13 @@ def test_weights_and_state_may_be_loaded_by_hand(weights_first: bool, tmp_path: 
     trainer(tmp_path, max_epochs=1, val_check_interval=2).fit(module, Batches(), Batches(100))
     assert all(equal(seen, every_x[6 + step]) for step, seen in module.seen if step)
     assert equal(module.net.parameters(), every_y[12])
+
+
+def test_lightnings_wrapper_keeps_a_state_that_is_loaded_into_it_to_itself(tmp_path: Path) -> None:
+    """Which is for the page to say: load it into the optimizer itself."""
+    module = Module()
+    trainer(tmp_path, max_epochs=1).fit(module, Batches())
+    before = optimizer_of(module).state_dict()
+    fresh = AdamWScheduleFree(net().parameters(), lr=0.5)
+    module.optimizers().load_state_dict(fresh.state_dict())
+    assert same(optimizer_of(module).state_dict(), before)

@@ -1,14 +1,11 @@
 """Lightning's DDP with two processes: what each holds, sees and saves is what one process would have, bit for bit."""
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning_ddp_run
 import pytest
 import torch
+from launching import launch
 from lightning_ddp_run import STEPS, WORLD
 from problems import copies, equal
 from small_problem import batch, net
@@ -17,20 +14,6 @@ from torch.nn import functional
 from unscheduled import AdamWScheduleFree
 
 pytestmark = pytest.mark.slow
-PATIENCE = 150  # seconds
-
-
-def run(*arguments: Path) -> None:
-    """Run the script in two processes, which are killed together if they hang."""
-    command = [sys.executable, "-W", "ignore", lightning_ddp_run.__file__, *map(str, arguments)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        _, errors = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, errors[-2000:]
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def test_two_processes_and_a_resumed_run_are_one_plain_loop(tmp_path: Path) -> None:
@@ -46,8 +29,8 @@ def test_two_processes_and_a_resumed_run_are_one_plain_loop(tmp_path: Path) -> N
         every_y.append(copies(model.parameters()))
 
     half = STEPS // 2
-    run(tmp_path)
-    run(tmp_path, tmp_path / f"{half}.ckpt")
+    launch(lightning_ddp_run.__file__, tmp_path)
+    launch(lightning_ddp_run.__file__, tmp_path, tmp_path / f"{half}.ckpt")
     for end, seen in ((half, range(half + 1)), (STEPS, range(half + 1, STEPS + 1))):
         saved = torch.load(tmp_path / f"{end}.ckpt", weights_only=True)
         assert equal(saved["state_dict"].values(), every_x[end])

@@ -7,9 +7,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning_problem import QUIET, Module, optimizer_of, trainer
-from small_problem import Batches
+from lightning_problem import QUIET, Module, Weights, optimizer_of, plain_loop, trainer
+from problems import equal
+from small_problem import Batches, batch, net
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn import functional
 
 pytestmark = QUIET
 NAMES = ("step", "lr", "effective_lr", "beta", "c", "window", "gap_norm")
@@ -43,3 +45,30 @@ def test_what_is_logged_is_in_the_event_files(prefix: str, tmp_path: Path) -> No
     named = "lr-AdamWScheduleFree"
     for name, value in [(named, 0.05), (f"{named}-momentum", 0.9), (f"{named}-weight_decay", 0.0)]:
         assert {event.value for event in events.Scalars(name)} == {torch.tensor(value).item()}
+
+
+def test_the_loss_at_x_and_at_y_is_logged_beside_a_validation(tmp_path: Path) -> None:
+    """Where the module is in eval mode; training goes on as if nothing had been asked."""
+
+    class Logging(Module):
+        def on_validation_epoch_end(self) -> None:
+            metrics = optimizer_of(self).metrics(lambda: self.loss(*batch(100)))
+            self.log_dict({name: metrics[name] for name in ("loss_at_x", "loss_at_y")})
+
+    every_x, every_y = plain_loop(12)
+    logger = TensorBoardLogger(tmp_path)
+    module = Logging()
+    trainer(tmp_path, logger=logger, log_every_n_steps=1, val_check_interval=2).fit(module, Batches(), Batches(100))
+    events = EventAccumulator(logger.log_dir).Reload()
+    for name, sequence in (("loss_at_x", every_x), ("loss_at_y", every_y)):
+        losses = [(step - 1, loss_with(sequence[step])) for step in range(2, 13, 2)]  # Lightning counts from 0
+        assert [(event.step, event.value) for event in events.Scalars(name)] == losses
+    assert equal(module.net.parameters(), every_y[12])
+
+
+def loss_with(weights: Weights) -> float:
+    model = net()
+    with torch.no_grad():
+        for param, weight in zip(model.parameters(), weights, strict=True):
+            param.copy_(weight)
+        return functional.cross_entropy(model(batch(100)[0]), batch(100)[1]).item()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import math
 import os
 import re
 import subprocess
@@ -165,6 +166,17 @@ def test_the_weights_of_the_picture_of_an_exponential_average() -> None:
     torch.testing.assert_close(shares, 0.1 * 0.9**ages, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("lr", [0.02, 0.15])
+def test_what_is_said_of_the_picture_of_betas(lr: float) -> None:
+    """Of those that are drawn 0.5 is the best at the end, 1 the worst; 0 diverges above 2/25."""
+    pictures = hook("pictures")
+    losses = {beta: float(pictures.loss(pictures.run(lr, beta, 1000).x[-1]).mean()) for beta in (0.0, 0.5, 0.9, 1.0)}
+    assert math.isnan(losses[0.0]) == (lr > 2 / 25)
+    finite = {beta: loss for beta, loss in losses.items() if not math.isnan(loss)}
+    assert min(finite, key=finite.__getitem__) == 0.5
+    assert max(finite, key=finite.__getitem__) == 1.0
+
+
 def test_a_picture_is_the_same_each_time() -> None:
     assert hook("pictures").svg("weights") == hook("pictures").svg("weights")
 
@@ -211,6 +223,8 @@ def test_parts_of_other_files_come_with_links_from_the_page() -> None:
         pages.part("README.md", "## No such", None)
     with pytest.raises(pages.PluginError, match=r"\d+ lines of README.md begin with '## '"):
         pages.part("README.md", "## ", None)
+    with pytest.raises(pages.PluginError, match="has '## Where people train' in it"):
+        pages.part("README.md", "## Checkpoints", "## Speed and memory")
     text = "[docs/family.md](docs/family.md) [a](src/a.json) [b](https://b)"
     assert pages.linked(text, "", "results/index.md") == "[The family](../family.md) [a](../src/a.json) [b](https://b)"
     assert pages.linked("[a](../src/a.json) [b](c.md)", "docs", "family.md") == "[a](src/a.json) [b](c.md)"

@@ -11,12 +11,15 @@ from problems import copies, equal
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback, Checkpoint
+from skorch.callbacks import Callback, Checkpoint, TensorBoard
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
+from small_problem import average_of
 from small_problem import net as module
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.tensorboard import SummaryWriter
 
 from unscheduled import AdamWScheduleFree, ScheduleFreePlus
 
@@ -67,14 +70,13 @@ class PlainLoop:
                 loss.backward()
                 self.optimizer.step(loss=loss)
             self.metrics.append(self.optimizer.metrics())
-            with self.optimizer.averaged_parameters(), torch.no_grad():
-                self.every_x.append(copies(self.model.parameters()))
-                unseen = functional.cross_entropy(self.model(torch.from_numpy(UNSEEN)), torch.from_numpy(LABELS))
-                self.valid_losses.append(unseen.item())
+            average = average_of(self.model, self.optimizer)
+            self.every_x.append(copies(average.parameters()))
+            with torch.no_grad():
+                outputs = average(torch.from_numpy(UNSEEN))
+            self.valid_losses.append(functional.cross_entropy(outputs, torch.from_numpy(LABELS)).item())
+            self.probabilities = outputs.softmax(1).numpy()
         self.y = copies(self.model.parameters())
-        self.optimizer.eval()
-        with torch.no_grad():
-            self.probabilities = self.model(torch.from_numpy(UNSEEN)).softmax(1).numpy()
 
 
 def test_validation_and_prediction_are_at_the_average_and_training_at_y() -> None:
@@ -93,6 +95,14 @@ def test_validation_and_prediction_are_at_the_average_and_training_at_y() -> Non
     for name in plain.metrics[0].keys() - {"gap_norm"}:
         assert net.history[:, name] == [metrics[name] for metrics in plain.metrics]
     assert net.history[:, "gap_norm"] == pytest.approx([metrics["gap_norm"] for metrics in plain.metrics])
+
+
+def test_what_is_recorded_goes_to_the_tensorboard_of_skorch(tmp_path: Path) -> None:
+    classifier(callbacks=[Log(), TensorBoard(SummaryWriter(tmp_path))]).fit(INPUTS, TARGETS)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for name in ("effective_lr", "window"):
+        expected = torch.tensor([metrics[name] for metrics in PlainLoop(4).metrics]).tolist()
+        assert [event.value for event in events.Scalars(name)] == expected
 
 
 def test_the_loss_comes_to_the_polyak_step() -> None:

@@ -1,149 +1,32 @@
 """The Trainer of Transformers with nothing but `attach`: every bit is that of a plain loop, and x is what it ships."""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+from small_problem import holds, same
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers_problem import (
+    BATCH,
+    STEPS,
+    TRAINING,
+    Make,
+    adamw,
+    compact,
+    loss_at,
+    make_model,
+    make_trainer,
+    plain_loop,
+    wrapped,
+)
 
-from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, ScheduleFreePlus, ScheduleFreeWrapper
+from unscheduled import ScheduleFreeOptimizer, ScheduleFreePlus
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
-
-STEPS, BATCH, LENGTH, SYMBOLS = 10, 4, 12, 32
-Make = Callable[[torch.nn.Module], ScheduleFreeOptimizer]
-
-
-def adamw(model: torch.nn.Module) -> ScheduleFreeOptimizer:
-    return AdamWScheduleFree(model.parameters(), lr=0.02, weight_decay=0.1, warmup_steps=4)
-
-
-def wrapped(model: torch.nn.Module) -> ScheduleFreeOptimizer:
-    return ScheduleFreeWrapper(torch.optim.RMSprop(model.parameters(), lr=0.005))
-
-
-def compact(model: torch.nn.Module) -> ScheduleFreeOptimizer:
-    return AdamWScheduleFree(model.parameters(), lr=0.02, state_precision="compact")
-
-
-def make_model(dropout: float = 0.0) -> GPT2LMHeadModel:
-    """A GPT-2 of 7,000 parameters, the same at every call; its head is tied to its embedding."""
-    torch.manual_seed(1)
-    sizes: dict[str, Any] = {"n_positions": LENGTH, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    rates = dict.fromkeys(["attn_pdrop", "embd_pdrop", "resid_pdrop"], dropout)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=SYMBOLS, bos_token_id=0, eos_token_id=0, **sizes, **rates))
-    assert model.lm_head.weight is model.transformer.wte.weight
-    return model
-
-
-def make_data(seed: int, size: int) -> list[dict[str, Tensor]]:
-    symbols = torch.randint(SYMBOLS, (size, LENGTH), generator=torch.Generator().manual_seed(seed))
-    labels = torch.where(torch.arange(LENGTH) == 0, -100, symbols)  # nothing predicts the first
-    return [{"input_ids": row, "labels": label} for row, label in zip(symbols, labels, strict=True)]
-
-
-def batch_of(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
-
-
-TRAINING, HELD_OUT = make_data(2, 128), make_data(3, BATCH)
-
-
-def make_trainer(
-    directory: Path,
-    model: GPT2LMHeadModel | None,
-    optimizer: torch.optim.Optimizer | None = None,
-    *,
-    kind: type[Trainer] = Trainer,
-    model_init: Callable[[], GPT2LMHeadModel] | None = None,
-    callbacks: list[TrainerCallback] | None = None,
-    **options: Any,
-) -> Trainer:
-    """A Trainer that has no more of ours than the optimizer."""
-    chosen: dict[str, Any] = {
-        "max_steps": STEPS,
-        "lr_scheduler_type": "constant",
-        "per_device_train_batch_size": BATCH,
-        "train_sampling_strategy": "sequential",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "report_to": "none",
-    }
-    arguments = TrainingArguments(str(directory), **chosen | options)
-    return kind(
-        model,
-        arguments,
-        train_dataset=TRAINING,
-        eval_dataset=HELD_OUT,
-        optimizers=(optimizer, None),
-        model_init=model_init,
-        callbacks=callbacks,
-    )
-
-
-class Reference(NamedTuple):
-    """What a plain loop has: y at the end, and x after each number of steps."""
-
-    model: GPT2LMHeadModel
-    optimizer: ScheduleFreeOptimizer
-    averages: list[dict[str, Tensor]]
-
-
-@functools.cache
-def plain_loop(make: Make = adamw, accumulation: int = 1, max_norm: float = 1.0, bf16: bool = False) -> Reference:
-    """The loop by hand, of an optimizer that is attached to nothing and never evaluates."""
-    model = make_model().train()
-    optimizer = make(model)
-    averages = [{name: param.detach().clone() for name, param in model.named_parameters()}]
-    examples = iter(TRAINING)
-    for _ in range(STEPS):
-        micro = [batch_of([next(examples) for _ in range(BATCH)]) for _ in range(accumulation)]
-        for batch in micro:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = model(**batch, num_items_in_batch=torch.tensor(accumulation * BATCH * (LENGTH - 1))).loss
-            loss.backward()
-        if max_norm:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        averages.append({name: optimizer.iterates(param).x for name, param in model.named_parameters()})
-    return Reference(model, optimizer, averages)
-
-
-def equal(model: torch.nn.Module, expected: torch.nn.Module | dict[str, Tensor]) -> bool:
-    """Whether the parameters themselves, not the state dict, are the expected ones to the last bit."""
-    if isinstance(expected, torch.nn.Module):
-        expected = dict(expected.named_parameters())
-    params = dict(model.named_parameters())
-    return params.keys() == expected.keys() and all(torch.equal(params[name], expected[name]) for name in params)
-
-
-def same(some: Any, other: Any) -> bool:
-    """Whether two state dicts are equal to the last bit."""
-    if isinstance(some, Tensor):
-        return some.dtype == other.dtype and torch.equal(some, other)
-    if isinstance(some, dict):
-        return some.keys() == other.keys() and all(same(some[key], other[key]) for key in some)
-    if isinstance(some, list | tuple):
-        return len(some) == len(other) and all(same(a, b) for a, b in zip(some, other, strict=True))
-    return some == other
-
-
-def loss_at(average: dict[str, Tensor]) -> float:
-    """The loss on the held-out data of a plain model."""
-    model = make_model().eval()
-    model.load_state_dict(average, strict=False)  # the tied head goes without saying
-    with torch.no_grad():
-        return model(**batch_of(HELD_OUT), num_items_in_batch=torch.tensor(BATCH * (LENGTH - 1))).loss.item()
-
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True}
 
@@ -159,8 +42,8 @@ def test_a_fit_is_the_plain_loop_and_what_is_evaluated_is_x(make: Make, tmp_path
     losses = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     assert losses == {step: loss_at(reference.averages[step]) for step in (3, 6, 9, STEPS)}
     assert not model.training
-    assert equal(model, reference.averages[STEPS])
-    assert equal(model.train(), reference.model)
+    assert holds(model, reference.averages[STEPS])
+    assert holds(model.train(), reference.model)
     assert trainer.evaluate()["eval_loss"] == losses[STEPS]
 
 
@@ -185,10 +68,10 @@ def test_a_fit_is_the_plain_loop_with_options_of_the_trainer(variant: str, tmp_p
     trainer = make_trainer(tmp_path, model, optimizer, **options)
     trainer.train()
     trainer.save_model()
-    assert equal(model.train(), reference.model)
+    assert holds(model.train(), reference.model)
     assert same(optimizer.state_dict()["state"], reference.optimizer.state_dict()["state"])
-    assert equal(model.eval(), reference.averages[STEPS])
-    assert equal(GPT2LMHeadModel.from_pretrained(tmp_path), reference.averages[STEPS])
+    assert holds(model.eval(), reference.averages[STEPS])
+    assert holds(GPT2LMHeadModel.from_pretrained(tmp_path), reference.averages[STEPS])
 
 
 @pytest.mark.parametrize("make", [adamw, lambda model: torch.optim.AdamW(model.parameters(), lr=0.02)])
@@ -204,8 +87,8 @@ def test_with_dropout_an_evaluation_draws_from_the_random_numbers_of_training_wi
             optimizer.attach(model)
         make_trainer(tmp_path, model, optimizer, **options).train()
         ends.append(model.train())
-    assert equal(ends[0], ends[1])
-    assert not equal(ends[0], ends[2])
+    assert holds(ends[0], ends[1])
+    assert not holds(ends[0], ends[2])
 
 
 def test_a_model_in_eval_mode_as_it_comes_from_the_disk_is_trained_too(tmp_path: Path) -> None:
@@ -213,7 +96,7 @@ def test_a_model_in_eval_mode_as_it_comes_from_the_disk_is_trained_too(tmp_path:
     model = GPT2LMHeadModel.from_pretrained(tmp_path)
     assert not model.training
     make_trainer(tmp_path, model, adamw(model).attach(model)).train()
-    assert equal(model, plain_loop().model)
+    assert holds(model, plain_loop().model)
 
 
 def test_training_goes_on_with_a_second_call(tmp_path: Path) -> None:
@@ -224,7 +107,7 @@ def test_training_goes_on_with_a_second_call(tmp_path: Path) -> None:
     trainer.evaluate()
     trainer.train_dataset = TRAINING[5 * BATCH :]
     trainer.train()
-    assert equal(often.train(), model)
+    assert holds(often.train(), model)
 
 
 def test_a_trainer_that_makes_its_model_and_optimizer(tmp_path: Path) -> None:
@@ -238,9 +121,9 @@ def test_a_trainer_that_makes_its_model_and_optimizer(tmp_path: Path) -> None:
 
     trainer = make_trainer(tmp_path, None, model_init=lambda: make_model(), kind=ScheduleFreeTrainer, **EVALUATED)
     trainer.train()
-    assert equal(trainer.model.train(), plain_loop().model)
+    assert holds(trainer.model.train(), plain_loop().model)
     trainer.save_model()
-    assert equal(GPT2LMHeadModel.from_pretrained(tmp_path), plain_loop().averages[STEPS])
+    assert holds(GPT2LMHeadModel.from_pretrained(tmp_path), plain_loop().averages[STEPS])
 
 
 # Saving and loading.
@@ -255,9 +138,9 @@ def test_what_is_saved_between_evaluations_is_x_of_that_step(tmp_path: Path) -> 
         file = safetensors.torch.load_file(directory / "model.safetensors")
         assert same(file, plain_loop().averages[step])  # and the tied weight once
         loaded = GPT2LMHeadModel.from_pretrained(directory)
-        assert equal(loaded, plain_loop().averages[step])
+        assert holds(loaded, plain_loop().averages[step])
         assert loaded.lm_head.weight is loaded.transformer.wte.weight
-    assert equal(model.train(), plain_loop().model)
+    assert holds(model.train(), plain_loop().model)
 
 
 @pytest.mark.parametrize("greater_is_better", [False, True])
@@ -271,12 +154,12 @@ def test_the_best_x_is_loaded_at_the_end(every: int, greater_is_better: bool, tm
     trainer.train()
     losses = {step: loss_at(plain_loop().averages[step]) for step in (*range(every, STEPS, every), STEPS)}
     best = (max if greater_is_better else min)(losses, key=lambda step: losses[step])
-    assert equal(model, plain_loop().averages[best])
+    assert holds(model, plain_loop().averages[best])
     model.train()  # as for more steps
     trainer.save_model(str(tmp_path / "best"))
-    assert equal(GPT2LMHeadModel.from_pretrained(tmp_path / "best"), plain_loop().averages[best])
+    assert holds(GPT2LMHeadModel.from_pretrained(tmp_path / "best"), plain_loop().averages[best])
     assert trainer.evaluate()["eval_loss"] == losses[best]
-    assert equal(model, plain_loop().averages[best])
+    assert holds(model, plain_loop().averages[best])
 
 
 @pytest.mark.parametrize("step", [3, 6, 8])
@@ -296,22 +179,12 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted(
     other = make(resumed).attach(resumed)
     trainer = make_trainer(tmp_path, resumed, other, **options)
     trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
-    assert equal(resumed.eval(), model.eval())
-    assert equal(resumed.train(), model.train())
+    assert holds(resumed.eval(), model.eval())
+    assert holds(resumed.train(), model.train())
     assert same(other.state_dict(), optimizer.state_dict())
 
 
 # Logging.
-
-
-class Reporter(TrainerCallback):
-    """Stands for TensorBoard and the like, which are told in on_log."""
-
-    def __init__(self) -> None:
-        self.reported: list[dict[str, float]] = []
-
-    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-        self.reported.append(dict(logs))
 
 
 class LoggingTrainer(Trainer):
@@ -319,27 +192,36 @@ class LoggingTrainer(Trainer):
         super().log(logs | self.optimizer.optimizer.metrics(), start_time)
 
 
-def test_what_is_logged(tmp_path: Path) -> None:
+def test_what_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The learning rate of the Trainer is the one that was set; that of the step is the optimizer's effective_lr."""
-    model, reporter = make_model(), Reporter()
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    model = make_model()
     optimizer = adamw(model).attach(model)
-    options = {"logging_strategy": "steps", "logging_steps": 1}
-    make_trainer(tmp_path, model, optimizer, kind=LoggingTrainer, callbacks=[reporter], **options).train()
-    logged = [logs for logs in reporter.reported if "loss" in logs]
+    options = {"logging_strategy": "steps", "logging_steps": 1, "report_to": "tensorboard"}
+    trainer = make_trainer(tmp_path, model, optimizer, kind=LoggingTrainer, **options)
+    trainer.train()
+    rates = [0.02 * min(1, step / 4) for step in range(1, STEPS + 1)]
+    logged = [logs for logs in trainer.state.log_history if "loss" in logs]
     assert [logs["learning_rate"] for logs in logged] == [0.02] * STEPS
-    assert [logs["effective_lr"] for logs in logged] == [0.02 * min(1, step / 4) for step in range(1, STEPS + 1)]
-    assert logged[-1].items() >= plain_loop().optimizer.metrics().items()
+    assert [logs["effective_lr"] for logs in logged] == rates
+    metrics = plain_loop().optimizer.metrics()
+    assert {name: logged[-1][name] for name in metrics} == metrics
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    recorded = [(event.step, event.value) for event in events.Scalars("train/effective_lr")]
+    steps = [*range(1, STEPS + 1), STEPS]  # and the summary at the end
+    assert recorded == list(zip(steps, torch.tensor([*rates, rates[-1]]).tolist(), strict=True))
+    assert {f"train/{name}" for name in metrics} <= set(events.Tags()["scalars"])
 
 
 def test_without_a_type_of_schedule_the_trainer_decays_the_learning_rate(tmp_path: Path) -> None:
-    model, reporter = make_model(), Reporter()
+    model = make_model()
     optimizer = adamw(model).attach(model)
     options = {"logging_strategy": "steps", "logging_steps": 1, "lr_scheduler_type": "linear"}
-    make_trainer(tmp_path, model, optimizer, callbacks=[reporter], **options).train()
+    trainer = make_trainer(tmp_path, model, optimizer, **options)
+    trainer.train()
     assert TrainingArguments(str(tmp_path)).lr_scheduler_type == "linear"
-    assert [logs["learning_rate"] for logs in reporter.reported if "loss" in logs] == pytest.approx(
-        [0.02 * (1 - step / STEPS) for step in range(STEPS)]
-    )
+    rates = [logs["learning_rate"] for logs in trainer.state.log_history if "loss" in logs]
+    assert rates == pytest.approx([0.02 * (1 - step / STEPS) for step in range(STEPS)])
 
 
 def test_the_polyak_step_is_not_for_the_trainer_which_keeps_the_loss_to_itself(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_problem import same
+from small_problem import average_of, holds, same
 from torch import nn
 
-from unscheduled import AdamWScheduleFree, SGDScheduleFree, averaged_state_dict, update_bn
+from unscheduled import AdamWScheduleFree, SGDScheduleFree, update_bn
 
 FILE = Path(__file__).parents[1] / "examples" / "vision_loop.py"
 
@@ -56,13 +56,13 @@ def test_the_example_is_a_plain_loop_with_the_average_evaluated_and_saved(
             loss.backward()
             optimizer.step()
         update_bn(batches[-20:], model, optimizer)
-        with optimizer.averaged_parameters(), torch.no_grad():
-            model.eval()
-            ((images, labels),) = unseen
-            accuracies.append((model(images).argmax(1) == labels).float().mean().item())
+        ((images, labels),) = unseen
+        average = average_of(model, optimizer)
+        with torch.no_grad():
+            accuracies.append((average(images).argmax(1) == labels).float().mean().item())
     assert printed == "".join(f"epoch {epoch}: accuracy {accuracies[epoch - 1]:.4f}\n" for epoch in (1, 2))
     assert accuracies[1] > 0.9
-    assert same(whole["model"], averaged_state_dict(model, optimizer))
+    assert same(whole["model"], average.state_dict())
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
 
     run(example, monkeypatch, "--file", tmp_path / "cut.pt", "--epochs", "1")
@@ -105,6 +105,9 @@ def test_depthwise_convolutions_under_autocast(kept: int) -> None:
     if kept:
         with torch.autocast("cpu", torch.bfloat16):
             update_bn(batches[-kept:], plain, reference)
-    assert same(model.state_dict(), averaged_state_dict(plain, reference))
+    average = average_of(plain, reference)
+    assert same(model.state_dict(), average.state_dict())
+    assert holds(model, average)
     model.train()
-    assert all(map(torch.equal, model.parameters(), plain.parameters()))
+    assert same(model.state_dict(), average.state_dict())
+    assert holds(model, plain)

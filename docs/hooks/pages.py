@@ -49,6 +49,9 @@ def part(name: str, first: str | None, beyond: str | None) -> str:
     end = index_of(lines, name, beyond) if beyond else len(lines)
     if first and first.startswith("#"):
         start += 1
+    others = [line for line in lines[start + 1 : end] if line.startswith("## ")]
+    if others and first and first.startswith("## "):
+        raise PluginError(f"the part of {name} from {first!r} to before {beyond!r} has {others[0]!r} in it")
     return "\n".join(lines[start:end]).strip()
 
 
