@@ -267,7 +267,8 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         with self._mode_given_back():
             for name, training in (("loss_at_x", False), ("loss_at_y", True)):
                 self.train(training)
-                losses[name] = float(closure())
+                loss = closure()
+                losses[name] = float(distributed.whole(loss) if isinstance(loss, Tensor) else loss)
                 if self.training != training:
                     raise RuntimeError("the closure of metrics() has switched the modes: it may only compute a loss")
         return losses
