@@ -9,7 +9,8 @@ import test_accelerate
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from test_transformers import STEPS, adamw, equal, make_model, make_trainer, same
+from sameness import equal, same
+from test_transformers import STEPS, adamw, make_model, make_trainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback

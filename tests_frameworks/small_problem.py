@@ -1,7 +1,6 @@
-"""A small problem: a network, and batches in a loader that may be taken up in the middle; and what is compared."""
+"""A small problem: a network, and batches in a loader that may be taken up in the middle."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +39,3 @@ class Batches:
 def net() -> nn.Sequential:
     torch.manual_seed(7)
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
-
-
-def same(some: Any, other: Any) -> bool:
-    """Whether two files' contents are equal, tensors bit for bit."""
-    if isinstance(some, dict):
-        return some.keys() == other.keys() and all(same(some[key], other[key]) for key in some)
-    if isinstance(some, (list, tuple)):
-        return len(some) == len(other) and all(map(same, some, other))
-    return torch.equal(some, other) if isinstance(some, Tensor) else some == other

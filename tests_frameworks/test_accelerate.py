@@ -12,6 +12,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from models import Net
+from sameness import equal, same
 from torch import Tensor
 
 from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, ScheduleFreePlus, ScheduleFreeWrapper
@@ -97,24 +98,6 @@ def averages(model: torch.nn.Module, optimizer: ScheduleFreeOptimizer) -> dict[s
     found = {name: param.detach() for name, param in model.named_parameters()}
     trained = {param for group in optimizer.param_groups for param in group["params"]}
     return found | {name: optimizer.iterates(p).x for name, p in model.named_parameters() if p in trained}
-
-
-def equal(model: torch.nn.Module, expected: torch.nn.Module | dict[str, Tensor]) -> bool:
-    """Whether the parameters themselves, not the state dict, are the expected ones to the last bit."""
-    if isinstance(expected, torch.nn.Module):
-        expected = dict(expected.named_parameters())
-    return same(dict(model.named_parameters()), expected)
-
-
-def same(some: Any, other: Any) -> bool:
-    """Whether two state dicts are equal to the last bit."""
-    if isinstance(some, Tensor):
-        return some.dtype == other.dtype and torch.equal(some, other)
-    if isinstance(some, dict):
-        return some.keys() == other.keys() and all(same(some[key], other[key]) for key in some)
-    if isinstance(some, list | tuple):
-        return len(some) == len(other) and all(same(a, b) for a, b in zip(some, other, strict=True))
-    return some == other
 
 
 @makes

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
+from sameness import same
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -54,10 +55,6 @@ def blocks(page: str) -> list[str]:
 
 def saved(folder: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / "model.safetensors")
-
-
-def same(some: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return some.keys() == other.keys() and all(torch.equal(some[name], other[name]) for name in some)
 
 
 def make_llama() -> LlamaForCausalLM:

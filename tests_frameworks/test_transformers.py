@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import safetensors.torch
 import torch
+from sameness import equal, same
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
@@ -116,25 +117,6 @@ def plain_loop(make: Make = adamw, accumulation: int = 1, max_norm: float = 1.0,
         optimizer.zero_grad()
         averages.append({name: optimizer.iterates(param).x for name, param in model.named_parameters()})
     return Reference(model, optimizer, averages)
-
-
-def equal(model: torch.nn.Module, expected: torch.nn.Module | dict[str, Tensor]) -> bool:
-    """Whether the parameters themselves, not the state dict, are the expected ones to the last bit."""
-    if isinstance(expected, torch.nn.Module):
-        expected = dict(expected.named_parameters())
-    params = dict(model.named_parameters())
-    return params.keys() == expected.keys() and all(torch.equal(params[name], expected[name]) for name in params)
-
-
-def same(some: Any, other: Any) -> bool:
-    """Whether two state dicts are equal to the last bit."""
-    if isinstance(some, Tensor):
-        return some.dtype == other.dtype and torch.equal(some, other)
-    if isinstance(some, dict):
-        return some.keys() == other.keys() and all(same(some[key], other[key]) for key in some)
-    if isinstance(some, list | tuple):
-        return len(some) == len(other) and all(same(a, b) for a, b in zip(some, other, strict=True))
-    return some == other
 
 
 def loss_at(average: dict[str, Tensor]) -> float:

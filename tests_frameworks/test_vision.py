@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_problem import same
+from sameness import same
 from torch import nn
 
 from unscheduled import AdamWScheduleFree, SGDScheduleFree, averaged_state_dict, update_bn
