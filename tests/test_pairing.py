@@ -14,6 +14,7 @@ from registry import OptimizerInfo, optimizers
 from torch import nn
 
 from unscheduled import AdamWScheduleFree, averaged_state_dict
+from unscheduled.iterates import averaged
 
 
 @optimizers
@@ -467,3 +468,26 @@ def test_the_iterates_of_weights_that_were_loaded_are_the_same_from_either_mode(
     for mode in (True, False, True):
         model.train(mode)
         assert torch.equal(optimizer.iterates(model.first.weight).x, weights["first.weight"].float())
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_weights_that_differ_by_rounding_from_those_that_were_loaded_take_their_place(by_hand: bool) -> None:
+    """They are the x that y tells."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    train(optimizer, range(5))
+    weights = {name: value * 0.01 for name, value in model.state_dict().items()}
+    model.load_state_dict(weights)
+    named = dict(model.named_parameters())
+    near = {name: averaged(y.detach(), optimizer.state[y]["gap"], 0.9) for name, y in named.items()}
+    assert not same(near, weights)
+    if by_hand:
+        model.eval()
+        with torch.no_grad():
+            for name, param in named.items():
+                param.copy_(near[name])
+        model.train()
+    else:
+        model.load_state_dict(near)
+    assert same(model.state_dict(), near)
+    assert same(model.eval().state_dict(), near)

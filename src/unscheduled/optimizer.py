@@ -225,7 +225,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             closure: computes a loss from the parameters as they are. It is called at x and at y, without gradient, for
                 ``loss_at_x`` and ``loss_at_y``, whose difference is what averaging is worth at present: a loss at x
                 that stays behind for long says that beta is too small. In eval mode, that is, as far as modules are
-                concerned: dropout and BatchNorm are what the model's flags make of them, with the same running statistics
+                concerned: dropout and BatchNorm are what the model's flags make of them, with the same statistics
                 at both. It may not switch the modes.
 
         Raises:

@@ -153,7 +153,7 @@ class PairedState(torch.optim.Optimizer):
         """Bring a loaded state together with the weights, and end the loading of weights, also one that has failed."""
         self._settle_state()
         if self._loading is not None:
-            self._written |= put_gradient_points(self._started(set(self._params()) - self._averaged))
+            put_gradient_points(self._started(set(self._params()) - self._averaged), self._written)
             self._loading = None
 
     def _settle_state(self) -> None:

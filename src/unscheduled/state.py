@@ -176,23 +176,23 @@ def keep_gradient_points(started: list[Started]) -> None:
         state["kept"] = bits_of_y(param, state)
 
 
-def put_gradient_points(started: list[Started]) -> dict[Tensor, Tensor]:
+def put_gradient_points(started: list[Started], written: dict[Tensor, Tensor]) -> None:
     """Put y into parameters that hold x: the bits kept aside, or, if weights were written meanwhile, theirs.
 
-    What was written is the new x, and is returned. Until all is done, it can be done again.
+    What was written is the new x, and is noted, unless y tells it. Until all is done, it can be done again.
     """
-    written: dict[Tensor, Tensor] = {}
     for param, state, beta in started:
         y = known_gradient_point(param, state, beta)
         if y is None:
             written[param] = param.detach().clone()
             y = _formed(param, state, beta)
+        elif param in written and not _holds(param, y) and not _same_bits(param, written[param]):
+            del written[param]
         state["kept"] = y
     for param, state, _ in started:
         put_y(param, state, state["kept"])
     for _, state, _ in started:
         del state["kept"]
-    return written
 
 
 def put_reinterpolated(param: Tensor, state: State, beta: float, next_beta: float) -> None:
