@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer
+from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, ScheduleFreePlus
 
 CASES = list(itertools.product((True, False), repeat=3))  # attached, saved in train mode, flattened
 
@@ -50,6 +51,8 @@ def everything(rank: int, folder: str) -> None:
     """One start of the processes serves for several tests."""
     fully_sharded(rank)
     clipped(rank)
+    gradients_to_be_added_up()
+    loss_to_be_added_up()
     first_step_without_learning_rate(rank)
     narrow(rank, folder)
     refused()
@@ -95,6 +98,37 @@ def clipped(rank: int) -> None:
     truth = reference.metrics()
     assert metrics["gap_norm"] == pytest.approx(truth.pop("gap_norm"), rel=1e-12)
     assert metrics.items() > truth.items()
+
+
+def gradients_to_be_added_up() -> None:
+    """Those of a parameter that is in every process, of inputs that are divided."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    inputs, weight = torch.randn(8, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    dist.broadcast(inputs, 0)
+    dist.broadcast(weight, 0)
+    for make in (*OPTIMIZERS.values(), ScheduleFreePlus):
+        alone, divided = nn.Parameter(weight.clone()), nn.Parameter(distribute_tensor(weight, mesh, [Replicate()]))
+        reference, optimizer = make([alone]), make([divided])
+        its_inputs = distribute_tensor(inputs, mesh, [Shard(0)])
+        for _ in range(3):
+            for param, rows, each in ((alone, inputs, reference), (divided, its_inputs, optimizer)):
+                each.zero_grad()
+                loss = (rows @ param.t()).square().mean()
+                loss.backward()
+                each.step(loss=loss)
+        assert divided.grad.placements[0].is_partial()
+        torch.testing.assert_close(divided.full_tensor(), alone.detach(), rtol=1e-12, atol=1e-12)
+        metrics = reference.metrics()
+        assert optimizer.metrics() == pytest.approx(metrics, rel=1e-12)
+
+
+def loss_to_be_added_up() -> None:
+    """As of tensor parallelism."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    weight = torch.arange(6.0).reshape(3, 2)
+    param = nn.Parameter(distribute_tensor(weight, mesh, [Shard(0)]))
+    metrics = AdamWScheduleFree([param]).metrics(lambda: param.sum())
+    assert (metrics["loss_at_x"], metrics["loss_at_y"]) == (15.0, 15.0)
 
 
 def first_step_without_learning_rate(rank: int) -> None:

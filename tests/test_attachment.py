@@ -637,6 +637,16 @@ def test_a_deep_copy_of_a_model_and_its_optimizer_trains_on() -> None:
     assert equal(model.parameters(), pair[0].parameters())
 
 
+def test_a_copy_whose_parameters_had_gradients_once_may_step_without_any() -> None:
+    model, optimizer = copy.deepcopy(trained(ADAMW))
+    optimizer.train()
+    fit(model, optimizer, range(1))
+    optimizer.zero_grad()
+    before = copies(model.parameters())
+    optimizer.step()
+    assert equal(model.parameters(), before)
+
+
 def test_a_model_saved_whole_is_at_the_average() -> None:
     model, optimizer = trained(ADAMW)
     assert same(through_a_file(model, weights_only=False).state_dict(), at_average(model, optimizer))

@@ -41,10 +41,8 @@ def test_the_loss_at_x_and_at_y(info: OptimizerInfo) -> None:
 def test_it_changes_no_bit_and_gives_the_mode_back(attach: bool) -> None:
     (model, optimizer), (reference, plain) = (trained(ADAMW, attach=attach) for _ in range(2))
     for training in (True, False):
-        if attach:
-            model.eval()
-        else:
-            model.eval()
+        model.eval()
+        if not attach:
             optimizer.train(training)
         optimizer.metrics(lambda: loss_of(model))
         assert optimizer.training is (training and not attach)

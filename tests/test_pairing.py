@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from registry import OptimizerInfo, optimizers
 from torch import nn
 
 from unscheduled import AdamWScheduleFree, averaged_state_dict
+from unscheduled.iterates import averaged
 
 
 @optimizers
@@ -408,3 +410,84 @@ def test_averaged_weights_beside_a_state_of_train_mode_are_noticed() -> None:
             RuntimeError, match=r"the weights of parameter \d of group 0.* average x, but were trained on"
         ):
             fit(resumed, again, range(1))
+
+
+@optimizers
+@pytest.mark.parametrize("pickled", [True, False])
+def test_a_copy_of_weights_that_were_loaded_trains_on_from_the_same_bits(info: OptimizerInfo, pickled: bool) -> None:
+    model, optimizer = trained(info, steps=8)  # RAdam's first ones are silent
+    weights = {name: (value * 0.01).to(value.dtype) for name, value in model.state_dict().items()}
+    model.load_state_dict(weights)
+    net, copied = pickle.loads(pickle.dumps((model, optimizer))) if pickled else copy.deepcopy((model, optimizer))
+    if pickled:  # its parameters are others
+        again = info.make(net.parameters()).attach(net)
+        again.load_state_dict(copied.state_dict())
+    else:
+        again = copied.attach(net)
+    assert equal(net.parameters(), model.parameters())
+    assert same(net.state_dict(), weights)
+    fit(model, optimizer, range(5, 7))
+    fit(net, again, range(5, 7))
+    assert equal(net.parameters(), model.parameters())
+
+
+@optimizers
+def test_averaged_weights_that_were_loaded_are_told_from_y_beside_a_state_of_train_mode(info: OptimizerInfo) -> None:
+    model, optimizer = trained(info, steps=8)  # RAdam's first ones are silent
+    model.load_state_dict({name: value * 0.01 for name, value in model.state_dict().items()})
+    weights, y = model.state_dict(), copies(model.parameters())
+    state = through_a_file(optimizer.detach().state_dict())
+    for switch in (True, False):
+        resumed = Net()
+        again = info.make(resumed.parameters())
+        resumed.load_state_dict(weights)
+        if switch:
+            fit(resumed, again, range(20, 21))
+            resumed.load_state_dict(weights)
+            again.eval()
+        again.load_state_dict(state)
+        assert again.training
+        assert equal(resumed.parameters(), y)
+        assert same(averaged_state_dict(resumed, again), weights)
+    again.load_state_dict(state)
+    resumed.load_state_dict(weights)
+    with pytest.raises(RuntimeError, match="average x, but were trained on as y"):
+        fit(resumed, again, range(1))
+
+
+@optimizers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_iterates_of_weights_that_were_loaded_are_the_same_from_either_mode(
+    info: OptimizerInfo, dtype: torch.dtype
+) -> None:
+    model = Net().to(dtype)
+    optimizer = info.make(model.parameters()).attach(model)
+    fit(model, optimizer, range(5))
+    weights = {name: (value * 0.01).to(value.dtype) for name, value in model.state_dict().items()}
+    model.load_state_dict(weights)
+    for mode in (True, False, True):
+        model.train(mode)
+        assert torch.equal(optimizer.iterates(model.first.weight).x, weights["first.weight"].float())
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_weights_that_differ_by_rounding_from_those_that_were_loaded_take_their_place(by_hand: bool) -> None:
+    """They are the x that y tells."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    train(optimizer, range(5))
+    weights = {name: value * 0.01 for name, value in model.state_dict().items()}
+    model.load_state_dict(weights)
+    named = dict(model.named_parameters())
+    near = {name: averaged(y.detach(), optimizer.state[y]["gap"], 0.9) for name, y in named.items()}
+    assert not same(near, weights)
+    if by_hand:
+        model.eval()
+        with torch.no_grad():
+            for name, param in named.items():
+                param.copy_(near[name])
+        model.train()
+    else:
+        model.load_state_dict(near)
+    assert same(model.state_dict(), near)
+    assert same(model.eval().state_dict(), near)

@@ -360,3 +360,24 @@ def test_an_option_that_a_newer_torch_has_more_is_as_it_is_here() -> None:
     assert optimizer.base.param_groups[0]["fused"] is False
     assert optimizer.base.param_groups[0]["eps"] == 1e-4
     assert "optimizer" not in optimizer.base.param_groups[0]
+
+
+class Upgraded(torch.optim.SGD):
+    """It fills in what files of older versions of it do not have."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for each in self.state.values():
+            each.setdefault("trust", 1.0)
+
+
+def test_a_state_of_an_older_version_of_the_base_is_filled_in_by_the_base() -> None:
+    params = make_params((3,))
+    optimizer = ScheduleFreeWrapper(Upgraded(params, lr=0.1, momentum=0.9))
+    train(optimizer, range(2))
+    state = copy.deepcopy(optimizer.state_dict())
+    again = ScheduleFreeWrapper(Upgraded(params, lr=0.1, momentum=0.9))
+    again.load_state_dict(state)
+    momentum = optimizer.base.state[params[0]]["momentum_buffer"]
+    assert torch.equal(again.base.state[params[0]]["momentum_buffer"], momentum)
+    assert again.base.state[params[0]]["trust"] == 1.0

@@ -35,7 +35,7 @@ def accurate(accuracy: float) -> bool:
     return accuracy > 0.8
 
 
-LOSSES = r"^validation loss at x ([\d.]+), of the saved model ([\d.]+)"
+LOSSES = r"validation loss at x ([\d.]+), of the saved model ([\d.]+)"
 ACCURACY = r"^best of \d epochs: .*accuracy ([\d.]+)$"
 ALL = {
     "transformers_trainer": Example(["--steps 30"], LOSSES, 1, low_and_saved, 30, "out/checkpoint-30/optimizer.pt"),

@@ -16,7 +16,7 @@ def param_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any
     scalars) are not, nor those of LayerNorm and RMSNorm of any shape. Each parameter is there once, with its name, also
     if it is tied or needs no gradient. A group that would be empty is left out.
 
-    Call it after the model was moved or sharded, as for every optimizer.
+    Call it after the model was moved or sharded, as for every optimizer; but FSDP1 leaves no matrices to be found.
 
     Args:
         model: the model to train.

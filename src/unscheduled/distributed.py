@@ -35,30 +35,47 @@ DIFFERENCE = 1e-3  # of the sums of processes, relative to the largest; the same
 
 
 def local(tensor: Tensor) -> tuple[Tensor, Sharding]:
-    """The part of a tensor that this process has, and how the whole lies on the processes."""
+    """The part of a tensor that this process has, and how the whole lies on the processes.
+
+    Where a DTensor is to be added up over the processes, that is done, so that all have to call this.
+    """
     if type(tensor) is Tensor or not dist.is_available():
         return tensor, WHOLE
     from torch.distributed.tensor import DTensor
 
     if not isinstance(tensor, DTensor):
         return tensor, WHOLE
-    sharded = (index for index, placement in enumerate(tensor.placements) if not placement.is_replicate())
-    return tensor.to_local(), Sharding(tensor.device_mesh, tuple(sharded))
+    total = _added_up(tensor)
+    sharded = (index for index, placement in enumerate(total.placements) if not placement.is_replicate())
+    return total.to_local(), Sharding(total.device_mesh, tuple(sharded))
+
+
+def _added_up(tensor: Any) -> Any:
+    """A DTensor whose sums over the processes are made: gradients of replicated parameters can be left as summands."""
+    from torch.distributed.tensor import Replicate
+
+    placements = [Replicate() if placement.is_partial() else placement for placement in tensor.placements]
+    return tensor if placements == list(tensor.placements) else tensor.redistribute(placements=placements)
 
 
 def whole(number: Tensor) -> Tensor:
     """A number that may be a DTensor, as those of losses and norms are, reduced over its mesh."""
-    return cast(Any, number).full_tensor() if local(number)[1].mesh is not None else number
+    return cast(Any, number).full_tensor() if _mesh(number) is not None else number
+
+
+def _mesh(tensor: Tensor) -> Any:
+    """That of a DTensor, else None."""
+    return getattr(tensor, "device_mesh", None)
 
 
 def of_whole(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     """What a function makes of a whole tensor, in the same shape: if it is sharded, all processes compute all of it."""
-    mesh = local(tensor)[1].mesh
+    mesh = _mesh(tensor)
     if mesh is None:
         return function(tensor)
     from torch.distributed.tensor import DTensor, Replicate
 
-    sharded, everywhere = cast(Any, tensor), [Replicate()] * mesh.ndim
+    sharded, everywhere = _added_up(tensor), [Replicate()] * mesh.ndim
     result = DTensor.from_local(function(sharded.full_tensor()), mesh, everywhere, run_check=False)
     return result.redistribute(placements=sharded.placements)
 
@@ -66,14 +83,14 @@ def of_whole(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
 def norm(tensors: Iterable[Tensor]) -> float:
     """The Euclidean norm of tensors, of whose shards the processes have to call it together."""
     norms: dict[Sharding, list[float]] = {}
-    device: torch.device | None = None
+    devices: dict[Sharding, torch.device] = {}
     for tensor in tensors:
         part, sharding = local(tensor)
-        device = part.device
+        devices[sharding] = part.device
         norms.setdefault(sharding, []).append(float(cast(Any, part).norm()))
     for sharding, parts in norms.items():
         if sharding.dimensions:
-            square = torch.tensor(math.hypot(*parts), dtype=torch.float64, device=device).square()
+            square = torch.tensor(math.hypot(*parts), dtype=torch.float64, device=devices[sharding]).square()
             norms[sharding] = [math.sqrt(float(summed(square, sharding)))]
     return math.hypot(*(part for parts in norms.values() for part in parts))
 

@@ -192,7 +192,7 @@ class TwoModes(PairedState):
         """Put x into these parameters and y into the others."""
         if averaged != self._averaged:
             put_averages(self._started(averaged - self._averaged), self._written)
-            self._written |= put_gradient_points(self._started(self._averaged - averaged))
+            put_gradient_points(self._started(self._averaged - averaged), self._written)
             self._gradients.watch(averaged)
             self._note_averaged(averaged)
             for group in self.param_groups:

@@ -68,8 +68,8 @@ def load(nested: dict[str, Any], optimizer: torch.optim.Optimizer, params: list[
     optimizer.load_state_dict({**nested, "state": states})
     for position, param in enumerate(params):
         loaded: State = optimizer.state.get(param) or {}  # ZeRO has those of its own part only
-        for name, value in loaded.items():
-            loaded[name] = _uncast(states[position][name], value, param)
+        for name in loaded.keys() & (states.get(position) or {}).keys():  # a newer version may have put more there
+            loaded[name] = _uncast(states[position][name], loaded[name], param)
 
 
 def _uncast(value: Any, loaded: Any, param: Tensor) -> Any:

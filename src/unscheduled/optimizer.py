@@ -233,7 +233,8 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             closure: computes a loss from the parameters as they are. It is called at x and at y, without gradient, for
                 ``loss_at_x`` and ``loss_at_y``, whose difference is what averaging is worth at present: a loss at x
                 that stays behind for long says that beta is too small. In eval mode, that is, as far as modules are
-                concerned: dropout and BatchNorm are what the model's flags make of them. It may not switch the modes.
+                concerned: dropout and BatchNorm are what the model's flags make of them, with the same statistics
+                at both. It may not switch the modes.
 
         Raises:
             RuntimeError: if there is a closure and an attached model is in train mode, whose BatchNorm would take note
@@ -275,7 +276,8 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         with self._mode_given_back():
             for name, training in (("loss_at_x", False), ("loss_at_y", True)):
                 self.train(training)
-                losses[name] = float(closure())
+                loss = closure()
+                losses[name] = float(distributed.whole(loss) if isinstance(loss, Tensor) else loss)
                 if self.training != training:
                     raise RuntimeError("the closure of metrics() has switched the modes: it may only compute a loss")
         return losses

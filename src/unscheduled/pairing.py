@@ -15,6 +15,7 @@ from unscheduled.state import (
     Started,
     State,
     average,
+    belongs,
     gradient_point,
     holds_loaded_average,
     keep_gradient_points,
@@ -48,7 +49,10 @@ class PairedState(torch.optim.Optimizer):
         """
         group, _ = self._find(param)
         self._settle()
-        return read(param, self.state.get(param), group["beta"], param not in self._averaged)
+        state, beta = self.state.get(param), group["beta"]
+        found = read(param, state, beta, param not in self._averaged)
+        written = self._written_average(param, state, beta) if state else None
+        return found if written is None else found._replace(x=written.to(found.x.dtype, copy=True))
 
     @torch.no_grad()
     def averages(self) -> Callable[[Tensor], Tensor | None]:
@@ -65,14 +69,16 @@ class PairedState(torch.optim.Optimizer):
         def average_of(param: Tensor) -> Tensor | None:
             if param in started and param not in found:
                 _, state, beta = started[param]
-                training, written = param not in self._averaged, self._written.get(param)
-                if training and written is not None and was_written(param, written, state, beta):
-                    found[param] = written.clone()
-                else:
-                    found[param] = average(param, state, beta, training)
+                training, written = param not in self._averaged, self._written_average(param, state, beta)
+                found[param] = average(param, state, beta, training) if written is None else written.clone()
             return found.get(param)
 
         return average_of
+
+    def _written_average(self, param: Tensor, state: State, beta: float) -> Tensor | None:
+        """The weights that were taken as x, if the parameter still holds them, or the y that was formed from them."""
+        written, training = self._written.get(param), param not in self._averaged
+        return written if written is not None and was_written(param, written, state, beta, training) else None
 
     @torch.no_grad()
     def _with_gradient_point(self, param: Tensor, state: State, beta: float) -> State:
@@ -126,8 +132,9 @@ class PairedState(torch.optim.Optimizer):
         found: dict[Tensor, Tensor] = {}
         for param, state, beta in self._started(set(self._params())):
             y = known_gradient_point(param, state, beta)
-            if param in self._written and was_written(param, self._written[param], state, beta):
-                param.copy_(self._written[param])
+            written = self._written_average(param, state, beta)
+            if written is not None:
+                param.copy_(written)
             elif param in self._averaged and y is not None:
                 found[param] = y
         self._written.clear()
@@ -137,7 +144,7 @@ class PairedState(torch.optim.Optimizer):
     def _take_back(self, weights: dict[Tensor, Tensor]) -> None:
         """Put weights into the parameters again that belong to a state that came after them."""
         for param, state, beta in self._started(set(weights)):
-            if "z" in state or known_gradient_point(weights[param], state, beta) is not None:
+            if "z" in state or belongs(weights[param], state, beta):
                 param.copy_(weights[param])
 
     @torch.inference_mode(False)
@@ -146,13 +153,15 @@ class PairedState(torch.optim.Optimizer):
         """Bring a loaded state together with the weights, and end the loading of weights, also one that has failed."""
         self._settle_state()
         if self._loading is not None:
-            self._written |= put_gradient_points(self._started(set(self._params()) - self._averaged))
+            put_gradient_points(self._started(set(self._params()) - self._averaged), self._written)
             self._loading = None
 
     def _settle_state(self) -> None:
         if self._loaded_training is not None:
             for param, state, beta in self._started(set(self._params())):
-                settle(param, state, beta, param not in self._averaged, self._loaded_training)
+                written = settle(param, state, beta, param not in self._averaged, self._loaded_training)
+                if written is not None:
+                    self._written[param] = written
 
     def _refuse_average_for_gradient_point(self) -> None:
         """Raise RuntimeError if the weights that were loaded after the state are x, where y was to be trained."""

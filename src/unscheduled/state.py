@@ -157,7 +157,7 @@ def put_averages(started: list[Started], written: dict[Tensor, Tensor]) -> None:
     try:
         kept.extend(bits_of_y(param, state) for param, state, _ in started)
         for (param, state, beta), y in zip(started, kept, strict=True):
-            if param in written and was_written(param, written[param], state, beta):
+            if param in written and was_written(param, written[param], state, beta, training=True):
                 param.copy_(written[param])
             else:
                 _put_average(param, y, state, beta)
@@ -176,23 +176,23 @@ def keep_gradient_points(started: list[Started]) -> None:
         state["kept"] = bits_of_y(param, state)
 
 
-def put_gradient_points(started: list[Started]) -> dict[Tensor, Tensor]:
+def put_gradient_points(started: list[Started], written: dict[Tensor, Tensor]) -> None:
     """Put y into parameters that hold x: the bits kept aside, or, if weights were written meanwhile, theirs.
 
-    What was written is the new x, and is returned. Until all is done, it can be done again.
+    What was written is the new x, and is noted, unless y tells it. Until all is done, it can be done again.
     """
-    written: dict[Tensor, Tensor] = {}
     for param, state, beta in started:
         y = known_gradient_point(param, state, beta)
         if y is None:
             written[param] = param.detach().clone()
             y = _formed(param, state, beta)
+        elif param in written and not _holds(param, y) and not _same_bits(param, written[param]):
+            del written[param]
         state["kept"] = y
     for param, state, _ in started:
         put_y(param, state, state["kept"])
     for _, state, _ in started:
         del state["kept"]
-    return written
 
 
 def put_reinterpolated(param: Tensor, state: State, beta: float, next_beta: float) -> None:
@@ -247,37 +247,55 @@ def known_gradient_point(param: Tensor, state: State, beta: float) -> Tensor | N
 # Loading.
 
 
-def settle(param: Tensor, state: State, beta: float, training: bool, loaded_training: bool) -> None:
+def settle(param: Tensor, state: State, beta: float, training: bool, loaded_training: bool) -> Tensor | None:
     """Bring together a loaded state and the weights beside it, of which it is not known when they came.
+
+    Weights that were an x, but not to the last bit the one that y tells, are returned.
 
     If the state has the bits of y, they tell whether the weights are its y or its x; the one that the mode asks for
     (y, if ``training``) is put in. If it has z, as from the ``schedulefree`` package, weights that came since are what
     the file says (y, if ``loaded_training``, or x), and make the gap.
     """
     if param.is_meta:  # not there yet
-        return
+        return None
     if "z" in state and known_gradient_point(param, state, beta) is None:
         weights, z = param.detach().to(state_dtype(param)), cast(Tensor, state["z"])
         precision.store(state, "gap", iterates.gap_between(weights, z, beta) if loaded_training else z - weights)
         state["y"] = weights.to(dtype_of_y(param), copy=True) if loaded_training else _formed(param, state, beta)
         if training:
             put_y(param, state, state["y"])
-    if "y" in state:
-        holds_y = _holds(param, state["y"])
-        if training and (holds_y or _holds_average(param, state["y"], state, beta)):
-            put_y(param, state, state["y"])
-        elif not training and holds_y and not _holds_average(param, state["y"], state, beta):
-            _put_average(param, state["y"], state, beta)
+    if "y" not in state:
+        return None
+    holds_y, holds_average = _holds(param, state["y"]), _holds_average(param, state["y"], state, beta)
+    made_y = training and not holds_y and not holds_average and _makes(param, state["y"], state, beta)
+    written = param.detach().clone() if made_y else None
+    if training and (holds_y or holds_average or made_y):
+        put_y(param, state, state["y"])
+    elif not training and holds_y and not holds_average:
+        _put_average(param, state["y"], state, beta)
+    return written
 
 
 def holds_loaded_average(param: Tensor, state: State, beta: float, loaded_training: bool) -> bool:
     """Whether a parameter that is to hold y holds the x that belongs to a loaded state."""
     if "y" not in state or _holds(param, state["y"]):
         return False
-    return _holds_average(param, state["y"], state, beta) or ("z" in state and not loaded_training)
+    return belongs(param, state, beta) or ("z" in state and not loaded_training)
 
 
-def was_written(param: Tensor, weights: Tensor, state: State, beta: float) -> bool:
-    """Whether the parameter holds the y that was formed from these weights as x, or the x of that y."""
+def belongs(weights: Tensor, state: State, beta: float) -> bool:
+    """Whether weights are the y that a state knows, its x, or what that y was formed from as x."""
+    if known_gradient_point(weights, state, beta) is not None:
+        return True
+    return any(name in state and _makes(weights, state[name], state, beta) for name in ("kept", "y"))
+
+
+def _makes(weights: Tensor, y: Tensor, state: State, beta: float) -> bool:
+    """Whether y is formed from these weights as x: it does not tell them to the last bit."""
+    return _same_bits(_formed(weights, state, beta), y)
+
+
+def was_written(param: Tensor, weights: Tensor, state: State, beta: float, training: bool) -> bool:
+    """Whether the parameter holds the y that was formed from these weights as x, or (not ``training``) that x."""
     y = _formed(weights, state, beta)
-    return _holds(param, y) or _holds_average(param, y, state, beta)
+    return _holds(param, y) or _holds_average(param, y, state, beta) or (not training and _same_bits(param, weights))

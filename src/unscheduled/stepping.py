@@ -106,6 +106,7 @@ class SteppingOptimizer(SavedOptimizer):
                 "and a pickled model has parameters of its own. Make an optimizer of these, attach it, and load the "
                 "state_dict() of this one"
             )
+        self._copied = False
         self._settle()
         factor, average = self._polyak_factor(plans, loss, grad_norm)
         plans = [self._planned(index, plan, factor, average) for index, plan in enumerate(plans)]
