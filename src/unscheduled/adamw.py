@@ -169,7 +169,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
             learning rate itself.
         corrected_decay: make the weight decay AdamC's, gamma lambda in place of lambda, so that z loses gamma^2 lambda
             w a step. For step sizes that vary; lambda is 5 to 50 with a Polyak step.
-        decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
+        decay_at: the point that weight decay is proportional to, ``"y"`` or ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
             :mod:`unscheduled.kernels`.

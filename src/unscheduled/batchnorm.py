@@ -115,12 +115,13 @@ def reestimate(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> None:
 def update_bn(loader: Iterable[Any], model: nn.Module, optimizer: Switching) -> None:
     """Re-estimate the running statistics of every BatchNorm at the average x, in either mode of the optimizer.
 
-    Frozen ones, which are in eval mode while the model is in train mode, keep theirs. With the model in eval mode that
-    is not to be seen: then all are re-estimated, unless ``attach`` keeps batches, and so has seen them in training.
+    Frozen ones, which are in eval mode while the model is in train mode, keep theirs. With the model in eval mode they
+    cannot be told apart: then all are re-estimated, unless ``attach`` keeps batches, and so has seen them in training.
 
-    Training gathers them at y. Here they become the mean and the unbiased variance over all batches as if these had
-    been one, gathered in float64, whatever the module's ``momentum``; ``num_batches_tracked`` becomes the number of
-    batches. Dropout is off. Parameters, modes, random numbers and gradients are as before, and so is all if it fails.
+    Training gathers the statistics at y. Here they become the mean and the unbiased variance over all batches as if
+    these had been one, gathered in float64, whatever the module's ``momentum``; ``num_batches_tracked`` becomes the
+    number of batches. Dropout is off. Parameters, modes, random numbers and gradients are as before, and so is
+    everything if it fails.
 
     Args:
         loader: batches: tensors; tuples or lists, whose first element is the input; or mappings of keyword arguments.

@@ -21,13 +21,13 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
     - :class:`AdamWScheduleFree` and :class:`RAdamScheduleFree`: ``torch.optim.AdamW``, with the second moments and
       their counts, see :func:`export_adamw_state_dict`;
     - :class:`SGDScheduleFree`: ``torch.optim.SGD`` without momentum;
-    - :class:`ScheduleFreeWrapper`: its base, as it is, but that what it keeps has the precision of the parameters.
+    - :class:`ScheduleFreeWrapper`: its base, as it is, except that its state has the precision of the parameters.
 
     The learning rate of each group is (1 - beta (1 - c)) gamma, gamma the last effective one (as set, where that was
-    0): that is how far y itself moved at once. It is gamma without averaging and at the first step, and tends to (1 -
-    beta) gamma, which is within the stability of plain gradient descent where gamma need not be, so it is next to
-    nothing at beta = 1. Set another in its ``param_groups``, and let a schedule drive that to 0. AdamC's decay becomes
-    gamma lambda.
+    0): that is how far a gradient moves y itself in the same step. It is gamma without averaging and at the first step,
+    and tends to (1 - beta) gamma, at which plain gradient descent is stable even where it is not at gamma; at beta = 1
+    it is next to nothing. Set another in its ``param_groups``, and let a schedule drive that to 0. AdamC's decay
+    becomes gamma lambda.
 
     Args:
         optimizer: one of those.

@@ -70,8 +70,8 @@ class LionScheduleFree(ScheduleFreeOptimizer):
         x' = (1 - c) x + c z',    c = w_t / sum w_i,    w_t = t^r (max gamma)^weight_lr_power
         y' = (1 - beta) z' + beta x'
 
-    with gamma = lr min(1, t / warmup_steps). The interpolation takes the place of momentum, so the gap z - x is all
-    that it keeps. With ``inner_momentum`` = beta1 > 0, g in z' is replaced by beta1 m + (1 - beta1) g, and a second
+    with gamma = lr min(1, t / warmup_steps). The interpolation takes the place of momentum, so the gap z - x is the
+    only state. With ``inner_momentum`` = beta1 > 0, g in z' is replaced by beta1 m + (1 - beta1) g, and a second
     buffer is kept, m' = beta2 m + (1 - beta2) g; with ``averaging=NoAveraging()`` that is Lion.
 
     Complex parameters are pairs of real ones.
@@ -89,7 +89,7 @@ class LionScheduleFree(ScheduleFreeOptimizer):
         inner_momentum: beta1, in [0, 1), how much of m is in the sign; 0 keeps no m. Lion has 0.9.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
-        decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
+        decay_at: the point that weight decay is proportional to, ``"y"`` or ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
             :mod:`unscheduled.kernels`.

@@ -50,9 +50,9 @@ class TwoModes(PairedState):
         return not self._averaged
 
     def train(self, mode: bool = True) -> Self:
-        """Put y into the parameters (``mode=True``), where gradients are to be taken; or, False, do :meth:`eval`.
+        """Put y into the parameters, where gradients are to be taken; with ``mode=False``, do :meth:`eval`.
 
-        The bits of y are those from before :meth:`eval`. But if weights were written meanwhile, as by loading a
+        The bits of y are those from before :meth:`eval`. But if weights were written in the meantime, as by loading a
         checkpoint, what was written is the new x, and y is formed from it and the gap.
         """
         self._settle()
@@ -68,7 +68,7 @@ class TwoModes(PairedState):
     def averaged_parameters(self) -> Generator[Self, None, None]:
         """Within the ``with`` block the parameters hold the average x; afterwards the mode is what it was before.
 
-        But if an attached model is switched meanwhile, it is what that asks for.
+        But if an attached model is switched within the block, the mode afterwards is what that model asks for.
 
         Not between a forward pass and its backward: autograd refuses weights that were written in between.
 
@@ -116,14 +116,14 @@ class TwoModes(PairedState):
 
         Attach after the model was wrapped, sharded or moved, since that may make new parameters. It looks through
         ``torch.compile`` and data parallelism. Several models and several optimizers may be attached to each other; but
-        one that has a parameter of this optimizer as well gives it up: it goes to x and is detached. Of an optimizer of
-        another kind that takes over nothing is known: call :meth:`eval` and :meth:`detach` before.
+        another optimizer that holds a parameter of this one gives way: its parameters go to x, and it is detached. If
+        an optimizer of another kind takes over, nothing can tell: call :meth:`eval` and :meth:`detach` before.
 
         Args:
             model: the module that is set to train and eval mode.
             bn_batches: how many of the last training batches to keep (by reference), to re-estimate the statistics of
-                BatchNorm at x from before the next evaluation; 0 for none. They are seen where ``model`` itself is
-                called. See :func:`unscheduled.update_bn`.
+                BatchNorm at x from before the next evaluation; 0 for none. Only calls of ``model`` itself are seen, not
+                those of its parts. See :func:`unscheduled.update_bn`.
 
         Raises:
             TypeError: if ``model`` is no module.
@@ -154,7 +154,7 @@ class TwoModes(PairedState):
         return self
 
     def detach(self) -> Self:
-        """Undo every :meth:`attach`: the parameters stay what they are, and are switched by hand again."""
+        """Undo every :meth:`attach`: the parameters stay as they are, and are switched by hand from then on."""
         for attached in self._attachments:
             attached.let_go()
         self._attachments.clear()

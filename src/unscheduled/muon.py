@@ -74,7 +74,7 @@ MUON = Rule(muon_direction, ("momentum_buffer",), compact=(torch.int16,), elemen
 
 
 class MuonScheduleFree(ScheduleFreeOptimizer):
-    """Schedule-Free Muon: the steps of z are orthogonal matrices. What is no matrix is trained by Schedule-Free AdamW.
+    """Schedule-Free Muon: the steps of z are orthogonal matrices. Other parameters are trained by Schedule-Free AdamW.
 
         m' = beta1 m + (1 - beta1) g
         z' = z - gamma (0.2 sqrt(max(rows, columns)) orthogonal(beta1 m' + (1 - beta1) g) + lambda w)
@@ -82,14 +82,14 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
         y' = (1 - beta) z' + beta x'
 
     The factor gives the steps the size of AdamW's, so that one learning rate serves both. ``orthogonal`` is five
-    iterations of Newton and Schulz, in the precision of the state. Weight decay is at z unless told otherwise: at y,
+    Newton-Schulz iterations, in the precision of the state. Weight decay is at z unless told otherwise: at y,
     long runs can diverge. ``interpolation=GrowingInterpolation(power, start)`` with beta 0.4 to 0.6 is AMUSE's growing
     beta.
 
     Matrices are the real tensors of two or more dimensions (those of more are matrices of their first dimension by all
-    others). Embeddings and the last layer are matrices in form only, and better off with AdamW: give them in a group of
-    their own with ``"use_muon": False``. Memory: the gap z - x, and m or the second moments. A matrix that is sharded
-    (a DTensor) is gathered for the iterations, which every process makes.
+    others). Embeddings and the last layer are matrices in form only, and train better with AdamW: put them in a group
+    of their own with ``"use_muon": False``. Memory: the gap z - x, and m or the second moments. A matrix that is
+    sharded (a DTensor) is gathered for the iterations, which every process computes.
 
     Args:
         params: parameters, named parameters or parameter groups.
@@ -102,16 +102,16 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
         weight_lr_power: power of the learning rate's running maximum in the averaging weights, in [0, 8]; None is 2.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``.
         inner_momentum: beta1 of Muon, in [0, 1).
-        ns_steps: iterations of Newton and Schulz, an integer >= 1.
-        use_muon: whether all parameters are Muon's (True) or AdamW's (False); None: the matrices are.
+        ns_steps: Newton-Schulz iterations, an integer >= 1.
+        use_muon: whether all parameters are trained by Muon (True) or AdamW (False); None: Muon for the matrices.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
-        decay_at: whether weight decay looks at ``"z"`` or at ``"y"``.
+        decay_at: the point that weight decay is proportional to, ``"z"`` or ``"y"``.
         maximize: follow the gradient upwards.
         implementation: of all but the orthogonal matrices: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or
             ``"fused"``, see :mod:`unscheduled.kernels`.
-        state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 4.1 bytes a parameter of Muon's,
-            3.1 of AdamW's.
+        state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 4.1 bytes per parameter trained
+            by Muon, 3.1 by AdamW.
 
     Raises:
         ValueError: if an argument is out of its range, two of them exclude each other, or a parameter for Muon is

@@ -31,8 +31,8 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     no stopping time. The state of a parameter is the gap z - x and the buffers of the rule.
 
     An algorithm derives from this class once and states its rule (how a gradient becomes d), where its beta stands
-    and the ranges of its own arguments (see :class:`unscheduled.stepping.SteppingOptimizer`); all else is here, and
-    nothing derives from an algorithm but a set of defaults for it.
+    and the ranges of its own arguments (see :class:`unscheduled.stepping.SteppingOptimizer`); all else is here. The
+    only subclasses of an algorithm are those that give it other defaults.
 
     Args:
         params: parameters, named parameters or parameter groups, as for every ``torch.optim.Optimizer``.
@@ -139,9 +139,9 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         Args:
             closure: evaluates the model anew, calls backward and returns the loss. It runs at y, from either mode;
                 in eval mode the parameters are back at the (new) average afterwards.
-            loss: the loss at y, of which :class:`PolyakStep` makes the step size; others have no need of it. A scalar,
-                the one that ``backward`` was for: or a list of such, if the gradients of several were accumulated. What
-                the closure returns takes its place.
+            loss: the loss at y, from which :class:`PolyakStep` computes the step size; other step sizes ignore it. A
+                scalar, the one that ``backward`` was called on, or a list of such if the gradients of several were
+                accumulated. With a closure, what it returns is used instead.
             grad_norm: the 2-norm of the gradient before it was clipped, as ``torch.nn.utils.clip_grad_norm_`` returns
                 it. :class:`PolyakStep` would take a clipped gradient for a flat loss, and make a larger step.
 
@@ -198,8 +198,8 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     def restart_averaging(self) -> None:
         """Forget the average: from the next step on it is that of the new z alone, as in a run that starts there.
 
-        Neither x nor y changes now. The next step has c = 1, which puts x at the new z, the one after it r = 0's 1/2 …;
-        the steps of the averaging (t in its weights, and its own warmup) count from here, the warmup of the learning
+        Neither x nor y changes now. The next step has c = 1, which puts x at the new z, the one after it 1/2 (if r = 0)
+        …; the steps of the averaging (t in its weights, and its own warmup) count from here, the warmup of the learning
         rate does not. It ends :meth:`freeze_averaging`.
 
         For a cool-down: after a restart x is the mean over the last stretch of the run alone.
@@ -208,11 +208,12 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             group.update(averaging_start=group["step"], averaging_state="restarting", weight_sum=0.0, lr_max=0.0)
 
     def freeze_averaging(self, frozen: bool = True) -> None:
-        """Leave x where it is from now on (c = 0), while z and y go on; or, False, go on to average.
+        """Leave x where it is from now on (c = 0), while z and y go on; with ``frozen=False``, average again.
 
-        That is for the groups there are; one that is added later averages.
-        Steps that are made while it is frozen have no weight: they never enter x, though t in the weights goes on with
-        them. y stays between z and the frozen x. A restart that no step has followed yet is made when it goes on.
+        This applies to the present groups; a group that is added later averages.
+        Steps that are made while x is frozen have no weight: they never enter x, though t in the weights counts them. y
+        stays between z and the frozen x. A :meth:`restart_averaging` that no step has followed yet takes effect when
+        averaging goes on.
         """
         changes = groups.FROZEN if frozen else groups.THAWED
         for group in self.param_groups:
@@ -226,15 +227,16 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
 
         ``step``; ``lr``, as set; ``effective_lr``, the step size gamma after warmup and rectification; ``beta``;
         ``c``, the weight of the newest z in the average; ``window`` = 1/c, the steps that the average spans;
-        ``gap_norm``, the Euclidean norm of z - x, which is not finite once a gradient was not. Of sharded parameters
-        (DTensors) it is that of all shards, so that all processes have to call this, and not only the one that logs.
+        ``gap_norm``, the Euclidean norm of z - x, which is not finite once a gradient was not. With sharded
+        parameters (DTensors) it is the norm over all shards, so all processes have to call this, not only the one that
+        logs.
 
         Args:
             closure: computes a loss from the parameters as they are. It is called at x and at y, without gradient, for
-                ``loss_at_x`` and ``loss_at_y``, whose difference is what averaging is worth at present: a loss at x
-                that stays behind for long says that beta is too small. In eval mode, that is, as far as modules are
-                concerned: dropout and BatchNorm are what the model's flags make of them, with the same statistics
-                at both. It may not switch the modes.
+                ``loss_at_x`` and ``loss_at_y``, whose difference is what averaging is worth at present: if the loss at
+                x stays above that at y for long, beta is too small. Call it with the model in eval mode: dropout and
+                BatchNorm act as the model's flags say, with the same statistics at both. The closure may not switch the
+                modes.
 
         Raises:
             RuntimeError: if there is a closure and an attached model is in train mode, whose BatchNorm would take note

@@ -85,7 +85,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         warmup_steps: steps of linear warmup besides, an integer >= 0.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
-        decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
+        decay_at: the point that weight decay is proportional to, ``"y"`` or ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
             :mod:`unscheduled.kernels`.

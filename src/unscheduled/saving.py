@@ -62,18 +62,18 @@ class SavedOptimizer(TwoModes, ABC):
             hook.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave: numbers of groups, buffers in their own precision, and the mode.
+        """Load what :meth:`state_dict` gave: the numbers of the groups, buffers in their own precision, and the mode.
 
-        Load the model before or after, and switch as you like in between; until the first step they find each other.
-        If its weights are, bit for bit, the y or the x of the state, the parameters get y or x, as the mode asks;
-        otherwise they are taken as the new x, or, in a state of train mode, as y. The mode is that of the attached
-        models, if there are any, else that of the file. Parameters are found by their names, in whatever order and
-        groups, if both sides have names (one side may have a prefix more before each). They are found by their order if
-        a side has no names, or has one for two parameters; then the order of the names has to be the same.
+        Load the model before or after, and switch modes in between as you like: weights and state are matched until the
+        first step. If the weights are, bit for bit, the y or the x of the state, the parameters get y or x, as the mode
+        asks; otherwise they are taken as the new x, or, in a state of train mode, as y. The mode is that of the
+        attached models, if there are any, else that of the file. Parameters are found by their names, in whatever order
+        and groups, if both sides have names (on one side all may have a further prefix). They are found by their order
+        if a side has no names, or has one for two parameters; then the order of the names has to be the same.
 
-        It takes the files of other optimizers too: the ``schedulefree`` package's, whose run goes on, and those of
-        ``torch.optim.Adam`` and ``AdamW``, of which the second moments and their counts are kept: a new run starts from
-        x = y = z at the weights, with this optimizer's options.
+        It also takes state dicts of other optimizers: those of the ``schedulefree`` package, whose run continues, and
+        those of ``torch.optim.Adam`` and ``AdamW``, whose second moments and their counts are kept: a new run starts
+        from x = y = z at the weights, with this optimizer's options.
 
         Raises:
             ValueError: if it was made by another kind of optimizer, for other parameters (names, count or shape), with

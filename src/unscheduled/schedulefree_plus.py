@@ -39,7 +39,7 @@ class ScheduleFreePlus(AdamWScheduleFree):
             others, which it ruins.
         averaging: the averaging weight c, instead of ``r``.
         interpolation: how beta changes with the steps; None keeps it constant. The paper anneals it from 0.9 to 0.965.
-        decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
+        decay_at: the point that weight decay is proportional to, ``"y"`` or ``"z"``.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
             :mod:`unscheduled.kernels`.
         state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 3.1 bytes a parameter.

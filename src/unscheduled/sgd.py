@@ -44,7 +44,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
         interpolation: how beta changes with the steps; None keeps it constant.
         step_size: :class:`PolyakStep` for a step size from the loss, which ``step(loss=loss)`` is given: ``lr`` is a
             factor on it then. None is the learning rate itself.
-        decay_at: whether weight decay looks at ``"y"`` or at ``"z"``.
+        decay_at: the point that weight decay is proportional to, ``"y"`` or ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
             :mod:`unscheduled.kernels`.

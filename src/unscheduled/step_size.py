@@ -96,7 +96,7 @@ class PolyakStep:
 
     Sums go over all parameters of the optimizer. If torch.distributed has several processes, the loss is averaged over
     them, and the sums of sharded parameters are reduced over their mesh: see :mod:`unscheduled.distributed`. Processes
-    with other plain parameters each, as those of ZeRO, are refused.
+    that each hold different plain parameters, as those of ZeRO, are refused.
 
     Args:
         f_star: f*, a lower bound of the loss, finite: 0 for cross-entropy or squares; more if it is known to be.

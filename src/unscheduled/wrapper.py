@@ -33,17 +33,17 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         x' = (1 - c) x + c z',    c = w_t / sum w_i,    w_t = t^r (max gamma)^weight_lr_power
         y' = (1 - beta) z' + beta x'
 
-    For the step of the base optimizer the parameters hold z, so its own weight decay is decay at z, and its state is
-    its own business: it is made when the base makes it. Where the base has momentum, that is an inner momentum; without
-    it, the memory is that of the built-in optimizers. Kept is what the base keeps, and the gap z - x; during a step
-    there is one copy of the weights more, in float32 if they have 16 bits, and then one of the gradients as well.
+    During the step of the base optimizer the parameters hold z, so its own weight decay is decay at z. Its state is its
+    own, made when the base makes it. If the base has momentum, that is an inner momentum; without it, the memory is
+    that of the built-in optimizers. The state is that of the base, and the gap z - x; during a step there is one more
+    copy of the weights, in float32 if they have 16 bits, and then one of the gradients as well.
 
     The learning rate is that of this optimizer's groups, which schedulers, trainers and :meth:`metrics` see; the base
     is given it, after warmup, before each of its steps. What else the base has stays in ``base.param_groups``. If a
     group of the base has a ``d``, as Prodigy's, its step size is lr d.
 
     Args:
-        base: an optimizer, of which one group becomes one group here.
+        base: the optimizer that moves z; each of its groups becomes a group here.
         weight_decay_at_y: lambda, >= 0: decoupled weight decay at y, beside the base's own.
         momentum: the interpolation beta, in [0, 1].
         weight_lr_power: power of the learning rate's running maximum in the averaging weights, in [0, 8]; None is 2.
