@@ -216,14 +216,14 @@ def test_a_docstring_becomes_markdown() -> None:
 
 def test_parts_of_other_files_come_with_links_from_the_page() -> None:
     pages: Any = hook("pages")
-    part = pages.part("README.md", "## Checkpoints", "## Where people train")
+    part = pages.part("README.md", "## Checkpoints", "## Frameworks and distributed training")
     assert part.startswith("Save `model.state_dict()`")
     assert "## " not in part
     with pytest.raises(pages.PluginError, match=r"0 lines of README\.md begin with '## No such'"):
         pages.part("README.md", "## No such", None)
     with pytest.raises(pages.PluginError, match=r"\d+ lines of README.md begin with '## '"):
         pages.part("README.md", "## ", None)
-    with pytest.raises(pages.PluginError, match="has '## Where people train' in it"):
+    with pytest.raises(pages.PluginError, match="has '## Frameworks and distributed training' in it"):
         pages.part("README.md", "## Checkpoints", "## Speed and memory")
     text = "[docs/family.md](docs/family.md) [a](src/a.json) [b](https://b)"
     assert pages.linked(text, "", "results/index.md") == "[The family](../family.md) [a](../src/a.json) [b](https://b)"

@@ -1,9 +1,9 @@
 """Pages from what stands elsewhere in the project already, and links to it.
 
-    <!-- README.md: ## Quick start -> ## Checkpoints -->
+    <!-- README.md: ## Quick start -> ## Results -->
 
 is replaced by what stands in README.md from the line that begins with ``## Quick start`` to before the one that begins
-with ``## Checkpoints``, but without the first where it is a heading, since the page has its own. Without an arrow it
+with ``## Results``, but without the first where it is a heading, since the page has its own. Without an arrow it
 goes to the end; without lines it is the whole file. A program, as in ``<!-- examples/vision_loop.py -->``, is shown as
 one.
 """
