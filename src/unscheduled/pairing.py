@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from unscheduled import loading
+from unscheduled import loading, precision
 from unscheduled.groups import Group
 from unscheduled.state import (
     Iterates,
@@ -136,7 +136,7 @@ class PairedState(torch.optim.Optimizer):
             if written is not None:
                 param.copy_(written)
             elif param in self._averaged and y is not None:
-                found[param] = y
+                found[param] = precision.narrowed(y, param.dtype)
         self._written.clear()
         return found
 
