@@ -142,10 +142,12 @@ class PairedState(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _take_back(self, weights: dict[Tensor, Tensor]) -> None:
-        """Put weights into the parameters again that belong to a state that came after them."""
-        for param, state, beta in self._started(set(weights)):
-            if "z" in state or belongs(weights[param], state, beta):
-                param.copy_(weights[param])
+        """Put weights into the parameters again that belong to a state that came after them, if only to no state."""
+        started = {param: (state, beta) for param, state, beta in self._started(set(weights))}
+        for param, before in weights.items():
+            state, beta = started.get(param, (None, 0.0))
+            if "z" in state or belongs(before, state, beta) if state else not self._attachments:
+                param.copy_(before)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -153,7 +155,7 @@ class PairedState(torch.optim.Optimizer):
         """Bring a loaded state together with the weights, and end the loading of weights, also one that has failed."""
         self._settle_state()
         if self._loading is not None:
-            put_gradient_points(self._started(set(self._params()) - self._averaged), self._written)
+            put_gradient_points(self._started(set(self._params()) - self._averaged), self._written, loading=True)
             self._loading = None
 
     def _settle_state(self) -> None:
