@@ -300,7 +300,7 @@ def _makes(weights: Tensor, y: Tensor, state: State, beta: float) -> bool:
 
 
 def was_written(param: Tensor, weights: Tensor, state: State, beta: float, training: bool) -> bool:
-    """Whether the parameter holds the y that was formed from these weights as x, or tells them, or (not ``training``) x."""
+    """Whether the parameter holds (not ``training``) these weights, or a y that tells them or was formed from them."""
     if not training:
         return _same_bits(param, weights)
     return _holds(param, _formed(weights, state, beta)) or _holds_average(weights, bits_of_y(param, state), state, beta)
