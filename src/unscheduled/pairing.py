@@ -141,12 +141,15 @@ class PairedState(torch.optim.Optimizer):
         return found
 
     @torch.no_grad()
-    def _take_back(self, weights: dict[Tensor, Tensor]) -> None:
-        """Put weights into the parameters again that belong to a state that came after them, if only to no state."""
+    def _take_back(self, weights: dict[Tensor, Tensor], attached: bool) -> None:
+        """Put weights into the parameters again that belong to a state that came after them.
+
+        To the state of no step belong those that were there, unless they had come to an attached model: see above.
+        """
         started = {param: (state, beta) for param, state, beta in self._started(set(weights))}
         for param, before in weights.items():
-            state, beta = started.get(param, (None, 0.0))
-            if "z" in state or belongs(before, state, beta) if state else not self._attachments:
+            state, beta = started.get(param, ({}, 0.0))
+            if "z" in state or (belongs(before, state, beta) if state else not attached):
                 param.copy_(before)
 
     @torch.inference_mode(False)
