@@ -470,6 +470,20 @@ def test_the_iterates_of_weights_that_were_loaded_are_the_same_from_either_mode(
         assert torch.equal(optimizer.iterates(model.first.weight).x, weights["first.weight"].float())
 
 
+@optimizers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_iterates_stay_as_they_are_if_the_present_weights_are_loaded(
+    info: OptimizerInfo, dtype: torch.dtype
+) -> None:
+    """And not those that the file tells with fewer bits."""
+    model = Net().to(dtype)
+    optimizer = info.make(model.parameters()).attach(model)
+    fit(model, optimizer, range(8))
+    before = optimizer.iterates(model.first.weight)
+    model.load_state_dict(model.state_dict())
+    assert equal(optimizer.iterates(model.first.weight), before)
+
+
 @pytest.mark.parametrize("by_hand", [True, False])
 def test_weights_that_differ_by_rounding_from_those_that_were_loaded_take_their_place(by_hand: bool) -> None:
     """They are the x that y tells."""

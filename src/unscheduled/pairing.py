@@ -22,6 +22,7 @@ from unscheduled.state import (
     known_gradient_point,
     put_gradient_points,
     read,
+    same_bits,
     settle,
     was_written,
 )
@@ -52,7 +53,9 @@ class PairedState(torch.optim.Optimizer):
         state, beta = self.state.get(param), group["beta"]
         found = read(param, state, beta, param not in self._averaged)
         written = self._written_average(param, state, beta) if state else None
-        return found if written is None else found._replace(x=written.to(found.x.dtype, copy=True))
+        if written is None or same_bits(written, precision.narrowed(found.x, param.dtype)):
+            return found
+        return found._replace(x=written.to(found.x.dtype, copy=True))
 
     @torch.no_grad()
     def averages(self) -> Callable[[Tensor], Tensor | None]:
