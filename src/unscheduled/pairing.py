@@ -20,9 +20,9 @@ from unscheduled.state import (
     holds_loaded_average,
     keep_gradient_points,
     known_gradient_point,
+    makes,
     put_gradient_points,
     read,
-    same_bits,
     settle,
     was_written,
 )
@@ -53,9 +53,9 @@ class PairedState(torch.optim.Optimizer):
         state, beta = self.state.get(param), group["beta"]
         found = read(param, state, beta, param not in self._averaged)
         written = self._written_average(param, state, beta) if state else None
-        if written is None or same_bits(written, precision.narrowed(found.x, param.dtype)):
-            return found
-        return found._replace(x=written.to(found.x.dtype, copy=True))
+        if state and written is not None and makes(written, found.y, state, beta):
+            return found._replace(x=written.to(found.x.dtype, copy=True))
+        return found
 
     @torch.no_grad()
     def averages(self) -> Callable[[Tensor], Tensor | None]:

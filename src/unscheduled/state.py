@@ -129,15 +129,15 @@ def _put_average(param: Tensor, y: Tensor, state: State, beta: float) -> None:
 
 def _holds_average(param: Tensor, y: Tensor, state: State, beta: float) -> bool:
     """Whether the parameter holds the x that belongs to y, bit for bit."""
-    return all(same_bits(here, x) for here, x in _pieces_with_average(param, y, state, beta))
+    return all(_same_bits(here, x) for here, x in _pieces_with_average(param, y, state, beta))
 
 
 def _holds(param: Tensor, y: Tensor) -> bool:
     """Whether the parameter holds y, as far as it can."""
-    return same_bits(param, precision.narrowed(y, param.dtype))
+    return _same_bits(param, precision.narrowed(y, param.dtype))
 
 
-def same_bits(some: Tensor, other: Tensor) -> bool:
+def _same_bits(some: Tensor, other: Tensor) -> bool:
     """Whether they are the same here: of sharded tensors, the parts of this process, which asks no other."""
     some, other = precision.shard(some), precision.shard(other)
     if torch.equal(some, other):
@@ -189,7 +189,7 @@ def put_gradient_points(started: list[Started], written: dict[Tensor, Tensor], l
             y = _formed(param, state, beta)
         elif loading and not _holds(param, y):
             written[param] = param.detach().clone()
-        elif param in written and not _holds(param, y) and not same_bits(param, written[param]):
+        elif param in written and not _holds(param, y) and not _same_bits(param, written[param]):
             del written[param]
         state["kept"] = y
     for param, state, _ in started:
@@ -270,7 +270,7 @@ def settle(param: Tensor, state: State, beta: float, training: bool, loaded_trai
     if "y" not in state:
         return None
     holds_y, holds_average = _holds(param, state["y"]), _holds_average(param, state["y"], state, beta)
-    made_y = training and not holds_y and not holds_average and _makes(param, state["y"], state, beta)
+    made_y = training and not holds_y and not holds_average and makes(param, state["y"], state, beta)
     loaded = training and not holds_y and "kept" in state
     written = param.detach().clone() if made_y or (loaded and holds_average) else None
     if training and (holds_y or holds_average or made_y):
@@ -291,16 +291,16 @@ def belongs(weights: Tensor, state: State, beta: float) -> bool:
     """Whether weights are the y that a state knows, its x, or what that y was formed from as x."""
     if known_gradient_point(weights, state, beta) is not None:
         return True
-    return any(name in state and _makes(weights, state[name], state, beta) for name in ("kept", "y"))
+    return any(name in state and makes(weights, state[name], state, beta) for name in ("kept", "y"))
 
 
-def _makes(weights: Tensor, y: Tensor, state: State, beta: float) -> bool:
+def makes(weights: Tensor, y: Tensor, state: State, beta: float) -> bool:
     """Whether y is formed from these weights as x: it does not tell them to the last bit."""
-    return same_bits(_formed(weights, state, beta), y)
+    return _same_bits(_formed(weights, state, beta), y)
 
 
 def was_written(param: Tensor, weights: Tensor, state: State, beta: float, training: bool) -> bool:
     """Whether the parameter holds (not ``training``) these weights, or a y that tells them or was formed from them."""
     if not training:
-        return same_bits(param, weights)
+        return _same_bits(param, weights)
     return _holds(param, _formed(weights, state, beta)) or _holds_average(weights, bits_of_y(param, state), state, beta)
