@@ -151,15 +151,18 @@ class Life(RuleBasedStateMachine):
     case: ClassVar[Case]
     files = Bundle("files")
 
-    @initialize(attached=st.booleans())
-    def born(self, attached: bool) -> None:
+    @initialize(attached=st.booleans(), steps=st.integers(0, 3), watched=st.booleans())
+    def born(self, attached: bool, steps: int, watched: bool) -> None:
         self.record, self.clock = Record(self.case), 0
         self.model = Net(self.case.dtype, 0)
         self.optimizer = self.case.make(self.model.parameters())
         self.flag, self.training, self.attached = True, True, False
         self.model.part.late.requires_grad_(False)
+        self.watched = watched  # else what is put off until someone looks is put off until then
         if attached:
             self.attach()
+        for _ in range(steps):
+            self.step(closure=False)
 
     # What the record says.
 
@@ -391,6 +394,11 @@ class Life(RuleBasedStateMachine):
         assert same({name: param.detach() for name, param in self.model.named_parameters()}, self.held())
 
     @invariant()
+    def the_average_is_there_to_look_at(self) -> None:
+        if self.watched:
+            self.look()
+
+    @invariant()
     def the_average_is_that_of_the_recurrence(self) -> None:
         if self.record.optimizer.state_precision == "float32":
             for name, x in self.record.averages.items():
@@ -424,10 +432,10 @@ def lives(case: Case, count: int, steps: int, **options: Any) -> None:
 
 @cases
 def test_short_lives(case: Case) -> None:
-    lives(case, 20, 20, derandomize=True, database=None)
+    lives(case, 50, 30, derandomize=True, database=None)
 
 
 @pytest.mark.slow
 @cases
 def test_long_lives(case: Case) -> None:
-    lives(case, 100, 40, derandomize=True, database=None)
+    lives(case, 250, 40, derandomize=True, database=None)
