@@ -237,6 +237,13 @@ class Life(RuleBasedStateMachine):
 
     # Switching.
 
+    @rule(count=st.integers(2, 4))
+    def steps(self, count: int) -> None:
+        self.switch(False)  # should the flag be another
+        self.switch(True)
+        for _ in range(count):
+            self.step(closure=False)
+
     @rule(training=st.booleans())
     def change_flag(self, training: bool) -> None:
         assert self.model.train(training) is self.model
@@ -350,8 +357,7 @@ class Life(RuleBasedStateMachine):
         else:
             self.switch_by_hand(flag)
 
-    @precondition(lambda self: self.attached or not self.training)
-    @rule(source=st.sampled_from(["own", "told", "new"]), only_part=st.booleans(), by_hand=st.booleans())
+    @rule(source=st.sampled_from(["new", "own", "told"]), only_part=st.booleans(), by_hand=st.booleans())
     def write(self, source: str, only_part: bool, by_hand: bool) -> None:
         self.clock += 1
         weights = {
@@ -359,15 +365,16 @@ class Life(RuleBasedStateMachine):
             "told": {name: self.record.told(name, y) for name, y in self.record.y().items()},
             "new": {name: numbers(name, self.clock).to(self.case.dtype) for name in NAMES},
         }[source]
-        self.bring({name: weights[name] for name in NAMES[only_part:]}, by_hand and not self.training)
+        self.bring({name: weights[name] for name in NAMES[only_part:]}, by_hand)
 
-    @precondition(lambda self: self.attached or not self.training)
     @rule(file=files.filter(lambda file: file.holds_average))
     def load_the_weights_alone(self, file: File) -> None:
         self.bring(file.weights, by_hand=False)
 
     def bring(self, weights: Weights, by_hand: bool) -> None:
-        if by_hand:
+        if self.training and not self.attached:
+            self.attach()  # else they would be y
+        if by_hand and not self.training:
             for name, value in weights.items():
                 self.model.get_parameter(name).data.copy_(value)
         elif len(weights) < len(NAMES):
