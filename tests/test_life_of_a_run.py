@@ -445,4 +445,4 @@ def test_short_lives(case: Case) -> None:
 @pytest.mark.slow
 @cases
 def test_long_lives(case: Case) -> None:
-    lives(case, 250, 40, derandomize=True, database=None)
+    lives(case, 170, 40, derandomize=True, database=None)
