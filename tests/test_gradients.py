@@ -1,5 +1,6 @@
 """Gradients that were taken at x are not stepped with; those of y are, whatever happens to them in between."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -23,6 +24,23 @@ def test_gradients_taken_at_the_average_are_not_stepped_with(attach: bool) -> No
         optimizer.step()
     assert equal(model.parameters(), before)
     fit(model, optimizer, range(2))
+
+
+@pytest.mark.parametrize("attach", [True, False])
+def test_gradients_that_a_copy_takes_at_the_average_are_not_stepped_with(attach: bool) -> None:
+    """It was copied in eval mode, with the model."""
+    model, optimizer = trained(ADAMW, attach=attach)
+    (model if attach else optimizer).eval()
+    net, copied = copy.deepcopy((model, optimizer))
+    if attach:
+        copied.attach(net)
+    backward(net, 3)
+    (net if attach else copied).train()
+    with pytest.raises(RuntimeError, match="taken in eval mode"):
+        copied.step()
+    (model if attach else optimizer).train()
+    assert equal(net.parameters(), model.parameters())
+    fit(net, copied, range(2))
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])

@@ -470,6 +470,20 @@ def test_the_iterates_of_weights_that_were_loaded_are_the_same_from_either_mode(
         assert torch.equal(optimizer.iterates(model.first.weight).x, weights["first.weight"].float())
 
 
+@optimizers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_iterates_stay_as_they_are_if_the_present_weights_are_loaded(
+    info: OptimizerInfo, dtype: torch.dtype
+) -> None:
+    """And not those that the file tells with fewer bits."""
+    model = Net().to(dtype)
+    optimizer = info.make(model.parameters()).attach(model)
+    fit(model, optimizer, range(8))
+    before = optimizer.iterates(model.first.weight)
+    model.load_state_dict(model.state_dict())
+    assert equal(optimizer.iterates(model.first.weight), before)
+
+
 @pytest.mark.parametrize("by_hand", [True, False])
 def test_weights_that_differ_by_rounding_from_those_that_were_loaded_take_their_place(by_hand: bool) -> None:
     """They are the x that y tells."""
@@ -491,3 +505,71 @@ def test_weights_that_differ_by_rounding_from_those_that_were_loaded_take_their_
         model.load_state_dict(near)
     assert same(model.state_dict(), near)
     assert same(model.eval().state_dict(), near)
+
+
+@optimizers
+def test_a_copy_of_an_unattached_run_keeps_the_weights_that_were_loaded(info: OptimizerInfo) -> None:
+    model, optimizer = trained(info, steps=8)  # RAdam's first ones are silent
+    weights = {name: (value * 0.01).to(value.dtype) for name, value in model.state_dict().items()}
+    model.load_state_dict(weights)
+    net, copied = copy.deepcopy((model, optimizer.detach()))
+    assert same(averaged_state_dict(net, copied), weights)
+    copied.eval()
+    assert same(net.state_dict(), weights)
+
+
+@optimizers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("steps", [8, 0])
+def test_weights_of_32_and_16_bits_are_found_again_if_they_were_switched_before_their_state_came(
+    info: OptimizerInfo, dtype: torch.dtype, steps: int
+) -> None:
+    """Without attach, also if their state is that of no step."""
+    model = Net().to(dtype)
+    optimizer = info.make(model.parameters())
+    fit(model, optimizer, range(steps))
+    weights, state = (
+        through_a_file(averaged_state_dict(model, optimizer)),
+        through_a_file(optimizer.eval().state_dict()),
+    )
+    optimizer.train()
+    y = copies(model.parameters())
+    fit(model, optimizer, range(20, 28))
+    model.load_state_dict(weights)
+    optimizer.eval()
+    optimizer.load_state_dict(state)
+    assert equal(model.parameters(), (weights[name] for name, _ in model.named_parameters()))
+    optimizer.train()
+    assert equal(model.parameters(), y)
+
+
+@optimizers
+@pytest.mark.parametrize("resumed", [True, False])
+def test_weights_that_were_there_already_are_loaded_before_the_state_of_no_step(
+    info: OptimizerInfo, resumed: bool
+) -> None:
+    """A run that starts anew from its own x, which y tells already."""
+    fresh = info.make(Net().parameters()).state_dict()
+    model, optimizer = trained(info, steps=8)
+    weights = through_a_file(model.state_dict())
+    if resumed:
+        optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(fresh)
+    assert equal(model.parameters(), (weights[name] for name, _ in model.named_parameters()))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_in_eval_mode_the_state_dict_is_what_was_written_last(training: bool) -> None:
+    """Also if it is the x that the y of what was loaded before tells."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    train(optimizer, range(5))
+    model.load_state_dict({name: value * 0.01 for name, value in model.state_dict().items()})
+    named = dict(model.named_parameters())
+    near = {name: averaged(y.detach(), optimizer.state[y]["gap"], 0.9) for name, y in named.items()}
+    model.eval()
+    with torch.no_grad():
+        for name, param in named.items():
+            param.copy_(near[name])
+    assert same(model.train(training).state_dict(), near)

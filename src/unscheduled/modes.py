@@ -217,7 +217,7 @@ class TwoModes(PairedState):
 
     def _loaded(self, training: bool, weights: dict[Tensor, Tensor]) -> None:
         """A state was loaded that belongs to weights of that mode: to those that are there, or that were before."""
-        self._take_back(weights)
+        self._take_back(weights, attached=bool(self._attachments))
         self._loaded_training = training
         self._note_averaged(set() if training else set(self._params()))
         self._settle()

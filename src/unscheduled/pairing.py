@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from unscheduled import loading
+from unscheduled import loading, precision
 from unscheduled.groups import Group
 from unscheduled.state import (
     Iterates,
@@ -20,6 +20,7 @@ from unscheduled.state import (
     holds_loaded_average,
     keep_gradient_points,
     known_gradient_point,
+    makes,
     put_gradient_points,
     read,
     settle,
@@ -52,7 +53,9 @@ class PairedState(torch.optim.Optimizer):
         state, beta = self.state.get(param), group["beta"]
         found = read(param, state, beta, param not in self._averaged)
         written = self._written_average(param, state, beta) if state else None
-        return found if written is None else found._replace(x=written.to(found.x.dtype, copy=True))
+        if state and written is not None and makes(written, found.y, state, beta):
+            return found._replace(x=written.to(found.x.dtype, copy=True))
+        return found
 
     @torch.no_grad()
     def averages(self) -> Callable[[Tensor], Tensor | None]:
@@ -136,16 +139,21 @@ class PairedState(torch.optim.Optimizer):
             if written is not None:
                 param.copy_(written)
             elif param in self._averaged and y is not None:
-                found[param] = y
+                found[param] = precision.narrowed(y, param.dtype)
         self._written.clear()
         return found
 
     @torch.no_grad()
-    def _take_back(self, weights: dict[Tensor, Tensor]) -> None:
-        """Put weights into the parameters again that belong to a state that came after them."""
-        for param, state, beta in self._started(set(weights)):
-            if "z" in state or belongs(weights[param], state, beta):
-                param.copy_(weights[param])
+    def _take_back(self, weights: dict[Tensor, Tensor], attached: bool) -> None:
+        """Put weights into the parameters again that belong to a state that came after them.
+
+        To the state of no step belong those that were there, unless they had come to an attached model: see above.
+        """
+        started = {param: (state, beta) for param, state, beta in self._started(set(weights))}
+        for param, before in weights.items():
+            state, beta = started.get(param, ({}, 0.0))
+            if "z" in state or (belongs(before, state, beta) if state else not attached):
+                param.copy_(before)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -153,7 +161,7 @@ class PairedState(torch.optim.Optimizer):
         """Bring a loaded state together with the weights, and end the loading of weights, also one that has failed."""
         self._settle_state()
         if self._loading is not None:
-            put_gradient_points(self._started(set(self._params()) - self._averaged), self._written)
+            put_gradient_points(self._started(set(self._params()) - self._averaged), self._written, loading=True)
             self._loading = None
 
     def _settle_state(self) -> None:

@@ -141,7 +141,8 @@ class SavedOptimizer(TwoModes, ABC):
         """For copies and pickles, which are attached to nothing; the weights beside them may be x or y."""
         copied = super().__getstate__() | self._fresh_modes()
         copied |= {"implementation": self.implementation, "state_precision": self.state_precision, "_batches": {}}
-        copied |= {"_averaged": set(self._averaged), "_loaded_training": self._loaded_training}
+        copied |= {"_averaged": set(self._averaged), "_written": self._written.copy()}
+        copied["_loaded_training"] = self._loaded_training
         copied["_copied"] = self._copied or bool(self._attachments)
         if self._attachments:
             copied["_loaded_training"] = self.training
@@ -149,3 +150,7 @@ class SavedOptimizer(TwoModes, ABC):
             for param, state, beta in self._started(set(self._params())):
                 copied["state"][param] = self._with_gradient_point(param, state, beta)
         return copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._gradients.watch(self._averaged)

@@ -176,16 +176,19 @@ def keep_gradient_points(started: list[Started]) -> None:
         state["kept"] = bits_of_y(param, state)
 
 
-def put_gradient_points(started: list[Started], written: dict[Tensor, Tensor]) -> None:
+def put_gradient_points(started: list[Started], written: dict[Tensor, Tensor], loading: bool = False) -> None:
     """Put y into parameters that hold x: the bits kept aside, or, if weights were written meanwhile, theirs.
 
-    What was written is the new x, and is noted, unless y tells it. Until all is done, it can be done again.
+    What was written is the new x, and is noted, unless y tells it; but what is loaded is noted even then, since another
+    state may come that belongs to it. Until all is done, it can be done again.
     """
     for param, state, beta in started:
         y = known_gradient_point(param, state, beta)
         if y is None:
             written[param] = param.detach().clone()
             y = _formed(param, state, beta)
+        elif loading and not _holds(param, y):
+            written[param] = param.detach().clone()
         elif param in written and not _holds(param, y) and not _same_bits(param, written[param]):
             del written[param]
         state["kept"] = y
@@ -250,7 +253,7 @@ def known_gradient_point(param: Tensor, state: State, beta: float) -> Tensor | N
 def settle(param: Tensor, state: State, beta: float, training: bool, loaded_training: bool) -> Tensor | None:
     """Bring together a loaded state and the weights beside it, of which it is not known when they came.
 
-    Weights that were an x, but not to the last bit the one that y tells, are returned.
+    Weights that were an x, but not to the last bit the one that y tells, or that were loaded just now, are returned.
 
     If the state has the bits of y, they tell whether the weights are its y or its x; the one that the mode asks for
     (y, if ``training``) is put in. If it has z, as from the ``schedulefree`` package, weights that came since are what
@@ -267,8 +270,9 @@ def settle(param: Tensor, state: State, beta: float, training: bool, loaded_trai
     if "y" not in state:
         return None
     holds_y, holds_average = _holds(param, state["y"]), _holds_average(param, state["y"], state, beta)
-    made_y = training and not holds_y and not holds_average and _makes(param, state["y"], state, beta)
-    written = param.detach().clone() if made_y else None
+    made_y = training and not holds_y and not holds_average and makes(param, state["y"], state, beta)
+    loaded = training and not holds_y and "kept" in state
+    written = param.detach().clone() if made_y or (loaded and holds_average) else None
     if training and (holds_y or holds_average or made_y):
         put_y(param, state, state["y"])
     elif not training and holds_y and not holds_average:
@@ -287,15 +291,16 @@ def belongs(weights: Tensor, state: State, beta: float) -> bool:
     """Whether weights are the y that a state knows, its x, or what that y was formed from as x."""
     if known_gradient_point(weights, state, beta) is not None:
         return True
-    return any(name in state and _makes(weights, state[name], state, beta) for name in ("kept", "y"))
+    return any(name in state and makes(weights, state[name], state, beta) for name in ("kept", "y"))
 
 
-def _makes(weights: Tensor, y: Tensor, state: State, beta: float) -> bool:
+def makes(weights: Tensor, y: Tensor, state: State, beta: float) -> bool:
     """Whether y is formed from these weights as x: it does not tell them to the last bit."""
     return _same_bits(_formed(weights, state, beta), y)
 
 
 def was_written(param: Tensor, weights: Tensor, state: State, beta: float, training: bool) -> bool:
-    """Whether the parameter holds the y that was formed from these weights as x, or (not ``training``) that x."""
-    y = _formed(weights, state, beta)
-    return _holds(param, y) or _holds_average(param, y, state, beta) or (not training and _same_bits(param, weights))
+    """Whether the parameter holds (not ``training``) these weights, or a y that tells them or was formed from them."""
+    if not training:
+        return _same_bits(param, weights)
+    return _holds(param, _formed(weights, state, beta)) or _holds_average(weights, bits_of_y(param, state), state, beta)
