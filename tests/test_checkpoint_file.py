@@ -391,6 +391,19 @@ def test_as_a_command(tmp_path: Path) -> None:
     Net().load_state_dict(found)
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    """As of ``unscheduled inspect checkpoint.pt | head -1``."""
+    model, optimizer = trained()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
+    command = [sys.executable, "-m", "unscheduled", "inspect", "checkpoint.pt"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 def broken(folder: Path) -> dict[str, Path]:
     """Files that hold no checkpoint, by what the message about them says."""
     model, optimizer = trained()

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -164,4 +165,10 @@ def checkpoint_failures(command: str) -> Generator[None, None, None]:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a subcommand and exit."""
     arguments = parser().parse_args(argv)
-    raise SystemExit(arguments.run(arguments))
+    try:
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        code = 1
+    raise SystemExit(code)
