@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 import transformers_problem
 from accelerate import Accelerator
-from accelerate_problem import MICRO, STEPS, adamw, averages, fit, plain_loop, prepared
-from small_problem import holds, same
+from accelerate_problem import MICRO, STEPS, adamw, fit, plain_loop, prepared
+from small_problem import averages, holds, same
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback

@@ -84,9 +84,3 @@ def prepared(accelerator: Accelerator, make: Make, attach: str = "before") -> tu
     if attach == "after":
         optimizer.attach(accelerated[0])
     return accelerated
-
-
-def averages(model: torch.nn.Module, optimizer: ScheduleFreeOptimizer) -> dict[str, Tensor]:
-    found = {name: param.detach() for name, param in model.named_parameters()}
-    trained = {param for group in optimizer.param_groups for param in group["params"]}
-    return found | {name: optimizer.iterates(p).x for name, p in model.named_parameters() if p in trained}

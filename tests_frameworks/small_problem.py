@@ -62,10 +62,17 @@ def holds(model: nn.Module, expected: nn.Module | dict[str, Tensor]) -> bool:
     return same(dict(model.named_parameters()), wanted)
 
 
+def averages(model: nn.Module, optimizer: ScheduleFreeOptimizer) -> dict[str, Tensor]:
+    """x of the parameters, as ``iterates`` tells it; those of no optimizer are what they are."""
+    found = {name: param.detach() for name, param in model.named_parameters()}
+    trained = {param for group in optimizer.param_groups for param in group["params"]}
+    return found | {name: optimizer.iterates(p).x for name, p in model.named_parameters() if p in trained}
+
+
 @torch.no_grad()
 def average_of(model: nn.Module, optimizer: ScheduleFreeOptimizer) -> nn.Module:
-    """A copy of a plain model in eval mode, with x as ``iterates`` tells it: nothing is switched for it."""
+    """A copy of a plain model in eval mode, at x: nothing is switched for it."""
     average = copy.deepcopy(model).eval()
-    for copied, param in zip(average.parameters(), model.parameters(), strict=True):
-        copied.copy_(optimizer.iterates(param).x)
+    for name, x in averages(model, optimizer).items():
+        average.get_parameter(name).copy_(x)
     return average

@@ -13,7 +13,6 @@ from accelerate_problem import (
     STEPS,
     Make,
     adamw,
-    averages,
     fit,
     loss_of,
     make_model,
@@ -21,7 +20,7 @@ from accelerate_problem import (
     prepared,
     wrapped,
 )
-from small_problem import holds, same
+from small_problem import averages, holds, same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unscheduled import ScheduleFreePlus

@@ -14,12 +14,12 @@ from lightning_problem import QUIET, Module, plain_loop, trainer
 from problems import equal
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
-from small_problem import Batches, batch, holds, net, same
+from small_problem import Batches, averages, batch, holds, net, same
 from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, SGDScheduleFree
+from unscheduled import AdamWScheduleFree, SGDScheduleFree
 
 pytestmark = [
     *QUIET,
@@ -35,10 +35,6 @@ def blocks(page: str) -> list[str]:
 
 def saved(folder: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / "model.safetensors")
-
-
-def averages(model: nn.Module, optimizer: ScheduleFreeOptimizer) -> dict[str, torch.Tensor]:
-    return {name: optimizer.iterates(param).x for name, param in model.named_parameters()}
 
 
 def make_llama() -> LlamaForCausalLM:

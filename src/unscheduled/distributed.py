@@ -63,6 +63,11 @@ def whole(number: Tensor) -> Tensor:
     return cast(Any, number).full_tensor() if _mesh(number) is not None else number
 
 
+def as_float(number: float | Tensor) -> float:
+    """The same of a number that need not be a tensor."""
+    return float(whole(number) if isinstance(number, Tensor) else number)
+
+
 def _mesh(tensor: Tensor) -> Any:
     """That of a DTensor, else None."""
     return getattr(tensor, "device_mesh", None)

@@ -215,6 +215,21 @@ class TwoModes(PairedState):
             )
         self._gradients.forget()
 
+    def _look_for_other_parameters(self) -> None:
+        """No parameter has a gradient: those of the model may be others by now, as after sharding, or of a pickle.
+
+        Raises:
+            RuntimeError: if this is a copy of an attached optimizer that has never had any.
+        """
+        if self._copied:
+            raise RuntimeError(
+                "no parameter of this optimizer has a gradient: it was copied from one that was attached to a model, "
+                "and a pickled model has parameters of its own. Make an optimizer of these, attach it, and load the "
+                "state_dict() of this one"
+            )
+        for attached in self._attachments:
+            attached.switched()
+
     def _loaded(self, training: bool, weights: dict[Tensor, Tensor]) -> None:
         """A state was loaded that belongs to weights of that mode: to those that are there, or that were before."""
         self._take_back(weights, attached=bool(self._attachments))

@@ -166,7 +166,6 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
                     "call model.train(), which moves the parameters too, and not optimizer.train()",
                     stacklevel=4,  # past torch's two wrappers of a step
                 )
-            self._look_for_gradients()
             self._update(loss, grad_norm)
             return None
         if loss is not None:
@@ -176,15 +175,8 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             with torch.enable_grad():
                 value = closure()
             self.train()  # should the closure have evaluated
-            self._look_for_gradients()
             self._update(cast(Any, value), grad_norm)
         return value
-
-    def _look_for_gradients(self) -> None:
-        """Where there is none, the attached models say so if they have other parameters by now, as after sharding."""
-        if all(param.grad is None for group in self.param_groups for param in group["params"]):
-            for attached in self._attachments:
-                attached.switched()
 
     def _switch_name(self) -> str:
         return "model" if False in self._flags() else "optimizer"
@@ -278,8 +270,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         with self._mode_given_back():
             for name, training in (("loss_at_x", False), ("loss_at_y", True)):
                 self.train(training)
-                loss = closure()
-                losses[name] = float(distributed.whole(loss) if isinstance(loss, Tensor) else loss)
+                losses[name] = distributed.as_float(closure())
                 if self.training != training:
                     raise RuntimeError("the closure of metrics() has switched the modes: it may only compute a loss")
         return losses

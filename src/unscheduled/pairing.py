@@ -24,7 +24,7 @@ from unscheduled.state import (
     put_gradient_points,
     read,
     settle,
-    was_written,
+    written_average,
 )
 
 
@@ -79,9 +79,8 @@ class PairedState(torch.optim.Optimizer):
         return average_of
 
     def _written_average(self, param: Tensor, state: State, beta: float) -> Tensor | None:
-        """The weights that were taken as x, if the parameter still holds them, or the y that was formed from them."""
-        written, training = self._written.get(param), param not in self._averaged
-        return written if written is not None and was_written(param, written, state, beta, training) else None
+        """The weights that were taken as x, if they still are."""
+        return written_average(param, self._written, state, beta, param not in self._averaged)
 
     @torch.no_grad()
     def _with_gradient_point(self, param: Tensor, state: State, beta: float) -> State:

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from unscheduled.distributed import Sharding, local, totals, whole
+from unscheduled.distributed import Sharding, as_float, local, totals, whole
 from unscheduled.interval import require_number, require_within
 from unscheduled.kernels import Tensors, real
 from unscheduled.step_size import NormAverage, PolyakStep
@@ -51,7 +51,7 @@ def polyak_step(
     """
     here = _loss(step_size, loss)
     if grad_norm is not None:
-        grad_norm = float(whole(grad_norm) if isinstance(grad_norm, Tensor) else grad_norm)
+        grad_norm = as_float(grad_norm)
     everywhere, correlation, norm, squares = totals(_sums(parts, grad_norm is not None), here, step_size.all_processes)
     if not math.isfinite(everywhere):
         raise ValueError(f"loss = {everywhere} is not finite: call zero_grad() and leave this step out")

@@ -157,10 +157,11 @@ def put_averages(started: list[Started], written: dict[Tensor, Tensor]) -> None:
     try:
         kept.extend(bits_of_y(param, state) for param, state, _ in started)
         for (param, state, beta), y in zip(started, kept, strict=True):
-            if param in written and was_written(param, written[param], state, beta, training=True):
-                param.copy_(written[param])
-            else:
+            weights = written_average(param, written, state, beta, training=True)
+            if weights is None:
                 _put_average(param, y, state, beta)
+            else:
+                param.copy_(weights)
         for (_, state, _), y in zip(started, kept, strict=True):
             state["kept"] = y
     except BaseException:  # out of memory, or interrupted
@@ -299,8 +300,17 @@ def makes(weights: Tensor, y: Tensor, state: State, beta: float) -> bool:
     return _same_bits(_formed(weights, state, beta), y)
 
 
-def was_written(param: Tensor, weights: Tensor, state: State, beta: float, training: bool) -> bool:
-    """Whether the parameter holds (not ``training``) these weights, or a y that tells them or was formed from them."""
+def written_average(
+    param: Tensor, written: dict[Tensor, Tensor], state: State, beta: float, training: bool
+) -> Tensor | None:
+    """The weights that were taken as x, if they still are.
+
+    The parameter then holds them (not ``training``), or a y that tells them or was formed from them.
+    """
+    weights = written.get(param)
+    if weights is None:
+        return None
     if not training:
-        return _same_bits(param, weights)
-    return _holds(param, _formed(weights, state, beta)) or _holds_average(weights, bits_of_y(param, state), state, beta)
+        return weights if _same_bits(param, weights) else None
+    made_y = _holds(param, _formed(weights, state, beta))
+    return weights if made_y or _holds_average(weights, bits_of_y(param, state), state, beta) else None

@@ -100,12 +100,8 @@ class SteppingOptimizer(SavedOptimizer):
         self._refuse_gradients_at_average()
         self._refuse_average_for_gradient_point()
         plans = [self._gathered(group) for group in self.param_groups]  # refuses before changing, as what follows does
-        if self._copied and not any(plan.grads for plan in plans):
-            raise RuntimeError(
-                "no parameter of this optimizer has a gradient: it was copied from one that was attached to a model, "
-                "and a pickled model has parameters of its own. Make an optimizer of these, attach it, and load the "
-                "state_dict() of this one"
-            )
+        if not any(plan.grads for plan in plans):
+            self._look_for_other_parameters()
         self._copied = False
         self._settle()
         factor, average = self._polyak_factor(plans, loss, grad_norm)
