@@ -220,8 +220,8 @@ def test_gradients_do_not_outlive_the_step() -> None:
 
 def test_groups_with_other_options_and_counts_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    run = fused._run  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(fused, "_run", lambda *of: (calls.append(len(of[-1])), run(*of)))
+    make = fused._make  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(fused, "_make", lambda kernel, call: (calls.append(len(call.columns)), make(kernel, call)))
     results: list[list[Tensor]] = []
     for implementation in ("fused", "loop"):
         params = make_params((3,), (4, 5), (6,))

@@ -15,6 +15,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Set
+from math import inf
 from typing import Any, TypeAlias, cast
 
 from torch import Tensor
@@ -146,7 +147,8 @@ def check_lr(lr: float | Tensor) -> float:
         if lr.numel() != 1:
             raise ValueError(f"lr = a tensor of shape {tuple(lr.shape)}: it must have one element")
         lr = float(lr)
-    require_within("[0, inf)", "lr", lr, "a learning rate is a positive number, or 0 to stand still")
+    if type(lr) is not float or not 0.0 <= lr < inf:  # else no time for the words
+        require_within("[0, inf)", "lr", lr, "a learning rate is a positive number, or 0 to stand still")
     return float(lr)
 
 

@@ -16,9 +16,10 @@ from unscheduled.interval import require_within
 from unscheduled.iterates import coefficients
 from unscheduled.kernels import Rule, Scalars, Work
 from unscheduled.polyak import Loss, Number, Part, polyak_step
+from unscheduled.repetition import Repetition
 from unscheduled.saving import SavedOptimizer
 from unscheduled.state import State, bits_of_y, fresh_state, put_reinterpolated
-from unscheduled.step_size import NormAverage, PolyakStep
+from unscheduled.step_size import ConstantStep, NormAverage, PolyakStep
 
 LAYOUT = attrgetter("layout")
 NORM_AVERAGE = ("norm_average", "norm_weight")
@@ -49,6 +50,9 @@ def _any_of_whole(grad: Tensor) -> bool:
 
 class SteppingOptimizer(SavedOptimizer):
     """An optimizer that makes the steps of its rules, of which an algorithm says what it says below."""
+
+    _made_of: tuple[object, ...] = ()  # what stands for the batches of the last step
+    _repetition: Repetition | None = None
 
     # What an algorithm states.
 
@@ -99,6 +103,8 @@ class SteppingOptimizer(SavedOptimizer):
     def _update(self, loss: Loss | None, grad_norm: Number | None) -> None:
         self._refuse_gradients_at_average()
         self._refuse_average_for_gradient_point()
+        if self._repeated():
+            return
         plans = [self._gathered(group) for group in self.param_groups]  # refuses before changing, as what follows does
         if not any(plan.grads for plan in plans):
             self._look_for_other_parameters()
@@ -113,10 +119,48 @@ class SteppingOptimizer(SavedOptimizer):
                 works.setdefault(rule, []).extend(self._works((index, part), rule, some))
         for rule, work in works.items():
             kernels.update(self.implementation, rule, work)
+        self._remember(plans, works)
         for plan in plans:
             self._count(plan)
         for place in [place for place in self._batches if place[0] >= len(plans)]:  # of groups that are gone
             del self._batches[place]
+
+    def _repeated(self) -> bool:
+        """Make the step, if it is like the one before in all but its numbers."""
+        repetition = self._repetition
+        if repetition is None or self._loaded_training is not None or self._loading is not None:
+            return False
+        found = self._has_one_part_each(repetition.rule) and repetition.found(self.param_groups, self.state)
+        if not found:
+            return False
+        plans = [
+            Plan(part.group, part.params, grads, True, part.states, False, *self._next_counters(index, part.group, 1.0))
+            for index, (part, grads, _) in enumerate(found)
+        ]
+        self._forget_file()
+        repetition.run(
+            [self._scalars(plan, repetition.rule, seen + 1) for plan, (_, _, seen) in zip(plans, found, strict=True)]
+        )
+        for plan in plans:
+            self._count(plan)
+        return True
+
+    def _remember(self, plans: list[Plan], works: dict[Rule, list[Work]]) -> None:
+        """Note what the step is made of, if that was the same in the step before: it may be so in the next."""
+        made_of = tuple(batch.kept.token for work in works.values() for batch, _ in work)
+        if made_of != self._made_of:
+            self._made_of, self._repetition = made_of, None
+        elif self._repetition is None and len(works) == 1 and len(made_of) == len(plans):
+            ((rule, work),) = works.items()
+            if self._has_one_part_each(rule):
+                groups = [plan.group for plan in plans]
+                self._repetition = Repetition.of(self.implementation, rule, groups, work, self.state)
+
+    def _has_one_part_each(self, rule: Rule) -> bool:
+        """Whether that is the rule of all groups, and no loss is needed."""
+        return all(
+            self._rule(group) is rule and type(group["step_size"]) is ConstantStep for group in self.param_groups
+        )
 
     def _gathered(self, group: Group) -> Plan:
         """The gradients of a group; sparse ones are refused."""
@@ -162,9 +206,9 @@ class SteppingOptimizer(SavedOptimizer):
         """The plan with its learning rate and the counters after the step: nothing is changed yet."""
         try:
             self._refuse_other_rules(index, plan)
-            warm_lr, counters = self._next_counters(plan.group, factor)
         except ValueError as error:
             raise ValueError(f"parameter group {index}: {error}") from None
+        warm_lr, counters = self._next_counters(index, plan.group, factor)
         return plan._replace(warm_lr=warm_lr, counters=counters | average)
 
     def _refuse_other_rules(self, index: int, plan: Plan) -> None:
@@ -182,8 +226,14 @@ class SteppingOptimizer(SavedOptimizer):
                         f"{sorted({'gap', *rule.buffers})}: set them back, or make a new optimizer with them"
                     )
 
-    def _next_counters(self, group: Group, factor: float) -> tuple[float, Group]:
+    def _next_counters(self, index: int, group: Group, factor: float) -> tuple[float, Group]:
         """The learning rate of the next step, warmup and ``factor`` included, and the counters after it."""
+        try:
+            return self._counters_after(group, factor)
+        except ValueError as error:
+            raise ValueError(f"parameter group {index}: {error}") from None
+
+    def _counters_after(self, group: Group, factor: float) -> tuple[float, Group]:
         step = group["step"] + 1
         warm_lr = groups.warm_lr(group, step) * factor
         effective_lr = warm_lr * self._lr_factor(group, step)
@@ -215,7 +265,6 @@ class SteppingOptimizer(SavedOptimizer):
 
     def _works(self, place: tuple[int, int], rule: Rule, plan: Plan) -> list[Work]:
         """What there is to compute for a rule of a group. Buffers are made where there are none."""
-        group, counters = plan.group, plan.counters
         if not all(plan.states):
             for param, state in zip(plan.params, plan.states, strict=True):
                 if not state:
@@ -226,23 +275,25 @@ class SteppingOptimizer(SavedOptimizer):
                 state["y"] = bits_of_y(param, state)  # a place for that of a file
             self._loaded_training = self.training
             return []
-        beta = group["beta"]
-        beta_of_decay = beta if group["decay_at"] == "z" else 0.0
-        step_coefficients = coefficients(counters["c"], beta, counters["beta"])
-        works: list[Work] = []
-        for seen, batch in self._batches.setdefault(place, Batches()).of(
-            plan.params, plan.grads, plan.contiguous, plan.states, rule
-        ):
-            lr, weight_decay = self._move_scalars(group, plan.warm_lr * self._lr_factor(group, seen))
-            direction = self._rule_scalars(group, rule, seen)
-            decay_of_gap = weight_decay * beta_of_decay
-            works.append(
-                (
-                    batch,
-                    Scalars(seen, lr, weight_decay, decay_of_gap, step_coefficients, group["maximize"], direction),
-                )
-            )
-        return works
+        batches = self._batches.setdefault(place, Batches())
+        return [
+            (batch, self._scalars(plan, rule, seen))
+            for seen, batch in batches.of(plan.params, plan.grads, plan.contiguous, plan.states, rule)
+        ]
+
+    def _scalars(self, plan: Plan, rule: Rule, seen: int) -> Scalars:
+        """The numbers of the step, for parameters that have seen so many gradients, these included."""
+        group, beta = plan.group, plan.group["beta"]
+        lr, weight_decay = self._move_scalars(group, plan.warm_lr * self._lr_factor(group, seen))
+        return Scalars(
+            step=seen,
+            lr=lr,
+            weight_decay=weight_decay,
+            weight_decay_of_gap=weight_decay * beta if group["decay_at"] == "z" else 0.0,
+            coefficients=coefficients(plan.counters["c"], beta, plan.counters["beta"]),
+            maximize=group["maximize"],
+            direction=self._rule_scalars(group, rule, seen),
+        )
 
     def _count(self, plan: Plan) -> None:
         """Note that the step was made."""

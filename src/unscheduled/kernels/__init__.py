@@ -17,7 +17,7 @@ import importlib.util
 import logging
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -79,6 +79,18 @@ def check(implementation: str, rule: Rule, params: Iterable[Tensor] = ()) -> Non
                 f"implementation = 'fused' is for the CPU, but the parameters are on {' and '.join(sorted(devices))}: "
                 "use 'auto' or 'foreach'"
             )
+
+
+def repeatable(implementation: str, rule: Rule, works: list[Work]) -> Any:
+    """The call that makes a step, if it can be made again: see :class:`unscheduled.kernels.fused.Repeatable`."""
+    fused = import_fused() if implementation in ("auto", "fused") and has_numba() and rule.elementwise else None
+    if not isinstance(fused, ModuleType):
+        return None
+    try:
+        return fused.Repeatable(rule, works)
+    except ValueError as error:
+        log.debug("every step is planned anew: %s", error)
+        return None
 
 
 def update(implementation: str, rule: Rule, works: list[Work]) -> None:

@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from unscheduled.kernels import threads
+from unscheduled.kernels.headers import Headers
 from unscheduled.kernels.jit import CHUNK, SHARED, Kernel, Kind, compiled_kernel
 from unscheduled.kernels.rule import Batch, Kept, Rule, Scalars, Work
 from unscheduled.precision import is_narrow, key
 
 PIECE = 16  # chunks that a thread takes at a time, at most
 ALONE = 32_768  # elements that are not worth a second thread
+PLAIN = {Tensor, Parameter}
 
 log = logging.getLogger("unscheduled")
 is_cpu = attrgetter("is_cpu")
@@ -92,12 +94,18 @@ def _call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
     call: Call | None = first.call
     if call is None or len(call.tokens) != len(tokens) or not all(map(is_, call.tokens, tokens)):
         call = first.call = _new_call(rule, kind, works)
-    for row, ((batch, scalars), columns) in enumerate(zip(works, call.columns, strict=True)):
+    for (batch, _), columns in zip(works, call.columns, strict=True):
         call.addresses[0, columns] = list(map(Tensor.data_ptr, batch.grads))
+    _put_numbers(kind, call, [scalars for _, scalars in works])
+    return call
+
+
+def _put_numbers(kind: Kind, call: Call, numbers: list[Scalars]) -> None:
+    """Put those of a step into a call, and what its random numbers depend on."""
+    for row, scalars in enumerate(numbers):
         call.scalars[row] = _numbers(scalars)
         if is_narrow(kind.stored[0]):
             call.keys[row] = [key(scalars.step, position) for position in range(len(kind.stored))]
-    return call
 
 
 def _new_call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
@@ -131,12 +139,16 @@ def _new_call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
 
 
 def _run(rule: Rule, kind: Kind, kernel: Kernel, works: list[Work]) -> None:
-    call = _call(rule, kind, works)
+    _make(kernel, _call(rule, kind, works))
+    _tell_autograd([param for batch, _ in works for param in batch.params])
+
+
+def _make(kernel: Kernel, call: Call) -> None:
+    """Make a call, in as many threads as it is worth."""
     chunks = int(call.arguments[2])
     thread_count = torch.get_num_threads() if call.elements > ALONE else 1
     call.arguments[:2] = 0, max(1, min(PIECE, chunks // (4 * thread_count))) if thread_count > 1 else chunks
     threads.run(kernel.address, call.address, thread_count)
-    _tell_autograd([param for batch, _ in works for param in batch.params])
 
 
 def _tell_autograd(params: list[Tensor]) -> None:
@@ -173,18 +185,14 @@ def _fit(batch: Batch) -> bool:
     return (
         kept.fit
         and batch.contiguous
-        and set(map(type, grads)) <= {Tensor, Parameter}
+        and set(map(type, grads)) <= PLAIN
         and not any(grads[index].is_neg() for index in kept.singles)  # others are not contiguous then
     )
 
 
 def _plain(tensors: list[Tensor]) -> bool:
     """Whether they are in the memory of the CPU, and mean what stands there."""
-    return (
-        set(map(type, tensors)) <= {Tensor, Parameter}
-        and all(map(is_cpu, tensors))
-        and not any(map(Tensor.is_neg, tensors))
-    )
+    return set(map(type, tensors)) <= PLAIN and all(map(is_cpu, tensors)) and not any(map(Tensor.is_neg, tensors))
 
 
 def _parted(batch: Batch) -> tuple[Batch, Batch]:
@@ -220,6 +228,46 @@ def _is_dense(tensor: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+class Repeatable:
+    """A call of the kernel that can be made again, on the same tensors and with gradients like those that it had.
+
+    Raises:
+        ValueError: if the works are not made by one call, or the tensors do not tell where they are.
+    """
+
+    def __init__(self, rule: Rule, works: list[Work]) -> None:
+        kind = _kind(works[0][0])
+        kernel = compiled_kernel(rule, kind, SHARED + len(works[0][1].direction)) if kind else None
+        ours = [batch if _fit(batch) else _parted(batch)[0] for batch, _ in works]
+        self._params = [param for batch in ours for param in batch.params]
+        grads = [grad for batch in ours for grad in batch.grads]
+        given = [param.grad for batch, _ in works for param in batch.params]
+        if kind is None or kernel is None or any(_kind(batch) != kind for batch, _ in works):
+            raise ValueError("there is no kernel, or there are several")
+        if len(grads) != len(given) or not all(map(is_, grads, given)):
+            raise ValueError("gradients are laid out anew, or some parameters are left")
+        works = [(batch, scalars) for batch, (_, scalars) in zip(ours, works, strict=True)]
+        self._kind, self._kernel, self._call = kind, kernel, _new_call(rule, kind, works)
+        self._singles = [index for index, param in enumerate(self._params) if param.numel() == 1]
+        kept = [column for batch in ours for column in _columns(rule, kind, batch)[2:]]
+        self._headers = Headers(grads, self._params, [tensor for column in kept for tensor in column])
+
+    def fits(self, grads: list[Tensor]) -> bool:
+        """Whether it can be made with these gradients, since nothing has moved."""
+        return (
+            set(map(type, grads)) <= PLAIN
+            and not any(grads[index].is_neg() for index in self._singles)  # others are not dense then
+            and self._headers.same(grads, self._params)
+        )
+
+    def run(self, scalars: list[Scalars]) -> None:
+        """Make it with the gradients that fit, and with the numbers of each batch."""
+        self._call.addresses[0] = self._headers.addresses[: len(self._params)]
+        _put_numbers(self._kind, self._call, scalars)
+        _make(self._kernel, self._call)
+        _tell_autograd(self._params)
 
 
 @cache

@@ -99,16 +99,25 @@ def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Ker
     }
     function = _renamed(_kernel, names)
     function.__name__ = function.__qualname__ = f"kernel_{fingerprint}"  # a file of its own in Numba's cache
-    compiler = partial(cfunc, types.void(types.CPointer(types.int64)), nopython=True, error_model="numpy")
     try:
-        try:
-            compiled = compiler(cache=True)(function)
-        except (OSError, RuntimeError) as error:  # there is no place to write, or no file of this module
-            log.debug("the kernel is not kept on the disk: %s", error)
-            compiled = compiler()(function)
+        return c_function(function, types.void(types.CPointer(types.int64)))
     except NumbaError as error:
         log.debug("Numba cannot compile %s: %s", rule.direction.__name__, error)
         return None
+
+
+def c_function(function: Function, signature: Any) -> Kernel:
+    """A function compiled to one of C, and kept on the disk if there is a place.
+
+    Raises:
+        NumbaError: if Numba cannot compile it.
+    """
+    compiler = partial(cfunc, signature, nopython=True, error_model="numpy")
+    try:
+        compiled = compiler(cache=True)(function)
+    except (OSError, RuntimeError) as error:  # there is no place to write, or no file of this module
+        log.debug("%s is not kept on the disk: %s", function.__name__, error)
+        compiled = compiler()(function)
     return Kernel(compiled.address, compiled)
 
 

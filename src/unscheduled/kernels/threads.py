@@ -38,12 +38,20 @@ def _from_python(function: int) -> Function:
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
 
 
+def torch_library() -> ctypes.CDLL:
+    """The library that torch has loaded.
+
+    Raises:
+        OSError: if it is elsewhere.
+    """
+    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+
+
 @cache
 def _openmp() -> Any:
-    """OpenMP's own function for running another in several threads, from the library that torch has loaded."""
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    """OpenMP's own function for running another in several threads."""
     try:
-        parallel = ctypes.CDLL(str(library)).GOMP_parallel
+        parallel = torch_library().GOMP_parallel
     except (OSError, AttributeError):
         return None
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]

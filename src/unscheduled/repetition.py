@@ -1,0 +1,99 @@
+"""A step like the one before: what that was made of is compared, and not looked for again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import chain
+from operator import is_, itemgetter
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor
+
+from unscheduled import kernels
+from unscheduled.groups import Group
+from unscheduled.kernels import Rule, Scalars, Work
+from unscheduled.precision import scale_names
+from unscheduled.state import State
+
+STEP = itemgetter("step")
+
+
+class Part(NamedTuple):
+    """A group whose parameters were updated together."""
+
+    group: Group
+    params: list[Tensor]  # those with gradients
+    states: list[State]
+    tensors_of: itemgetter[Any]  # a state
+    tensors: list[Any]  # of all states
+
+
+class Found(NamedTuple):
+    """A part again, with its gradients, and how many each parameter had seen before."""
+
+    part: Part
+    grads: list[Tensor]
+    seen: int
+
+
+class Repetition:
+    """All that a step was made of, where each group was one part, and one call of the fused kernel has made it."""
+
+    def __init__(self, rule: Rule, parts: list[Part], state: dict[Tensor, State], call: Any) -> None:
+        self.rule = rule
+        self._parts, self._groups = parts, [part.group for part in parts]
+        self._params, self._states = list(state), list(state.values())
+        self._call = call
+
+    @classmethod
+    def of(
+        cls, implementation: str, rule: Rule, groups: list[Group], works: list[Work], state: dict[Tensor, State]
+    ) -> Repetition | None:
+        """What the step of these groups was made of; None if it was another kind of step."""
+        call = kernels.repeatable(implementation, rule, works)
+        parts = [
+            _part(group, rule, batch.params, batch.states) for group, (batch, _) in zip(groups, works, strict=True)
+        ]
+        return call and cls(rule, parts, state, call)
+
+    def found(self, groups: list[Group], state: dict[Tensor, State]) -> list[Found] | None:
+        """All parts again; None if the step is made of anything else."""
+        if not (_same(groups, self._groups) and _same(state, self._params) and _same(state.values(), self._states)):
+            return None
+        found: list[Found] = []
+        for part in self._parts:
+            again = _found(part)
+            if again is None:
+                return None
+            found.append(again)
+        return found if self._call.fits([grad for _, grads, _ in found for grad in grads]) else None
+
+    def run(self, scalars: list[Scalars]) -> None:
+        """Make the step with what was found, and with the numbers of each part."""
+        self._call.run(scalars)
+
+
+def _part(group: Group, rule: Rule, params: list[Tensor], states: list[State]) -> Part:
+    names = ("gap", *rule.buffers, *scale_names(states))
+    tensors_of = itemgetter(*names, "gap")  # of more than one, it gives a tuple
+    return Part(group, params, states, tensors_of, list(chain.from_iterable(map(tensors_of, states))))
+
+
+def _found(part: Part) -> Found | None:
+    params = cast(list[Tensor], part.group["params"])
+    grads = [grad for param in params if (grad := param.grad) is not None]
+    if len(grads) < len(params):
+        params = [param for param in params if param.grad is not None]
+    seen: list[int] = list(map(STEP, part.states))
+    alike = (
+        _same(params, part.params)
+        and seen.count(seen[0]) == len(seen)
+        and part.group["step"] > 0
+        and _same(list(chain.from_iterable(map(part.tensors_of, part.states))), part.tensors)
+    )
+    return Found(part, grads, seen[0]) if alike else None
+
+
+def _same(some: Collection[object], others: Collection[object]) -> bool:
+    """Whether both have the very same elements."""
+    return len(some) == len(others) and all(map(is_, some, others))
