@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import ExitStack
 from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +15,7 @@ from unscheduled.batches import Batches
 from unscheduled.groups import Group
 from unscheduled.interval import require_within
 from unscheduled.iterates import coefficients
-from unscheduled.kernels import Rule, Scalars, Work
+from unscheduled.kernels import Rule, Scalars, Traceable, Work, loop, untraced
 from unscheduled.polyak import Loss, Number, Part, polyak_step
 from unscheduled.saving import SavedOptimizer
 from unscheduled.state import State, bits_of_y, fresh_state, put_reinterpolated
@@ -35,6 +36,14 @@ class Plan(NamedTuple):
     only_initialises: bool
     warm_lr: float = 0.0
     counters: Group = {}  # noqa: RUF012 (nobody writes to it)
+
+
+class Begun(NamedTuple):
+    """A step that is planned, and made but for what is to be compiled."""
+
+    plans: list[Plan]
+    traceable: list[Traceable]
+    widths: ExitStack  # to be closed when that is made
 
 
 def all_contiguous(grads: list[Tensor]) -> bool:
@@ -97,6 +106,15 @@ class SteppingOptimizer(SavedOptimizer):
         return group["step"] == 0 and float(group["lr"]) == 0.0 and not any(map(_any_of_whole, gradients))
 
     def _update(self, loss: Loss | None, grad_norm: Number | None) -> None:
+        """Make a step. Within ``torch.compile``, the graph is what stands between the two other parts."""
+        begun = self._begin_outside_the_graph(loss, grad_norm, torch.compiler.is_compiling())
+        for work in begun.traceable:
+            loop.update(*work)
+        self._end_outside_the_graph(begun)
+
+    @untraced
+    def _begin_outside_the_graph(self, loss: Loss | None, grad_norm: Number | None, compiling: bool) -> Begun:
+        """Plan the step, and make it, but for what is to be compiled."""
         self._refuse_gradients_at_average()
         self._refuse_average_for_gradient_point()
         plans = [self._gathered(group) for group in self.param_groups]  # refuses before changing, as what follows does
@@ -111,11 +129,21 @@ class SteppingOptimizer(SavedOptimizer):
         for index, plan in enumerate(self._moves(plans)):
             for part, (rule, some) in enumerate(self._divided(plan)):
                 works.setdefault(rule, []).extend(self._works((index, part), rule, some))
+        begun = Begun(plans, [], ExitStack())
         for rule, work in works.items():
-            kernels.update(self.implementation, rule, work)
-        for plan in plans:
+            if compiling:
+                begun.traceable.extend(kernels.traceable(self.implementation, rule, work, begun.widths))
+            else:
+                kernels.update(self.implementation, rule, work)
+        return begun
+
+    @untraced
+    def _end_outside_the_graph(self, begun: Begun) -> None:
+        """Note that the step was made."""
+        begun.widths.close()
+        for plan in begun.plans:
             self._count(plan)
-        for place in [place for place in self._batches if place[0] >= len(plans)]:  # of groups that are gone
+        for place in [place for place in self._batches if place[0] >= len(begun.plans)]:  # of groups that are gone
             del self._batches[place]
 
     def _gathered(self, group: Group) -> Plan:
