@@ -185,7 +185,6 @@ def test_a_buffer_of_another_precision_is_left() -> None:
         torch.testing.assert_close(some, reference)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's compiler has some of its own
 def test_a_step_within_a_compiled_function() -> None:
     params, others = make_params(), make_params()
     optimizer, reference = (AdamWScheduleFree(of, lr=0.01, implementation="fused") for of in (params, others))

@@ -14,6 +14,7 @@ from unscheduled.attachment import Attachment
 from unscheduled.gradients import GradientWatch
 from unscheduled.groups import Group
 from unscheduled.interval import require_count
+from unscheduled.kernels import untraced
 from unscheduled.pairing import PairedState
 from unscheduled.state import put_averages, put_gradient_points
 
@@ -49,6 +50,7 @@ class TwoModes(PairedState):
         """Whether the parameters hold y (True, from birth); False once any of them holds x."""
         return not self._averaged
 
+    @untraced
     def train(self, mode: bool = True) -> Self:
         """Put y into the parameters, where gradients are to be taken; with ``mode=False``, do :meth:`eval`.
 
@@ -168,6 +170,7 @@ class TwoModes(PairedState):
         """How many steps were made, or 0 if none was since a state was loaded. Attached models call it."""
         return 0 if self._loaded_training is not None else sum(group["step"] for group in self.param_groups)
 
+    @untraced
     def follow(self) -> None:
         """Put into the parameters what the flags of the attached models ask for. Attached models call it."""
         self._settle()
@@ -186,6 +189,7 @@ class TwoModes(PairedState):
 
     # Switching.
 
+    @untraced
     @torch.inference_mode(False)  # else y would be a tensor that cannot be trained on
     @torch.no_grad()
     def _put(self, averaged: set[Tensor]) -> None:

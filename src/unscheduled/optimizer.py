@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from unscheduled import distributed, groups, kernels, precision
 from unscheduled.groups import Group
-from unscheduled.kernels import Implementation
+from unscheduled.kernels import Implementation, untraced
 from unscheduled.polyak import Loss, Number
 from unscheduled.precision import StatePrecision
 from unscheduled.stepping import NORM_AVERAGE, SteppingOptimizer
@@ -136,6 +136,9 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     ) -> Value | None:
         """One optimization step from the gradients at y.
 
+        It may be compiled, by itself or in a function that calls it. Then the update is a graph of its own, which
+        serves all steps; what comes before and after it stays Python, so ``fullgraph=True`` is refused.
+
         Args:
             closure: evaluates the model anew, calls backward and returns the loss. It runs at y, from either mode;
                 in eval mode the parameters are back at the (new) average afterwards.
@@ -155,12 +158,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
                 changed.
         """
         if closure is None:
-            if not self.training and not self._only_initialises():
-                raise RuntimeError(
-                    "step() in eval mode, where the parameters hold the average x and not y: "
-                    f"call {self._switch_name()}.train() before the forward pass of a training step"
-                )
-            if self.training and not all(attached.model.training for attached in self._attachments):
+            if self._check_mode_outside_the_graph():
                 warnings.warn(
                     "step() in train mode while the attached model is in eval mode, with its dropout and BatchNorm: "
                     "call model.train(), which moves the parameters too, and not optimizer.train()",
@@ -177,6 +175,16 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             self.train()  # should the closure have evaluated
             self._update(cast(Any, value), grad_norm)
         return value
+
+    @untraced
+    def _check_mode_outside_the_graph(self) -> bool:
+        """Whether an attached model is in eval mode, and the optimizer is not; in eval mode the step is refused."""
+        if not self.training and not self._only_initialises():
+            raise RuntimeError(
+                "step() in eval mode, where the parameters hold the average x and not y: "
+                f"call {self._switch_name()}.train() before the forward pass of a training step"
+            )
+        return self.training and not all(self._flags())
 
     def _switch_name(self) -> str:
         return "model" if False in self._flags() else "optimizer"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import ExitStack
 from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +15,7 @@ from unscheduled.batches import Batches
 from unscheduled.groups import Group
 from unscheduled.interval import require_within
 from unscheduled.iterates import coefficients
-from unscheduled.kernels import Rule, Scalars, Work
+from unscheduled.kernels import Rule, Scalars, Traceable, Work, loop, untraced
 from unscheduled.polyak import Loss, Number, Part, polyak_step
 from unscheduled.repetition import Repetition
 from unscheduled.saving import SavedOptimizer
@@ -36,6 +37,14 @@ class Plan(NamedTuple):
     only_initialises: bool
     warm_lr: float = 0.0
     counters: Group = {}  # noqa: RUF012 (nobody writes to it)
+
+
+class Begun(NamedTuple):
+    """A step that is planned, and made but for what is to be compiled."""
+
+    plans: list[Plan]
+    traceable: list[Traceable]
+    widths: ExitStack  # to be closed when that is made
 
 
 def all_contiguous(grads: list[Tensor]) -> bool:
@@ -101,10 +110,19 @@ class SteppingOptimizer(SavedOptimizer):
         return group["step"] == 0 and float(group["lr"]) == 0.0 and not any(map(_any_of_whole, gradients))
 
     def _update(self, loss: Loss | None, grad_norm: Number | None) -> None:
+        """Make a step. Within ``torch.compile``, the graph is what stands between the two other parts."""
+        if torch.compiler.is_compiling():
+            begun = self._begin_outside_the_graph(loss, grad_norm, compiling=True)
+            for work in begun.traceable:
+                loop.update(*work)
+            self._end_outside_the_graph(begun)
+        elif not self._repeated():
+            self._end(self._begin(loss, grad_norm, compiling=False))
+
+    def _begin(self, loss: Loss | None, grad_norm: Number | None, compiling: bool) -> Begun:
+        """Plan the step, and make it, but for what is to be compiled."""
         self._refuse_gradients_at_average()
         self._refuse_average_for_gradient_point()
-        if self._repeated():
-            return
         plans = [self._gathered(group) for group in self.param_groups]  # refuses before changing, as what follows does
         if not any(plan.grads for plan in plans):
             self._look_for_other_parameters()
@@ -117,19 +135,31 @@ class SteppingOptimizer(SavedOptimizer):
         for index, plan in enumerate(self._moves(plans)):
             for part, (rule, some) in enumerate(self._divided(plan)):
                 works.setdefault(rule, []).extend(self._works((index, part), rule, some))
+        begun = Begun(plans, [], ExitStack())
         for rule, work in works.items():
-            kernels.update(self.implementation, rule, work)
+            if compiling:
+                begun.traceable.extend(kernels.traceable(self.implementation, rule, work, begun.widths))
+            else:
+                kernels.update(self.implementation, rule, work)
         self._remember(plans, works)
-        for plan in plans:
+        return begun
+
+    def _end(self, begun: Begun) -> None:
+        """Note that the step was made."""
+        begun.widths.close()
+        for plan in begun.plans:
             self._count(plan)
-        for place in [place for place in self._batches if place[0] >= len(plans)]:  # of groups that are gone
+        for place in [place for place in self._batches if place[0] >= len(begun.plans)]:  # of groups that are gone
             del self._batches[place]
+
+    _begin_outside_the_graph, _end_outside_the_graph = untraced(_begin), untraced(_end)
 
     def _repeated(self) -> bool:
         """Make the step, if it is like the one before in all but its numbers."""
         repetition = self._repetition
         if repetition is None or self._loaded_training is not None or self._loading is not None:
             return False
+        self._refuse_gradients_at_average()
         found = self._has_one_part_each(repetition.rule) and repetition.found(self.param_groups, self.state)
         if not found:
             return False

@@ -9,6 +9,8 @@
 
 A direction that is no matter of single elements, such as Muon's, is computed tensor by tensor before, and the chosen
 implementation does the rest. It does what is left of a step of a wrapped optimizer, too.
+
+``torch.compile(optimizer.step)`` compiles what ``loop``, ``foreach`` or ``compiled`` would do, as ``compiled`` does it.
 """
 
 import functools
@@ -16,6 +18,7 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Iterable
+from contextlib import ExitStack
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
@@ -23,6 +26,8 @@ from torch import Tensor
 
 from unscheduled.kernels import compiled, foreach, loop, whole
 from unscheduled.kernels import threads as threads  # for what it does after a fork
+from unscheduled.kernels.compiled import Traceable as Traceable
+from unscheduled.kernels.compiled import untraced as untraced
 from unscheduled.kernels.narrow import widened
 from unscheduled.kernels.rule import GIVEN as GIVEN
 from unscheduled.kernels.rule import Batch as Batch
@@ -95,10 +100,30 @@ def repeatable(implementation: str, rule: Rule, works: list[Work]) -> Any:
 
 def update(implementation: str, rule: Rule, works: list[Work]) -> None:
     """One step of all parameters of a rule."""
-    if not rule.elementwise:
-        rule, works = GIVEN, [whole.directed(rule, work) for work in works]
+    rule, works = _elementwise(implementation, rule, works)
     by_foreach = rule.foreach is not None and implementation in ("auto", "foreach")
     lowering = compiled if implementation == "compiled" else foreach if by_foreach else loop
+    for batch, scalars in works:
+        with widened(rule, batch, scalars.step) as wide:
+            lowering.update(rule, wide, scalars)
+
+
+def traceable(implementation: str, rule: Rule, works: list[Work], widths: ExitStack) -> list[Traceable]:
+    """The same within a function that is being compiled: what is left for its graph.
+
+    What is stored narrow is stored again when ``widths`` is closed.
+    """
+    rule, works = _elementwise(implementation, rule, works)
+    return [
+        compiled.traceable(rule, widths.enter_context(widened(rule, batch, scalars.step)), scalars)
+        for batch, scalars in works
+    ]
+
+
+def _elementwise(implementation: str, rule: Rule, works: list[Work]) -> tuple[Rule, list[Work]]:
+    """What the fused kernel does not take, of a rule of single elements."""
+    if not rule.elementwise:
+        rule, works = GIVEN, [whole.directed(rule, work) for work in works]
     on_cpu = any(batch.params[0].is_cpu for batch, _ in works)
     if on_cpu and (implementation == "fused" or (implementation == "auto" and has_numba())):
         fused = import_fused()
@@ -106,6 +131,4 @@ def update(implementation: str, rule: Rule, works: list[Work]) -> None:
             works = fused.update(rule, works)
         elif implementation == "fused":
             raise ImportError(f"implementation = 'fused' needs Numba, which does not import: {fused}") from fused
-    for batch, scalars in works:
-        with widened(rule, batch, scalars.step) as wide:
-            lowering.update(rule, wide, scalars)
+    return rule, works

@@ -1,5 +1,7 @@
 """The definition compiled by ``torch.compile``, with the numbers of the step as tensors: one graph for all steps.
 
+That graph is made here, or, where the step of any implementation is within a function that is being compiled, with it.
+
 For accelerators: on the CPU compilation takes minutes for hundreds of tensors. Nothing is read back from the device, so
 that the host does not wait for it, as long as the learning rate is a number or a tensor on the CPU.
 """
@@ -7,7 +9,7 @@ that the host does not wait for it, as long as the learning rate is a number or 
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +20,12 @@ from unscheduled.kernels.rule import Batch, Kept, Rule, Scalars
 
 NOTHING_KEPT = Kept()
 
+untraced = torch._disable_dynamo  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+"""For functions that ``torch.compile`` is not to look into. (The public name imports the compiler at once.)"""
+
+Traceable: TypeAlias = tuple[Rule, Batch, Any]
+"""What the loop is called with in a graph."""
+
 Layout = tuple[tuple[torch.dtype, torch.device, torch.Size, tuple[int, ...]], ...]
 
 
@@ -25,7 +33,12 @@ def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
     """One step of every parameter of the batch."""
     columns = [batch.params, batch.grads, batch.gaps, *batch.buffers]
     layout = tuple((each.dtype, each.device, each.shape, each.stride()) for column in columns for each in column)
-    _graph(rule, layout)(rule, batch._replace(states=[], kept=NOTHING_KEPT), _as_tensors(scalars, batch.gaps[0]))
+    _graph(rule, layout)(*traceable(rule, batch, scalars))
+
+
+def traceable(rule: Rule, batch: Batch, scalars: Scalars) -> Traceable:
+    """What the loop is called with, for its graph to serve all steps: tensors for all numbers that change."""
+    return rule, batch._replace(states=[], kept=NOTHING_KEPT), _as_tensors(scalars, batch.gaps[0])
 
 
 @cache

@@ -30,7 +30,6 @@ log = logging.getLogger("unscheduled")
 is_cpu = attrgetter("is_cpu")
 
 
-@torch._disable_dynamo  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 def update(rule: Rule, works: list[Work]) -> list[Work]:
     """One step of all parameters that it can take; what is left for another implementation is returned."""
     taken: dict[Kind, tuple[Kernel, list[Work]]] = {}

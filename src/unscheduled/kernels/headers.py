@@ -87,10 +87,9 @@ def _ask(typing_context, function, tensor, answer):
 def _compare(arguments):
     """Whether the headers say what is expected.
 
-    The arguments are whether to note it instead, but for the shapes; how many tensors are fresh, how many these are with
-    the parameters, and how many there are in all; the places of the headers of these and of the lasting ones, of the
-    addresses, of an answer, of what is expected of those that are asked for their shapes, and of these; and the
-    functions.
+    The arguments are whether to note it instead, but for the shapes; how many tensors are fresh, how many these are
+    with the parameters, and how many there are in all; the places of the headers of these and of the lasting ones, of
+    the addresses, of an answer, and of what is expected of the first two kinds, and of their shapes; and the functions.
     """
     given = carray(arguments, FUNCTIONS + len(NUMBERS) + len(PLACES))
     note, fresh, asked, count, asked_at, lasting_at, addresses_at, answer_at, expected_at, shapes_at = to_fixed_tuple(
