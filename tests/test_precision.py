@@ -42,7 +42,7 @@ def in_memory(tensor: Tensor) -> NDArray[Any]:
     return np.pad(flat, (0, -flat.size % 128), mode="edge" if flat.size else "constant").reshape(-1, 128)
 
 
-def coded(values: Tensor, dtype: torch.dtype, rounding: Any = 0.5) -> precision.State:
+def coded(values: Tensor, dtype: torch.dtype, rounding: Any = precision.NEAREST) -> precision.State:
     state = precision.fresh(values, "buffer", dtype)
     precision.store(state, "buffer", values, rounding)
     return state
@@ -96,8 +96,8 @@ def test_zeros_and_equal_numbers_are_exact(dtype: torch.dtype) -> None:
     assert torch.equal(read(coded(mixed, dtype)) == 0.0, mixed == 0.0)
 
 
-@pytest.mark.parametrize("rounding", [0.0, 0.5, 1.0 - 2.0**-24])
-def test_a_second_moment_is_never_lost(rounding: float) -> None:
+@pytest.mark.parametrize("rounding", [0, precision.NEAREST, 2**16 - 1])
+def test_a_second_moment_is_never_lost(rounding: int) -> None:
     """Whichever way it is rounded, and if others of its block are 0 or as large as they can be."""
     for tensor in dense():
         values = orders(tensor)
@@ -139,22 +139,32 @@ def lowbias32(number: int) -> int:
     return number ^ number >> 16
 
 
-def test_random_numbers_are_the_published_hash_of_the_position() -> None:
-    key = precision.key(step=12_345, buffer=1)
-    found = precision.uniform(1000, key, torch.device("cpu"))
-    expected = [(lowbias32((position * 0x9E3779B1 + key) % 2**32) >> 8) / 2**24 for position in range(1000)]
-    assert found.tolist() == expected
-    assert torch.equal(precision.uniform(10, key, torch.device("cpu")), found[:10])
+def uniform(size: int, step: int, position: int) -> Tensor:
+    """The random numbers of a buffer in [0, 1)."""
+    numbers = precision.random_rounding(torch.empty(size, dtype=torch.int16), step, position)
+    assert isinstance(numbers, Tensor)
+    assert numbers.dtype == torch.int32
+    assert numbers.shape[1] == 128
+    return numbers.view(-1)[:size].double() / 2**16
+
+
+def test_random_numbers_are_the_halves_of_the_published_hash_of_the_position() -> None:
+    """Of buffers 0 and 1, and of 2 and 3."""
+    for pair in range(2):
+        key = precision.key(12_345, pair)
+        hashes = [lowbias32((position * 0x9E3779B1 + key) % 2**32) for position in range(1000)]
+        assert uniform(1000, 12_345, 2 * pair).tolist() == [(number >> 16) / 2**16 for number in hashes]
+        assert uniform(1000, 12_345, 2 * pair + 1).tolist() == [number % 2**16 / 2**16 for number in hashes]
+        assert uniform(10, 12_345, 2 * pair).tolist() == [(number >> 16) / 2**16 for number in hashes[:10]]
 
 
 def test_random_numbers_of_steps_and_buffers_have_nothing_to_do_with_each_other() -> None:
-    keys = [precision.key(step, buffer) for step in range(40) for buffer in range(3)]
-    rows = torch.stack([precision.uniform(4096, key, torch.device("cpu")) for key in keys]).double()
+    rows = torch.stack([uniform(4096, step, position) for step in range(40) for position in range(3)])
     assert float(rows.min()) >= 0.0
     assert float(rows.max()) < 1.0
-    normal = (rows - 0.5) * 12.0**0.5
+    normal = (rows - 0.5 + 2.0**-17) * 12.0**0.5
     assert float(normal.mean(1).abs().max()) < 5 / 64
-    correlations = normal @ normal.t() / 4096 - torch.eye(len(keys))
+    correlations = normal @ normal.t() / 4096 - torch.eye(len(rows))
     assert float(correlations.abs().max()) < 5.5 / 64
     shifted = (normal[:, 1:] * normal[:, :-1]).mean(1)
     assert float(shifted.abs().max()) < 5 / 64
@@ -258,45 +268,55 @@ def test_weights_that_the_user_sets_to_0_are_almost_0(implementation: str, dtype
 # The fused kernel.
 
 
-def through(stream: streams.Stream) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """What a stream reads and writes, a block at a time."""
-    open_one, close_one = stream.open, stream.close
+ROW = pytest.mark.parametrize("row", [1, 2, 3], ids=["split", "int16", "uint8"])
+
+
+def through(row: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What a stream reads and writes, a block at a time; the sizes are multiples of the block."""
+    stream = streams.of(torch.bfloat16, torch.float32, CODES)[row]
+    open_one, load_one, store_one, scale_one, encode_one = stream[:5]
 
     @njit
     def load(addresses, target):
-        scratch = np.empty(128, np.float32)
         for start in range(0, len(target), 128):
-            count = min(128, len(target) - start)
-            target[start : start + count] = open_one(addresses, start, count, scratch)
+            own = open_one(addresses, start)
+            for i in range(128):
+                target[start + i] = load_one(own, own, i)
 
     @njit
-    def save(addresses, values, key):
+    def save(addresses, values, random):
         for start in range(0, len(values), 128):
-            close_one(addresses, start, values[start : start + 128], key)
+            own = open_one(addresses, start)
+            for i in range(128):
+                own = store_one(own, values[start + i], i)
+            scaled = scale_one(own, own, start)
+            for i in range(128):
+                encode_one(scaled, random[start + i], i)
 
     return load, save
 
 
-@pytest.mark.parametrize("row", [1, 2, 3], ids=["split", "int16", "uint8"])
+@ROW
 def test_the_streams_of_the_fused_kernel_are_the_same_codes(row: int) -> None:
-    load, save = through(streams.of(torch.bfloat16, torch.float32, CODES)[row])
-    for size in (1, 127, 128, 129, 5000):
-        for values in (torch.randn(size), orders(torch.empty(size)), torch.randn(size).round(), torch.zeros(size)):
+    load, save = through(row)
+    for size in (128, 1280):
+        many = orders(torch.empty(size))
+        for values in (torch.randn(size), many, torch.randn(size).round(), torch.zeros(size), torch.full((size,), 0.3)):
             values = values.abs() if row == 3 else values
-            key = precision.key(size, row - 2)
             states = [precision.fresh(values, "buffer", CODES[row - 2]) if row > 1 else {} for _ in range(2)]
+            random = torch.randint(0, 2**16, (size,), dtype=torch.int32)
+            random[::7], random[1::7] = 0, 2**16 - 1
             if row == 1:
                 for state in states:
                     state["high"], state["low"] = torch.empty(size).bfloat16(), torch.empty(size).short()
                 precision.split(values, *states[0].values())
                 read_back = precision.joined(*states[0].values())
             else:
-                rounding = precision.random_rounding(states[0]["buffer"], size, row - 2)
-                precision.store(states[0], "buffer", values, rounding)
+                precision.store(states[0], "buffer", values, random.view(-1, 128))
                 read_back = read(states[0])
             addresses = np.zeros(7, np.int64)
             addresses[[row, 4 if row == 1 else row + 3]] = [tensor.data_ptr() for tensor in states[1].values()]
-            save(addresses, values.numpy().copy(), np.uint32(key))
+            save(addresses, values.numpy().copy(), random.numpy().astype(np.uint32))
             assert equal(states[1].values(), states[0].values())
             found = np.empty(size, np.float32)
             load(addresses, found)

@@ -29,6 +29,7 @@ BLOCK = 128  # numbers, in the order of memory
 SMALLEST = 2.0**-126  # of the float32 numbers of full precision
 SEED = 0x5F3759DF
 MASK = 0xFFFFFFFF
+NEAREST = 0x8000
 
 StatePrecision: TypeAlias = Literal["float32", "compact"]
 
@@ -53,27 +54,29 @@ def check(state_precision: str, params: Iterable[Tensor], rule_is_compact: bool)
 # Random numbers.
 
 
-def key(step: int, buffer: int) -> int:
-    """What the random numbers of a step and of a buffer of the state (the gap is 0) have in common: 32 bits."""
-    return _hashed_number(SEED + 0x9E3779B9 * step + 0x85EBCA6B * buffer)
+def key(step: int, pair: int) -> int:
+    """What the random numbers of a step, and of two buffers of the state, have in common: 32 bits."""
+    return hashed(SEED + 0x9E3779B9 * step + 0x85EBCA6B * pair)
 
 
-def _hashed_number(number: int) -> int:
-    number &= MASK
+def hashed(number: Any) -> Any:
+    """A hash of 32 bits, of a number or of a tensor of int64: "lowbias32" of C. Wellons' search for such (2018)."""
+    number = number & MASK
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
         number = ((number ^ (number >> shift)) * factor) & MASK
     return number
 
 
-def uniform(count: int, of: int, device: torch.device) -> Tensor:
-    """The random numbers in [0, 1) of positions 0, 1, ... for a :func:`key`: multiples of 2^-24.
+def random_rounding(buffer: Tensor, step: int, position: int) -> Tensor | int:
+    """The random numbers with which a buffer, the gap being at position 0, is rounded after a step: 16 bits.
 
-    The hash is "lowbias32" of C. Wellons' search for such functions (2018).
+    One hash of a number's place has those of two buffers.
     """
-    number = (torch.arange(count, device=device) * 0x9E3779B1 + of) & MASK
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
-        number = ((number ^ (number >> shift)) * factor) & MASK
-    return (number >> 8).to(torch.float32) * 2.0**-24
+    if not is_narrow(buffer.dtype):
+        return NEAREST
+    places = torch.arange(-(-buffer.numel() // BLOCK) * BLOCK, device=buffer.device).view(-1, BLOCK)
+    number = hashed(places * 0x9E3779B1 + key(step, position // 2))
+    return (number >> 16 if position % 2 == 0 else number & 0xFFFF).to(torch.int32)
 
 
 # Blocks.
@@ -109,12 +112,12 @@ def decode_int16(codes: Tensor, scales: Tensor) -> Tensor:
     return values
 
 
-def encode_int16(values: Tensor, codes: Tensor, scales: Tensor, rounding: Tensor | float) -> None:
-    """Put the codes of float32 numbers in their place; ``rounding`` is added before the fraction is cut off."""
+def encode_int16(values: Tensor, codes: Tensor, scales: Tensor, rounding: Tensor | int) -> None:
+    """Put the codes of float32 numbers in their place; ``rounding`` / 2^16 is added before the fraction is cut off."""
     blocks = _blocks(values)
     scales.copy_(blocks.abs().amax(1) / 32767.0)
-    steps = blocks * _inverse(scales)[:, None]
-    _put(_rounded(steps, rounding).clamp(-32767.0, 32767.0).nan_to_num(0.0).to(torch.int16), codes)
+    steps = _fixed_point(blocks * _inverse(scales)[:, None], 15)
+    _put(((steps + (rounding >> 1)) >> 15).clamp(-32768, 32767).to(torch.int16), codes)
 
 
 def decode_uint8(codes: Tensor, ends: Tensor) -> Tensor:
@@ -127,20 +130,19 @@ def decode_uint8(codes: Tensor, ends: Tensor) -> Tensor:
     return values
 
 
-def encode_uint8(values: Tensor, codes: Tensor, ends: Tensor, rounding: Tensor | float) -> None:
-    """Put the codes of float32 numbers >= 0 in their place; ``rounding`` is added before the fraction is cut off."""
+def encode_uint8(values: Tensor, codes: Tensor, ends: Tensor, rounding: Tensor | int) -> None:
+    """Put the codes of float32 numbers >= 0 in their place, like :func:`encode_int16`."""
     blocks = _blocks(values)
     ends.copy_(torch.stack([blocks.amin(1), blocks.amax(1)], 1))
     low, high = ends.view(torch.int32).unbind(1)
     inverse = _inverse((high - low).to(torch.float32) / 255.0)
-    steps = (blocks.view(torch.int32) - low[:, None]).to(torch.float32) * inverse[:, None]
-    _put(_rounded(steps, rounding).clamp(0.0, 255.0).to(torch.uint8), codes)
+    steps = _fixed_point((blocks.view(torch.int32) - low[:, None]).to(torch.float32) * inverse[:, None], 16)
+    _put(((steps + rounding) >> 16).clamp(0, 255).to(torch.uint8), codes)
 
 
-def _rounded(steps: Tensor, rounding: Tensor | float) -> Tensor:
-    """The fraction by itself: beside a large number it would be rounded to the nearest, and up in the mean."""
-    whole = steps.floor()
-    return whole + (steps - whole + rounding).floor()
+def _fixed_point(steps: Tensor, fraction: int) -> Tensor:
+    """Integers with so many bits of fraction, the nearest: a sum of floats would be rounded, and up in the mean."""
+    return (steps * 2.0**fraction).nan_to_num(0.0).round().to(torch.int32)
 
 
 def _inverse(scales: Tensor) -> Tensor:
@@ -149,7 +151,7 @@ def _inverse(scales: Tensor) -> Tensor:
 
 
 DECODE: dict[torch.dtype, Callable[[Tensor, Tensor], Tensor]] = {torch.int16: decode_int16, torch.uint8: decode_uint8}
-ENCODE: dict[torch.dtype, Callable[[Tensor, Tensor, Tensor, Tensor | float], None]] = {
+ENCODE: dict[torch.dtype, Callable[[Tensor, Tensor, Tensor, Tensor | int], None]] = {
     torch.int16: encode_int16,
     torch.uint8: encode_uint8,
 }
@@ -180,7 +182,7 @@ def is_narrow(dtype: torch.dtype) -> bool:
     return dtype in DECODE
 
 
-def store(state: State, name: str, values: Tensor, rounding: Tensor | float = 0.5) -> None:
+def store(state: State, name: str, values: Tensor, rounding: Tensor | int = NEAREST) -> None:
     """Put float32 numbers into a buffer, rounded to the nearest unless ``rounding`` says otherwise."""
     buffer: Tensor = state[name]
     encode = ENCODE.get(buffer.dtype)
@@ -239,14 +241,6 @@ def problem_of_scales(codes: Tensor, scales: Any) -> str | None:
     if bool((scales < 0.0).any()) or (scales.dim() == 2 and bool((scales[:, 0] > scales[:, 1]).any())):
         return "there are negative numbers, or ends in the wrong order"
     return None
-
-
-def random_rounding(buffer: Tensor, step: int, position: int) -> Tensor | float:
-    """The random numbers with which a buffer, the gap being at position 0, is rounded after a step."""
-    if not is_narrow(buffer.dtype):
-        return 0.5
-    count = -(-buffer.numel() // BLOCK) * BLOCK
-    return uniform(count, key(step, position), buffer.device).view(-1, BLOCK)
 
 
 # Split weights.

@@ -19,10 +19,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from numba import carray, cfunc, types  # pyright: ignore[reportPrivateImportUsage]
+from numba import cfunc, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core.errors import NumbaError
 from numba.core.extending import overload
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from unscheduled import iterates
 from unscheduled.kernels import streams
@@ -77,25 +76,31 @@ _lock = threading.Lock()
 
 
 def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Kernel | None:
-    of_grads, of_params, of_gaps, *of_buffers = streams.of(kind.param, kind.grad, kind.stored)
-    is_narrow = any(stream.is_narrow for stream in (of_grads, of_params, of_gaps, *of_buffers))
+    of_grads, of_params, *stored = streams.of(kind.param, kind.grad, kind.stored)
+    has_codes = any(stream.has_codes for stream in stored)
     names = {
         "direction": _jitted(rule.direction),
         "base_move": _jitted(iterates.base_move),
         "advance": _jitted(iterates.advance),
         "open_grads": of_grads.open,
-        "open_y": of_params.open,
-        "close_y": of_params.close,
-        "open_gaps": of_gaps.open,
-        "close_gaps": of_gaps.close,
-        "open_buffers": _open(of_buffers),
-        "close_buffers": _close(of_buffers),
-        "elements": _elements(len(of_buffers)),
-        "put": _put(len(of_buffers)),
-        "own_scalars": scalar_count - SHARED,
+        "load_grad": of_grads.load,
+        "open_params": of_params.open,
+        "load_y": of_params.load,
+        "store_y": of_params.store,
+        "memory_for_addresses": streams.scratch(types.int64, 3 + 2 * len(stored)),
+        "shared_scalars": streams.numbers(types.float32, SHARED),
+        "own_scalars": streams.numbers(types.float32, scalar_count - SHARED),
+        "own_count": scalar_count - SHARED,
+        "keys_of": streams.numbers(types.uint32, len(kind.stored)),
+        "open_stored": _open(stored),
+        "load_stored": _each([stream.load for stream in stored]),
+        "store_stored": _each([stream.store for stream in stored]),
         "key_count": len(kind.stored),
-        "span": BLOCK if is_narrow else CHUNK,
-        "scratch_shape": (3 + len(of_buffers), BLOCK if is_narrow else 1),
+        "span": BLOCK if has_codes else CHUNK,
+        "count_of": inlined(lambda left: BLOCK) if has_codes else inlined(lambda left: min(CHUNK, left)),
+        "fill_up": _fill_up([of_grads, of_params, *stored]) if has_codes else nothing,
+        "encode": _encode(stored) if has_codes else nothing,
+        "take_back": _take_back([of_grads, of_params, *stored]) if has_codes else nothing,
     }
     function = _renamed(_kernel, names)
     function.__name__ = function.__qualname__ = f"kernel_{fingerprint}"  # a file of its own in Numba's cache
@@ -130,90 +135,125 @@ def _kernel(arguments):
     of elements, how many chunks a tensor and all before it have, which row of scalars and keys is its own, the
     scalars, and the keys.
     """
-    given = carray(arguments, 12)
-    piece, chunks, tensors, table_rows, rows = given[1], given[2], given[3], given[4], given[5]
-    table = streams.int64s(given[6], 0, table_rows * tensors).reshape((table_rows, tensors))
-    sizes = streams.int64s(given[7], 0, tensors)
-    ends = streams.int64s(given[8], 0, tensors)
-    row_of = streams.int64s(given[9], 0, tensors)
-    scalars = streams.floats(given[10], 0, rows * (SHARED + own_scalars)).reshape((rows, SHARED + own_scalars))
-    keys = streams.uint32s(given[11], 0, rows * key_count).reshape((rows, key_count))
-    scratch = np.empty(scratch_shape, np.float32)
+    piece, chunks, tensors, rows = arguments[1], arguments[2], arguments[3], arguments[4]
+    table, sizes, ends = streams.int64s(arguments[6]), streams.int64s(arguments[7]), streams.int64s(arguments[8])
+    row_of, addresses, tensor = streams.int64s(arguments[9]), memory_for_addresses(), 0
     while True:
         first = streams.take(arguments, piece)
         if first >= chunks:
             break
-        tensor = np.searchsorted(ends, first, side="right")
         for chunk in range(first, min(first + piece, chunks)):
             while ends[tensor] <= chunk:
                 tensor += 1
-            begin = CHUNK * (chunk - ends[tensor]) + -(-sizes[tensor] // CHUNK) * CHUNK
-            addresses, row = table[:, tensor], row_of[tensor]
-            sign, lr, decay, decay_of_gap, gap_in_y, move_in_y, gap_in_gap, move_in_gap = to_fixed_tuple(
-                scalars[row], SHARED
-            )
-            own = to_fixed_tuple(scalars[row, SHARED:], own_scalars)
-            for start in range(begin, min(begin + CHUNK, sizes[tensor]), span):
-                count = min(span, sizes[tensor] - start)
-                grads = open_grads(addresses, start, count, scratch[0])
-                y = open_y(addresses, start, count, scratch[1])
-                gaps = open_gaps(addresses, start, count, scratch[2])
-                buffers = open_buffers(addresses, start, count, scratch[3:])
-                for i in range(count):
-                    found = direction(sign * grads[i], *(elements(buffers, i) + own))
-                    move = base_move(found[0], y[i], gaps[i], lr, decay, decay_of_gap)
-                    y[i], gaps[i] = advance(y[i], gaps[i], move, gap_in_y, move_in_y, gap_in_gap, move_in_gap)
-                    put(buffers, i, found[1:])
-                close_y(addresses, start, y, keys[row, 0])
-                close_gaps(addresses, start, gaps, keys[row, 0])
-                close_buffers(addresses, start, buffers, keys[row, 1:])
+            begin, size = CHUNK * (chunk - ends[tensor] - (-sizes[tensor] // CHUNK)), sizes[tensor]
+            for i in range(rows):
+                addresses[i] = table[i * tensors + tensor]
+            shared = shared_scalars(streams.floats(arguments[10] + 4 * (SHARED + own_count) * row_of[tensor]))
+            own = own_scalars(streams.floats(arguments[10] + 4 * ((SHARED + own_count) * row_of[tensor] + SHARED)))
+            sign, lr, decay, decay_of_gap, gap_in_y, move_in_y, gap_in_gap, move_in_gap = shared
+            keys = keys_of(streams.uint32s(arguments[11] + 4 * key_count * row_of[tensor]))
+            for start in range(begin, min(begin + CHUNK, size), span):
+                fill_up(addresses, start, size - start)
+                grads, params = open_grads(addresses, start), open_params(addresses, start)
+                stored = open_stored(addresses, start)
+                for i in range(count_of(size - start)):
+                    y, before = load_y(params, params, i), load_stored(stored, stored, i)
+                    found = direction(sign * load_grad(grads, grads, i), *(before[1:] + own))
+                    move = base_move(found[0], y, before[0], lr, decay, decay_of_gap)
+                    y, gap = advance(y, before[0], move, gap_in_y, move_in_y, gap_in_gap, move_in_gap)
+                    store_y(params, y, i)
+                    stored = store_stored(stored, (gap, *found[1:]), i)
+                encode(stored, keys, start)
+                take_back(addresses, table, tensors, tensor, start, size - start)
 
 
 def _open(opened: list[streams.Stream]) -> Function:
-    """The arrays of several streams."""
+    """What is each stream's own, as a tuple."""
     if not opened:
-        return inlined(lambda addresses, start, count, scratch: ())
+        return inlined(lambda addresses, start: ())
     one, others = opened[0].open, _open(opened[1:])
-    return inlined(
-        lambda addresses, start, count, scratch: (
-            one(addresses, start, count, scratch[0]),
-            *others(addresses, start, count, scratch[1:]),
-        )
-    )
+    return inlined(lambda addresses, start: (one(addresses, start), *others(addresses, start)))
 
 
-def _close(closed: list[streams.Stream]) -> Function:
-    """Store the arrays of several streams."""
-    if not closed:
-        return inlined(lambda addresses, start, arrays, keys: None)
-    one, others = closed[0].close, _close(closed[1:])
-
-    def close(addresses, start, arrays, keys):
-        one(addresses, start, arrays[0], keys[0])
-        others(addresses, start, arrays[1:], keys[1:])
-
-    return inlined(close)
+def _each(functions: list[Function]) -> Function:
+    """The tuple of what each function of a stream gives for what is its own, a value of its own, and what is common."""
+    if not functions:
+        return inlined(lambda own, values, common: ())
+    one, others = functions[0], _each(functions[1:])
+    return inlined(lambda own, values, common: (one(own[0], values[0], common), *others(own[1:], values[1:], common)))
 
 
-def _elements(count: int) -> Function:
-    """One element of each of so many arrays."""
-    if count == 0:
-        return inlined(lambda arrays, i: ())
-    others = _elements(count - 1)
-    return inlined(lambda arrays, i: (arrays[0][i], *others(arrays[1:], i)))
+def _encode(stored: list[streams.Stream]) -> Function:
+    """Make the codes of a block."""
+    random = _random(len(stored))
+    scale_each, encode_each = (_each([getattr(stream, name) for stream in stored]) for name in ("scale", "encode"))
+
+    def encode(own, keys, start):
+        scaled = scale_each(own, own, start)
+        for i in range(BLOCK):
+            encode_each(scaled, random(keys, start + i), i)
+
+    return inlined(encode)
 
 
-def _put(count: int) -> Function:
-    """Put one element into each of so many arrays."""
-    if count == 0:
-        return inlined(lambda arrays, i, values: None)
-    others = _put(count - 1)
+def _random(count: int) -> Function:
+    """The random numbers of so many buffers, see :func:`unscheduled.precision.random_rounding`."""
+    if count <= 0:
+        return inlined(lambda keys, position: ())
+    others = _random(count - 2)
 
-    def put(arrays, i, values):
-        arrays[0][i] = values[0]
-        others(arrays[1:], i, values[1:])
+    def random(keys, position):
+        number = streams.hashed(np.uint32(np.uint32(position) * np.uint32(0x9E3779B1) + keys[0]))
+        return (np.uint32(number >> np.uint32(16)), np.uint32(number & np.uint32(0xFFFF)), *others(keys[1:], position))
 
-    return inlined(put)
+    return inlined(random)
+
+
+def _fill_up(opened: list[streams.Stream]) -> Function:
+    """Let a block that is too short stand in other memory, filled up with its last number."""
+    sizes = _item_sizes(opened)
+    memory = streams.scratch(types.uint8, 4 * BLOCK * len(sizes))
+
+    def fill_up(addresses, start, left):
+        if left < BLOCK:
+            filled = memory()
+            for row in range(len(sizes)):
+                size, target = sizes[row], streams.address_of(filled) + 4 * BLOCK * row
+                numbers, copies = streams.uint8s(addresses[row] + size * start), streams.uint8s(target)
+                for i in range(size * BLOCK):
+                    copies[i] = numbers[min(i, size * (left - 1) + i % size)]
+                addresses[row] = target - size * start
+
+    return inlined(fill_up)
+
+
+def _take_back(opened: list[streams.Stream]) -> Function:
+    """Put what is new of a block that was too short in its place."""
+    sizes = _item_sizes(opened)
+
+    def take_back(addresses, table, tensors, tensor, start, left):
+        if left < BLOCK:
+            for row in range(1, len(sizes)):  # all but the gradient
+                size = sizes[row]
+                numbers = streams.uint8s(table[row * tensors + tensor] + size * start)
+                copies = streams.uint8s(addresses[row] + size * start)
+                for i in range(size * left):
+                    numbers[i] = copies[i]
+
+    return inlined(take_back)
+
+
+def _item_sizes(opened: list[streams.Stream]) -> tuple[int, ...]:
+    """The bytes of an item of each row of addresses, but for those of scales."""
+    found: dict[int, int] = {}
+    for stream in opened:
+        found |= stream.item_sizes
+    return tuple(found[row] for row in sorted(found))
+
+
+@inlined
+def nothing(*arguments):
+    pass
 
 
 @overload(iterates.root)
