@@ -13,9 +13,8 @@ from operator import attrgetter
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
+from numba import types
 from numba.core.extending import intrinsic
-from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
 from unscheduled.kernels import jit, streams, threads
@@ -91,33 +90,30 @@ def _compare(arguments):
     with the parameters, and how many there are in all; the places of the headers of these and of the lasting ones, of
     the addresses, of an answer, and of what is expected of the first two kinds, and of their shapes; and the functions.
     """
-    given = carray(arguments, FUNCTIONS + len(NUMBERS) + len(PLACES))
-    note, fresh, asked, count, asked_at, lasting_at, addresses_at, answer_at, expected_at, shapes_at = to_fixed_tuple(
-        given, FUNCTIONS
-    )
-    answer, addresses = streams.int64s(answer_at, 0, 1), streams.int64s(addresses_at, 0, count)
-    expected = streams.int64s(expected_at, 0, asked * (len(NUMBERS) + 1)).reshape((asked, len(NUMBERS) + 1))
+    note, fresh, asked, count = arguments[0], arguments[1], arguments[2], arguments[3]
+    asked_at, lasting_at, answer_at = arguments[4], arguments[5], arguments[7]
+    addresses, answer, width = streams.int64s(arguments[6]), streams.int64s(answer_at), len(NUMBERS) + 1
     for i in range(asked):
-        tensor, row = asked_at + 8 * i, expected[i]
+        tensor, row = asked_at + 8 * i, streams.int64s(arguments[8] + 8 * width * i)
         for question in range(len(NUMBERS)):
             answer[0] = 0
-            failed = _ask(given[FUNCTIONS + question], tensor, answer_at)
+            failed = _ask(arguments[FUNCTIONS + question], tensor, answer_at)
             if note:
                 row[question] = answer[0]
             if failed or row[question] != answer[0]:
                 return 0
         dim = row[len(NUMBERS) - 1]
-        shapes = streams.int64s(shapes_at, row[len(NUMBERS)], 2 * dim)
+        shapes = streams.int64s(arguments[9] + 8 * row[len(NUMBERS)])
         for part in range(2):
-            if _ask(given[FUNCTIONS + len(NUMBERS) + part], tensor, answer_at):
+            if _ask(arguments[FUNCTIONS + len(NUMBERS) + part], tensor, answer_at):
                 return 0
-            found = streams.int64s(answer[0], 0, dim)
+            found = streams.int64s(answer[0])
             for each in range(dim):
                 if found[each] != shapes[part * dim + each]:
                     return 0
     for i in range(count):
         tensor = asked_at + 8 * i if i < asked else lasting_at + 8 * (i - asked)
-        if _ask(given[FUNCTIONS + len(NUMBERS) + 2], tensor, answer_at):
+        if _ask(arguments[FUNCTIONS + len(NUMBERS) + 2], tensor, answer_at):
             return 0
         if note or i < fresh:
             addresses[i] = answer[0]
