@@ -392,7 +392,7 @@ def test_a_changed_definition_is_compiled_anew() -> None:
     def of(text: str) -> int:
         names: dict[str, Any] = {}
         exec(text, names)
-        return jit._fingerprint("", names["direction"])  # pyright: ignore[reportPrivateUsage]
+        return jit.fingerprint_of("", names["direction"])
 
     text = "K = 1.0\ndef half(g):\n    return 2 * g * K\ndef direction(g):\n    return (half(g),)\n"
     assert of(text) == of(text)

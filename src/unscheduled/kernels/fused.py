@@ -132,14 +132,22 @@ def _new_call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
 
 def _run(rule: Rule, kind: Kind, kernel: Kernel, works: list[Work]) -> None:
     call = _call(rule, kind, works)
-    chunks = int(call.arguments[2])
-    thread_count = torch.get_num_threads() if call.elements > ALONE else 1
-    call.arguments[:2] = 0, max(1, min(PIECE, chunks // (4 * thread_count))) if thread_count > 1 else chunks
-    threads.run(kernel.address, call.address, thread_count)
-    _tell_autograd([param for batch, _ in works for param in batch.params])
+    run_shared(kernel, call.arguments, call.address, call.elements)
+    tell_autograd([param for batch, _ in works for param in batch.params])
 
 
-def _tell_autograd(params: list[Tensor]) -> None:
+def run_shared(kernel: Kernel, arguments: NDArray[np.int64], address: int, elements: int) -> None:
+    """Run a kernel in as many threads as are worth it.
+
+    Its arguments begin with the counter of chunks, how many to take at a time, and how many there are.
+    """
+    chunks = int(arguments[2])
+    thread_count = torch.get_num_threads() if elements > ALONE else 1
+    arguments[:2] = 0, max(1, min(PIECE, chunks // (4 * thread_count))) if thread_count > 1 else chunks
+    threads.run(kernel.address, address, thread_count)
+
+
+def tell_autograd(params: list[Tensor]) -> None:
     """Note that they were written to, as every operation of torch does."""
     try:
         torch.autograd.graph.increment_version(params)
@@ -167,7 +175,7 @@ def _fit(batch: Batch) -> bool:
     if kept.singles is None:
         columns = [params, batch.gaps, *batch.buffers]
         kept.singles = [index for index, param in enumerate(params) if param.numel() == 1]
-        kept.fit = all(_plain(column) and all(map(Tensor.is_contiguous, column)) for column in columns) and all(
+        kept.fit = all(is_plain(column) and all(map(Tensor.is_contiguous, column)) for column in columns) and all(
             len({tensor.shape for tensor in tensors}) == 1 for tensors in zip(*columns, grads, strict=True)
         )
     return (
@@ -178,7 +186,7 @@ def _fit(batch: Batch) -> bool:
     )
 
 
-def _plain(tensors: list[Tensor]) -> bool:
+def is_plain(tensors: list[Tensor]) -> bool:
     """Whether they are in the memory of the CPU, and mean what stands there."""
     return (
         set(map(type, tensors)) <= {Tensor, Parameter}
@@ -193,7 +201,7 @@ def _parted(batch: Batch) -> tuple[Batch, Batch]:
     for param, grad, gap, state, *buffers in zip(
         batch.params, batch.grads, batch.gaps, batch.states, *batch.buffers, strict=True
     ):
-        fit = _plain([param, grad, gap, *buffers]) and _is_dense(param) and grad.shape == param.shape
+        fit = is_plain([param, grad, gap, *buffers]) and _is_dense(param) and grad.shape == param.shape
         fit = fit and all(_layout(tensor) == _layout(param) for tensor in (gap, *buffers))
         if fit and _layout(grad) != _layout(param):
             grad = torch.empty_like(param).copy_(grad)

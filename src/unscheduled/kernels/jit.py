@@ -64,7 +64,7 @@ def compiled_kernel(rule: Rule, kind: Kind, scalar_count: int) -> Kernel | None:
     found = _of_direction.setdefault(direction, {})
     if (kind, scalar_count) not in found:
         with _lock:
-            fingerprint = _fingerprint((kind, scalar_count), direction, iterates.base_move, iterates.advance)
+            fingerprint = fingerprint_of((kind, scalar_count), direction, iterates.base_move, iterates.advance)
             if fingerprint not in _kernels:
                 _kernels[fingerprint] = _compile(rule, kind, scalar_count, fingerprint)
             found[kind, scalar_count] = _kernels[fingerprint]
@@ -97,18 +97,27 @@ def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Ker
         "span": BLOCK if is_narrow else CHUNK,
         "scratch_shape": (3 + len(of_buffers), BLOCK if is_narrow else 1),
     }
-    function = _renamed(_kernel, names)
+    function = renamed(_kernel, names)
     function.__name__ = function.__qualname__ = f"kernel_{fingerprint}"  # a file of its own in Numba's cache
-    compiler = partial(cfunc, types.void(types.CPointer(types.int64)), nopython=True, error_model="numpy")
     try:
-        try:
-            compiled = compiler(cache=True)(function)
-        except (OSError, RuntimeError) as error:  # there is no place to write, or no file of this module
-            log.debug("the kernel is not kept on the disk: %s", error)
-            compiled = compiler()(function)
+        return c_function(function, types.void(types.CPointer(types.int64)))
     except NumbaError as error:
         log.debug("Numba cannot compile %s: %s", rule.direction.__name__, error)
         return None
+
+
+def c_function(function: Function, signature: Any) -> Kernel:
+    """A function compiled to one of C, and kept on the disk if there is a place.
+
+    Raises:
+        NumbaError: if Numba cannot compile it.
+    """
+    compiler = partial(cfunc, signature, nopython=True, error_model="numpy")
+    try:
+        compiled = compiler(cache=True)(function)
+    except (OSError, RuntimeError) as error:  # there is no place to write, or no file of this module
+        log.debug("%s is not kept on the disk: %s", function.__name__, error)
+        compiled = compiler()(function)
     return Kernel(compiled.address, compiled)
 
 
@@ -226,7 +235,7 @@ OVERLOADED = (iterates.root, iterates.sign)
 def _jitted(function: Function) -> Function:
     """A definition, compiled with the definitions that it calls."""
     called = {name: _jitted(value) for name, value in _called(function).items() if value not in OVERLOADED}
-    return inlined(_renamed(function, called))
+    return inlined(renamed(function, called))
 
 
 def _called(function: Any) -> dict[str, Any]:
@@ -235,14 +244,14 @@ def _called(function: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if isinstance(value, FunctionType)}
 
 
-def _renamed(function: Any, names: dict[str, Any]) -> Any:
+def renamed(function: Any, names: dict[str, Any]) -> Any:
     """The function with other values for some global names."""
     return FunctionType(
         function.__code__, function.__globals__ | names, function.__name__, function.__defaults__, function.__closure__
     )
 
 
-def _fingerprint(kind: object, *functions: Any) -> str:
+def fingerprint_of(kind: object, *functions: Any) -> str:
     """What changes if the kind, the definitions, what they call or what makes kernels of them does."""
     text = repr([kind, BLOCK, CHUNK, SMALLEST, SOURCE, *map(_code, functions)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
