@@ -12,8 +12,8 @@ need no division, so every beta in [0, 1] works and beta may change at every ste
 
 The functions are plain arithmetic on whatever supports ``+ - *``: floats, NumPy arrays, tensors. Scalars are
 Python floats (float64). Everything that runs is a lowering of this text. :func:`advance`, :func:`base_move`,
-:func:`less` and the directions of the algorithms have no numbers of their own, since one would widen the arithmetic of a lowering that is
-compiled for float32: what they need, such as 1 - c, they are given.
+:func:`less` and the directions of the algorithms have no numbers of their own, since one would widen the arithmetic of
+a lowering that is compiled for float32: what they need, such as 1 - c, they are given.
 
 Source: Defazio et al., "The Road Less Scheduled", arXiv 2405.15682, equations (2)-(4), with the gap in place of z.
 """

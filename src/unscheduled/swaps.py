@@ -51,7 +51,6 @@ class Swaps:
                 if param in places:
                     state.pop("kept", None)
             raise
-        swap.note()
         self._places |= places
 
     @contextmanager

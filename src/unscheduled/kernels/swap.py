@@ -1,6 +1,6 @@
 """Between y and x in one pass over the memory, for float32 on the CPU: y is kept aside while x takes its place.
 
-Each chunk of x has a checksum, so that x alone tells whether it was written before y comes back.
+Each span of x has a checksum, so that x alone tells whether it was written before y comes back.
 """
 # What Numba compiles has no types, and names that it is given later:
 # pyright: basic, reportUndefinedVariable=false, reportIndexIssue=false, reportCallIssue=false
@@ -27,11 +27,10 @@ from unscheduled.kernels.fused import is_plain, run_shared, tell_autograd
 from unscheduled.kernels.jit import CHUNK, Kernel, c_function, fingerprint_of, renamed
 from unscheduled.kernels.streams import inlined
 
-PARAM, GAP, KEPT, COUNT, SHARE, CHECKSUM, AVERAGED = range(7)
-"""What the row of a chunk has: three addresses, its elements, 1 - beta (float32), and, of x, its checksum and whether
-it is there."""
+PARAM, GAP, KEPT, CHECKSUMS, COUNT, SHARE, AVERAGED = range(7)
+"""What the row of a chunk has: four addresses, its elements, 1 - beta (float32), and whether x is there."""
 WIDTH = 7
-SPAN = 1024  # elements that stay in the nearest cache from one loop to the next
+SPAN = 1024  # elements that have a checksum, and stay in the nearest cache from one loop to the next
 LINE = 64  # bytes that memory is written in
 
 Table = NDArray[np.int64]
@@ -48,7 +47,8 @@ class Place:
 
     def __post_init__(self) -> None:
         self._memory = self._found_memory()
-        self.chunks: Table = np.empty((0, WIDTH), np.int64)  # rows of the parameter, once it holds x
+        self.chunks: Table = np.empty((0, WIDTH), np.int64)  # once the parameter holds x
+        self.checksums: Table = np.empty((0, CHUNK // SPAN), np.int64)
 
     def is_same(self, gap: Tensor, kept: Tensor | None, beta: float) -> bool:
         """Whether these are the same tensors, and none of them was moved or written but the parameter."""
@@ -77,7 +77,8 @@ class Swap:
     def __init__(self, places: list[Place], table: Table) -> None:
         self.places = places
         self._table = table
-        self._stops = np.cumsum([-(-place.param.numel() // CHUNK) for place in places])
+        self._counts = [-(-place.param.numel() // CHUNK) for place in places]
+        self._stops = np.cumsum(self._counts)
 
     def put_averages(self) -> None:
         """Put x where y is, and keep y aside."""
@@ -89,16 +90,9 @@ class Swap:
         chunks = np.flatnonzero(self._table[:, AVERAGED])
         written = np.unique(np.searchsorted(self._stops, chunks, side="right")).tolist()
         for index in written:
-            self._run(_to_average, [self.places[index]], self._rows(index))
+            start = self._stops[index] - self._counts[index]
+            self._run(_to_average, [self.places[index]], self._table[start : self._stops[index]])
         return [self.places[index] for index in written]
-
-    def note(self) -> None:
-        """Leave the checksums with the places."""
-        for index, place in enumerate(self.places):
-            place.chunks = self._rows(index)
-
-    def _rows(self, index: int) -> Table:
-        return self._table[self._stops[index - 1] if index else 0 : self._stops[index]]
 
     def _run(self, swapped: FunctionType, places: list[Place], table: Table) -> None:
         """Run a kernel over rows, which does what is left to do."""
@@ -108,19 +102,22 @@ class Swap:
 
 
 def away(places: list[Place]) -> Swap:
-    """For parameters that hold y."""
+    """For parameters that hold y: the places have the chunks and their checksums from then on."""
     sizes = np.array([place.param.numel() for place in places], np.int64)
-    addresses = np.array(
-        [(place.param.data_ptr(), place.gap.data_ptr(), place.kept.data_ptr()) for place in places], np.int64
-    )
+    addresses = [(place.param.data_ptr(), place.gap.data_ptr(), place.kept.data_ptr()) for place in places]
     shares = np.array([1.0 - place.beta for place in places]).astype(np.float32)
     counts = -(-sizes // CHUNK)
+    stops = np.cumsum(counts)
     of = np.repeat(np.arange(len(places)), counts)
-    starts = CHUNK * (np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts))
+    starts = CHUNK * (np.arange(len(of)) - (stops - counts)[of])
+    checksums = np.zeros((len(of), CHUNK // SPAN), np.int64)
     table = np.zeros((len(of), WIDTH), np.int64)
-    table[:, : KEPT + 1] = addresses[of] + 4 * starts[:, None]
+    table[:, :CHECKSUMS] = np.array(addresses, np.int64)[of] + 4 * starts[:, None]
+    table[:, CHECKSUMS] = checksums.ctypes.data + checksums.strides[0] * np.arange(len(of))
     table[:, COUNT] = np.minimum(CHUNK, sizes[of] - starts)
     table.view(np.float32)[:, 2 * SHARE] = shares[of]
+    for place, start, stop in zip(places, (stops - counts).tolist(), stops.tolist(), strict=True):
+        place.chunks, place.checksums = table[start:stop], checksums[start:stop]
     return Swap(places, table)
 
 
@@ -148,7 +145,8 @@ def _kernel(swapped: Any) -> Kernel:
 @cache
 def _compiled(swapped: Any) -> Kernel:
     """The kernel that does this to each chunk."""
-    each = inlined(renamed(swapped, {"less": inlined(iterates.less)}))
+    average = inlined(renamed(_average, {"less": inlined(iterates.less)}))
+    each = inlined(renamed(swapped, {"average": average}))
     function = renamed(_chunks, {"swapped": each})
     function.__name__ = function.__qualname__ = f"swap{swapped.__name__}_{fingerprint_of('', iterates.less)}"
     return c_function(function, types.void(types.CPointer(types.int64)))
@@ -159,8 +157,8 @@ _lock = threading.Lock()
 
 @cache
 def _multipliers() -> NDArray[np.uint32]:
-    """A number for each position of a chunk, none 0 and no two the same: a hash that can be undone, of 1, 2, …"""
-    numbers = np.arange(1, CHUNK + 1, dtype=np.uint32)
+    """A number for each position of a span, none 0 and no two the same: a hash that can be undone, of 1, 2, …"""
+    numbers = np.arange(1, SPAN + 1, dtype=np.uint32)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
         numbers = (numbers ^ (numbers >> np.uint32(shift))) * np.uint32(factor)
     return numbers
@@ -174,7 +172,7 @@ def _chunks(arguments):
     """
     given = carray(arguments, 5)
     piece, chunks = given[1], given[2]
-    multipliers = streams.uint32s(given[4], 0, CHUNK)
+    multipliers = streams.uint32s(given[4], 0, SPAN)
     while True:
         first = streams.take(arguments, piece)
         if first >= chunks:
@@ -186,40 +184,50 @@ def _chunks(arguments):
 def _to_average(row, multipliers):
     if row[AVERAGED]:
         return
-    share = row.view(np.float32)[2 * SHARE]
-    checksum = np.uint64(0)
+    checksums = streams.int64s(row[CHECKSUMS], 0, CHUNK // SPAN)
     for start in range(0, row[COUNT], SPAN):
-        count = min(SPAN, row[COUNT] - start)
-        y, gaps = streams.floats(row[PARAM], start, count), streams.floats(row[GAP], start, count)
-        _copy_past_caches(row[PARAM] + 4 * start, row[KEPT] + 4 * start, count)
-        for i in range(count):
-            y[i] = less(y[i], gaps[i], share)
-        checksum += _checksum(row[PARAM], start, count, multipliers)
-    row[CHECKSUM] = np.int64(checksum)
+        checksums[start // SPAN] = average(row, start, multipliers)
     row[AVERAGED] = 1
 
 
 def _to_gradient_point(row, multipliers):
-    count = row[COUNT]
-    if not row[AVERAGED] or np.int64(_checksum(row[PARAM], 0, count, multipliers)) != row[CHECKSUM]:
+    if not row[AVERAGED]:
         return
-    param, kept = streams.floats(row[PARAM], 0, count), streams.floats(row[KEPT], 0, count)
-    for i in range(count):
-        param[i] = kept[i]
+    checksums = streams.int64s(row[CHECKSUMS], 0, CHUNK // SPAN)
+    for start in range(0, row[COUNT], SPAN):
+        count = min(SPAN, row[COUNT] - start)
+        if _checksum(row[PARAM], start, count, multipliers) != checksums[start // SPAN]:
+            for done in range(0, start, SPAN):
+                average(row, done, multipliers)
+            return
+        param, kept = streams.floats(row[PARAM], start, count), streams.floats(row[KEPT], start, count)
+        for i in range(count):
+            param[i] = kept[i]
     row[AVERAGED] = 0
+
+
+def _average(row, start, multipliers):
+    """Put x where y is in a span, and keep y aside: the checksum of x."""
+    count = min(SPAN, row[COUNT] - start)
+    share = row.view(np.float32)[2 * SHARE]
+    y, gaps = streams.floats(row[PARAM], start, count), streams.floats(row[GAP], start, count)
+    _copy_past_caches(row[PARAM] + 4 * start, row[KEPT] + 4 * start, count)
+    for i in range(count):
+        y[i] = less(y[i], gaps[i], share)
+    return _checksum(row[PARAM], start, count, multipliers)
 
 
 @inlined
 def _checksum(address, start, count, multipliers):
     """The sum of the words times the multipliers, modulo 2^64.
 
-    Since the products are below 2^64 it tells for certain that one word was changed, or two exchanged.
+    Since the products are below 2^64, it is certain to change with one word, and if two are exchanged.
     """
-    words, factors = streams.uint32s(address, start, count), multipliers[start:]
+    words = streams.uint32s(address, start, count)
     checksum = np.uint64(0)
     for i in range(count):
-        checksum += np.uint64(words[i]) * np.uint64(factors[i])
-    return checksum
+        checksum += np.uint64(words[i]) * np.uint64(multipliers[i])
+    return np.int64(checksum)
 
 
 @intrinsic
