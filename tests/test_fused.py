@@ -219,8 +219,8 @@ def test_gradients_do_not_outlive_the_step() -> None:
 
 def test_groups_with_other_options_and_counts_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    make = fused._make  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(fused, "_make", lambda kernel, call: (calls.append(len(call.columns)), make(kernel, call)))
+    put = fused._put_numbers  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(fused, "_put_numbers", lambda *of: (calls.append(len(of[-1])), put(*of)))
     results: list[list[Tensor]] = []
     for implementation in ("fused", "loop"):
         params = make_params((3,), (4, 5), (6,))
@@ -391,7 +391,7 @@ def test_a_changed_definition_is_compiled_anew() -> None:
     def of(text: str) -> int:
         names: dict[str, Any] = {}
         exec(text, names)
-        return jit._fingerprint("", names["direction"])  # pyright: ignore[reportPrivateUsage]
+        return jit.fingerprint_of("", names["direction"])
 
     text = "K = 1.0\ndef half(g):\n    return 2 * g * K\ndef direction(g):\n    return (half(g),)\n"
     assert of(text) == of(text)

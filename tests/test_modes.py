@@ -57,9 +57,9 @@ def test_the_bits_of_y_return_where_a_weight_is_nan() -> None:
 def test_a_switch_that_is_interrupted_loses_nothing(
     info: OptimizerInfo, there: bool, failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Out of memory or Ctrl-C at the second parameter, on the way to x or back."""
+    """Out of memory or Ctrl-C at the second parameter, on the way to x or back, where it goes tensor by tensor."""
     params = make_params((3,), (4,), (5,))
-    optimizer = info.make(params)
+    optimizer = info.make(params, implementation="loop")
     train(optimizer, range(10))
     y = copies(params)
     x = copies(optimizer.eval().param_groups[0]["params"])
@@ -102,7 +102,7 @@ def test_a_switch_back_that_stopped_half_way_can_be_done_again(
     info: OptimizerInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = make_params((3,), (4,), (5,))
-    optimizer = info.make(params)
+    optimizer = info.make(params, implementation="loop")
     train(optimizer, range(10))
     y = copies(params)
     optimizer.eval()

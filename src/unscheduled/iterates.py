@@ -11,9 +11,9 @@ Instead of z beside y, one buffer is kept: the **gap** f = z - x. Then
 need no division, so every beta in [0, 1] works and beta may change at every step.
 
 The functions are plain arithmetic on whatever supports ``+ - *``: floats, NumPy arrays, tensors. Scalars are
-Python floats (float64). Everything that runs is a lowering of this text. :func:`advance`, :func:`base_move` and the
-directions of the algorithms have no numbers of their own, since one would widen the arithmetic of a lowering that is
-compiled for float32: what they need, such as 1 - c, they are given.
+Python floats (float64). Everything that runs is a lowering of this text. :func:`advance`, :func:`base_move`,
+:func:`less` and the directions of the algorithms have no numbers of their own, since one would widen the arithmetic of
+a lowering that is compiled for float32: what they need, such as 1 - c, they are given.
 
 Source: Defazio et al., "The Road Less Scheduled", arXiv 2405.15682, equations (2)-(4), with the gap in place of z.
 """
@@ -101,7 +101,17 @@ def averaged(y: Array, gap: Array, beta: float) -> Array:
         >>> averaged(1.0, 0.5, beta=0.5)
         0.75
     """
-    return y - (1.0 - beta) * gap
+    return less(y, gap, 1.0 - beta)
+
+
+def less(y: Array, gap: Array, share: float) -> Array:
+    """y less a share of the gap, y - s f: the average, if the share is 1 - beta.
+
+    Example:
+        >>> less(1.0, 0.5, share=0.5)
+        0.75
+    """
+    return y - share * gap
 
 
 def base(y: Array, gap: Array, beta: float) -> Array:

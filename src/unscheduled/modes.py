@@ -14,9 +14,10 @@ from unscheduled.attachment import Attachment
 from unscheduled.gradients import GradientWatch
 from unscheduled.groups import Group
 from unscheduled.interval import require_count
-from unscheduled.kernels import untraced
+from unscheduled.kernels import Implementation, untraced
 from unscheduled.pairing import PairedState
 from unscheduled.state import put_averages, put_gradient_points
+from unscheduled.swaps import Swaps
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
 class TwoModes(PairedState):
     """An optimizer whose parameters hold y or x, and the ways from one to the other."""
 
+    implementation: Implementation
+    """Which lowering of the update runs."""
+
     _attachments: list[Attachment]
     _gradients: GradientWatch
+    _swaps: Swaps
     _copied: bool  # from one that was attached, to a model that may have been copied apart from this one
 
     def __init__(self, params: Any, defaults: Group) -> None:
@@ -43,6 +48,7 @@ class TwoModes(PairedState):
             "_loading": None,
             "_written": {},
             "_gradients": GradientWatch(),
+            "_swaps": Swaps(),
         }
 
     @property
@@ -195,8 +201,11 @@ class TwoModes(PairedState):
     def _put(self, averaged: set[Tensor]) -> None:
         """Put x into these parameters and y into the others."""
         if averaged != self._averaged:
-            put_averages(self._started(averaged - self._averaged), self._written)
-            put_gradient_points(self._started(self._averaged - averaged), self._written)
+            there, back = self._started(averaged - self._averaged), self._started(self._averaged - averaged)
+            with self._swaps.averages(self.implementation, there, self._written) as others:
+                put_averages(others, self._written)
+            with self._swaps.gradient_points(back, self._written) as others:
+                put_gradient_points(others, self._written)
             self._gradients.watch(averaged)
             self._note_averaged(averaged)
             for group in self.param_groups:
@@ -236,6 +245,7 @@ class TwoModes(PairedState):
 
     def _loaded(self, training: bool, weights: dict[Tensor, Tensor]) -> None:
         """A state was loaded that belongs to weights of that mode: to those that are there, or that were before."""
+        self._swaps.forget()
         self._take_back(weights, attached=bool(self._attachments))
         self._loaded_training = training
         self._note_averaged(set() if training else set(self._params()))

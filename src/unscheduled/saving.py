@@ -11,16 +11,13 @@ from torch import Tensor
 from unscheduled import groups, loading, migration
 from unscheduled.batches import Batches
 from unscheduled.groups import Group
-from unscheduled.kernels import Implementation, Rule
+from unscheduled.kernels import Rule
 from unscheduled.modes import TwoModes
 from unscheduled.precision import StatePrecision
 
 
 class SavedOptimizer(TwoModes, ABC):
     """An optimizer whose state is saved, loaded and copied."""
-
-    implementation: Implementation
-    """Which lowering of the update runs."""
 
     state_precision: StatePrecision
     """How the buffers are stored."""

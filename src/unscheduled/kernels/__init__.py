@@ -61,6 +61,13 @@ def import_fused() -> ModuleType | ImportError:
         return error
 
 
+def import_swap() -> ModuleType | None:
+    """The kernels that switch between y and x; None if Numba is not there, or does not import."""
+    if not has_numba() or isinstance(import_fused(), ImportError):
+        return None
+    return importlib.import_module("unscheduled.kernels.swap")
+
+
 def check(implementation: str, rule: Rule, params: Iterable[Tensor] = ()) -> None:
     """Raise unless an implementation can serve a rule and its parameters.
 

@@ -104,7 +104,7 @@ def _put_numbers(kind: Kind, call: Call, numbers: list[Scalars]) -> None:
     for row, scalars in enumerate(numbers):
         call.scalars[row] = _numbers(scalars)
         if is_narrow(kind.stored[0]):
-            call.keys[row] = [key(scalars.step, position) for position in range(len(kind.stored))]
+            call.keys[row] = [key(scalars.step, pair) for pair in range(call.keys.shape[1])]
 
 
 def _new_call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
@@ -120,9 +120,9 @@ def _new_call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
     ends = np.cumsum(-(-sizes // CHUNK))
     rows = np.repeat(np.arange(len(works)), counts)
     scalars = np.zeros((len(works), len(_numbers(works[0][1]))), np.float32)
-    keys = np.zeros((len(works), len(kind.stored)), np.uint32)
+    keys = np.zeros((len(works), -(-len(kind.stored) // 2)), np.uint32)  # one for two buffers
     arrays = (addresses, sizes, ends, rows, scalars, keys)
-    numbers = (0, 0, int(ends[-1]), len(sizes), len(addresses), len(works))
+    numbers = (0, 0, int(ends[-1]), len(sizes), len(addresses))
     arguments = np.array([*numbers, *(array.ctypes.data for array in arrays)], np.int64)
     return Call(
         tokens=[batch.kept.token for batch, _ in works],
@@ -138,19 +138,23 @@ def _new_call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
 
 
 def _run(rule: Rule, kind: Kind, kernel: Kernel, works: list[Work]) -> None:
-    _make(kernel, _call(rule, kind, works))
-    _tell_autograd([param for batch, _ in works for param in batch.params])
+    call = _call(rule, kind, works)
+    run_shared(kernel, call.arguments, call.address, call.elements)
+    tell_autograd([param for batch, _ in works for param in batch.params])
 
 
-def _make(kernel: Kernel, call: Call) -> None:
-    """Make a call, in as many threads as it is worth."""
-    chunks = int(call.arguments[2])
-    thread_count = torch.get_num_threads() if call.elements > ALONE else 1
-    call.arguments[:2] = 0, max(1, min(PIECE, chunks // (4 * thread_count))) if thread_count > 1 else chunks
-    threads.run(kernel.address, call.address, thread_count)
+def run_shared(kernel: Kernel, arguments: NDArray[np.int64], address: int, elements: int) -> None:
+    """Run a kernel in as many threads as are worth it.
+
+    Its arguments begin with the counter of chunks, how many to take at a time, and how many there are.
+    """
+    chunks = int(arguments[2])
+    thread_count = torch.get_num_threads() if elements > ALONE else 1
+    arguments[:2] = 0, max(1, min(PIECE, chunks // (4 * thread_count))) if thread_count > 1 else chunks
+    threads.run(kernel.address, address, thread_count)
 
 
-def _tell_autograd(params: list[Tensor]) -> None:
+def tell_autograd(params: list[Tensor]) -> None:
     """Note that they were written to, as every operation of torch does."""
     try:
         torch.autograd.graph.increment_version(params)
@@ -178,7 +182,7 @@ def _fit(batch: Batch) -> bool:
     if kept.singles is None:
         columns = [params, batch.gaps, *batch.buffers]
         kept.singles = [index for index, param in enumerate(params) if param.numel() == 1]
-        kept.fit = all(_plain(column) and all(map(Tensor.is_contiguous, column)) for column in columns) and all(
+        kept.fit = all(is_plain(column) and all(map(Tensor.is_contiguous, column)) for column in columns) and all(
             len({tensor.shape for tensor in tensors}) == 1 for tensors in zip(*columns, grads, strict=True)
         )
     return (
@@ -189,7 +193,7 @@ def _fit(batch: Batch) -> bool:
     )
 
 
-def _plain(tensors: list[Tensor]) -> bool:
+def is_plain(tensors: list[Tensor]) -> bool:
     """Whether they are in the memory of the CPU, and mean what stands there."""
     return set(map(type, tensors)) <= PLAIN and all(map(is_cpu, tensors)) and not any(map(Tensor.is_neg, tensors))
 
@@ -200,7 +204,7 @@ def _parted(batch: Batch) -> tuple[Batch, Batch]:
     for param, grad, gap, state, *buffers in zip(
         batch.params, batch.grads, batch.gaps, batch.states, *batch.buffers, strict=True
     ):
-        fit = _plain([param, grad, gap, *buffers]) and _is_dense(param) and grad.shape == param.shape
+        fit = is_plain([param, grad, gap, *buffers]) and _is_dense(param) and grad.shape == param.shape
         fit = fit and all(_layout(tensor) == _layout(param) for tensor in (gap, *buffers))
         if fit and _layout(grad) != _layout(param):
             grad = torch.empty_like(param).copy_(grad)
@@ -265,8 +269,8 @@ class Repeatable:
         """Make it with the gradients that fit, and with the numbers of each batch."""
         self._call.addresses[0] = self._headers.addresses[: len(self._params)]
         _put_numbers(self._kind, self._call, scalars)
-        _make(self._kernel, self._call)
-        _tell_autograd(self._params)
+        run_shared(self._kernel, self._call.arguments, self._call.address, self._call.elements)
+        tell_autograd(self._params)
 
 
 @cache

@@ -125,6 +125,8 @@ def _compare(arguments):
 @cache
 def _comparison():
     """:func:`_compare`, compiled."""
-    compiled = jit.c_function(_compare, types.int64(types.CPointer(types.int64)))
+    function = jit.renamed(_compare, {})
+    function.__name__ = function.__qualname__ = f"compare_{jit.fingerprint_of('', _compare)}"
+    compiled = jit.c_function(function, types.int64(types.CPointer(types.int64)))
     called = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(compiled.address)
     return called, compiled  # which keeps the code

@@ -63,7 +63,7 @@ def compiled_kernel(rule: Rule, kind: Kind, scalar_count: int) -> Kernel | None:
     found = _of_direction.setdefault(direction, {})
     if (kind, scalar_count) not in found:
         with _lock:
-            fingerprint = _fingerprint((kind, scalar_count), direction, iterates.base_move, iterates.advance)
+            fingerprint = fingerprint_of((kind, scalar_count), direction, iterates.base_move, iterates.advance)
             if fingerprint not in _kernels:
                 _kernels[fingerprint] = _compile(rule, kind, scalar_count, fingerprint)
             found[kind, scalar_count] = _kernels[fingerprint]
@@ -77,7 +77,7 @@ _lock = threading.Lock()
 
 def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Kernel | None:
     of_grads, of_params, *stored = streams.of(kind.param, kind.grad, kind.stored)
-    has_codes = any(stream.has_codes for stream in stored)
+    has_codes, key_count = any(stream.has_codes for stream in stored), -(-len(kind.stored) // 2)
     names = {
         "direction": _jitted(rule.direction),
         "base_move": _jitted(iterates.base_move),
@@ -91,18 +91,18 @@ def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Ker
         "shared_scalars": streams.numbers(types.float32, SHARED),
         "own_scalars": streams.numbers(types.float32, scalar_count - SHARED),
         "own_count": scalar_count - SHARED,
-        "keys_of": streams.numbers(types.uint32, len(kind.stored)),
+        "keys_of": streams.numbers(types.uint32, key_count),
         "open_stored": _open(stored),
         "load_stored": _each([stream.load for stream in stored]),
         "store_stored": _each([stream.store for stream in stored]),
-        "key_count": len(kind.stored),
+        "key_count": key_count,
         "span": BLOCK if has_codes else CHUNK,
         "count_of": inlined(lambda left: BLOCK) if has_codes else inlined(lambda left: min(CHUNK, left)),
         "fill_up": _fill_up([of_grads, of_params, *stored]) if has_codes else nothing,
         "encode": _encode(stored) if has_codes else nothing,
         "take_back": _take_back([of_grads, of_params, *stored]) if has_codes else nothing,
     }
-    function = _renamed(_kernel, names)
+    function = renamed(_kernel, names)
     function.__name__ = function.__qualname__ = f"kernel_{fingerprint}"  # a file of its own in Numba's cache
     try:
         return c_function(function, types.void(types.CPointer(types.int64)))
@@ -129,15 +129,15 @@ def c_function(function: Function, signature: Any) -> Kernel:
 def _kernel(arguments):
     """Take chunks from the common counter until there are no more. It lacks the names that :func:`_compile` gives.
 
-    The arguments are the counter, how many chunks to take at a time, how many there are, the number of tensors, of
-    streams and of rows, and the addresses of: a table with a column of addresses for each tensor (of the gradient,
+    The arguments are the counter, how many chunks to take at a time, how many there are, the number of tensors and
+    of addresses of each, and the addresses of: a table with a column of addresses for each tensor (of the gradient,
     the parameter, the gap and the buffers, and then of what else belongs to them, see ``streams.of``), the numbers
     of elements, how many chunks a tensor and all before it have, which row of scalars and keys is its own, the
     scalars, and the keys.
     """
     piece, chunks, tensors, rows = arguments[1], arguments[2], arguments[3], arguments[4]
-    table, sizes, ends = streams.int64s(arguments[6]), streams.int64s(arguments[7]), streams.int64s(arguments[8])
-    row_of, addresses, tensor = streams.int64s(arguments[9]), memory_for_addresses(), 0
+    table, sizes, ends = streams.int64s(arguments[5]), streams.int64s(arguments[6]), streams.int64s(arguments[7])
+    row_of, addresses, tensor = streams.int64s(arguments[8]), memory_for_addresses(), 0
     while True:
         first = streams.take(arguments, piece)
         if first >= chunks:
@@ -148,10 +148,10 @@ def _kernel(arguments):
             begin, size = CHUNK * (chunk - ends[tensor] - (-sizes[tensor] // CHUNK)), sizes[tensor]
             for i in range(rows):
                 addresses[i] = table[i * tensors + tensor]
-            shared = shared_scalars(streams.floats(arguments[10] + 4 * (SHARED + own_count) * row_of[tensor]))
-            own = own_scalars(streams.floats(arguments[10] + 4 * ((SHARED + own_count) * row_of[tensor] + SHARED)))
+            shared = shared_scalars(streams.floats(arguments[9] + 4 * (SHARED + own_count) * row_of[tensor]))
+            own = own_scalars(streams.floats(arguments[9] + 4 * ((SHARED + own_count) * row_of[tensor] + SHARED)))
             sign, lr, decay, decay_of_gap, gap_in_y, move_in_y, gap_in_gap, move_in_gap = shared
-            keys = keys_of(streams.uint32s(arguments[11] + 4 * key_count * row_of[tensor]))
+            keys = keys_of(streams.uint32s(arguments[10] + 4 * key_count * row_of[tensor]))
             for start in range(begin, min(begin + CHUNK, size), span):
                 fill_up(addresses, start, size - start)
                 grads, params = open_grads(addresses, start), open_params(addresses, start)
@@ -275,7 +275,7 @@ OVERLOADED = (iterates.root, iterates.sign)
 def _jitted(function: Function) -> Function:
     """A definition, compiled with the definitions that it calls."""
     called = {name: _jitted(value) for name, value in _called(function).items() if value not in OVERLOADED}
-    return inlined(_renamed(function, called))
+    return inlined(renamed(function, called))
 
 
 def _called(function: Any) -> dict[str, Any]:
@@ -284,14 +284,14 @@ def _called(function: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if isinstance(value, FunctionType)}
 
 
-def _renamed(function: Any, names: dict[str, Any]) -> Any:
+def renamed(function: Any, names: dict[str, Any]) -> Any:
     """The function with other values for some global names."""
     return FunctionType(
         function.__code__, function.__globals__ | names, function.__name__, function.__defaults__, function.__closure__
     )
 
 
-def _fingerprint(kind: object, *functions: Any) -> str:
+def fingerprint_of(kind: object, *functions: Any) -> str:
     """What changes if the kind, the definitions, what they call or what makes kernels of them does."""
     text = repr([kind, BLOCK, CHUNK, SMALLEST, SOURCE, *map(_code, functions)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

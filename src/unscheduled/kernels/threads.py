@@ -70,8 +70,9 @@ class Pool:
     def run(self, function: Function, argument: int, count: int) -> None:
         """Call a function in this thread and in up to ``count - 1`` others."""
         pool = self._at_least(count - 1)
-        others = [pool.submit(function, argument) for _ in range(count - 1)]
+        others: list[Future[None]] = []
         try:
+            others.extend(pool.submit(function, argument) for _ in range(count - 1))
             function(argument)
         finally:
             _wait([other for other in others if not other.cancel()])  # what has not begun by now has nothing to do
