@@ -5,6 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 FRAMEWORKS := .venv/frameworks
 DOCS := .venv/docs
+PEERS := .venv/peers
 
 .PHONY: race test test-slow test-frameworks lint bench docs
 
@@ -26,7 +27,7 @@ lint: $(INSTALLED)
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
-bench: $(INSTALLED)
+bench: $(PEERS)
 	$(BIN)/python -m benchmarks.run
 
 docs: $(DOCS)
@@ -41,6 +42,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(FRAMEWORKS): $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test-frameworks]'
+	touch $@
+
+$(PEERS): $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 $(DOCS): $(INSTALLED)

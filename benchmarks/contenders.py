@@ -78,7 +78,7 @@ CONTENDERS = (
     Contender(
         "pytorch_optimizer AdamW", "AdamW", "peer", _of("pytorch_optimizer", "ScheduleFreeAdamW", **ADAMW), EXACT
     ),
-    Contender("heavyball AdamW", "AdamW", "peer", _of("heavyball", "ForeachSFAdamW", **ADAMW), EXACT),
+    Contender("heavyball AdamW", "AdamW", "peer", _of("heavyball", "SFAdamW", **ADAMW), EXACT),
     Contender("stream (Numba)", "AdamW", "limit", _of("benchmarks.stream", "NumbaStream")),
     Contender("stream (torch)", "AdamW", "limit", _of("benchmarks.stream", "TorchStream")),
     Contender("unscheduled SGD fused", "SGD", "ours", _ours_sgd(implementation="fused"), EXACT),

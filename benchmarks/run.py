@@ -24,7 +24,7 @@ from benchmarks.timing import RULE, can_tell_waiting
 from benchmarks.workloads import Workload, equal_tensors, gpt2_small, resnet50
 from unscheduled.lab.provenance import code_sha256, machine, versions
 
-PEERS = ("schedulefree AdamW", "pytorch_optimizer AdamW", "heavyball AdamW")
+PEERS = ("schedulefree AdamW", "pytorch_optimizer AdamW")
 ADAMW = (
     *("unscheduled AdamW fused", "unscheduled AdamW foreach", "unscheduled AdamW compact"),
     *("torch AdamW fused", "torch AdamW foreach", *PEERS),
@@ -33,7 +33,8 @@ SGD = ("unscheduled SGD fused", "torch SGD fused", "schedulefree SGD")
 MAIN = ("unscheduled AdamW fused", "unscheduled AdamW compact", "torch AdamW fused", "schedulefree AdamW")
 SCALED = ("unscheduled AdamW fused", "torch AdamW fused", "torch AdamW foreach", "schedulefree AdamW")
 FUSED = ("unscheduled AdamW fused", "torch AdamW fused")
-ON_BIG_ALONE = ("unscheduled AdamW compiled", "stream (Numba)", "stream (torch)")
+COMPILED = ("unscheduled AdamW compiled", "heavyball AdamW")  # for minutes, if there are many shapes
+ON_BIG_ALONE = (*COMPILED, "stream (Numba)", "stream (torch)")
 
 WORKLOADS = (
     Workload("big", equal_tensors(10, 50_000_000), (*ADAMW, *SGD, *ON_BIG_ALONE)),

@@ -23,9 +23,10 @@ def copies_of(params: list[Tensor]) -> list[Tensor]:
 
 
 def switching(contenders: list[Contender], rounds: int, shown: Callable[[int, int], None]) -> dict[str, Any] | None:
-    """Both switches after a step in every round, in turns with the plain copies.
+    """Both switches after a step in every round, in turns with a plain copy that is copied back.
 
-    ``train()`` gives the memory of the kept copy back, which the plain copy back does outside the measured time.
+    Whoever keeps a copy takes memory for it, and gives it back: both in the measured time. The one has given its memory
+    back before the other begins, so that both find the same.
     """
     found = [contender for contender in contenders if contender.name == CONTENDER]
     if not found:
@@ -45,12 +46,11 @@ def switching(contenders: list[Contender], rounds: int, shown: Callable[[int, in
         gradients.compute(optimizer, params, attempt + WARM_ROUNDS)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        for pair in (("eval", "copy"), ("train", "copy back")):
-            for name in pair if attempt % 2 else reversed(pair):
-                timing = timed(calls[name])
-                if attempt >= 0:
-                    timings[name].append(timing)
-        kept.clear()
+        pairs = (("eval", "train"), ("copy", "copy back"))
+        for name in (name for pair in (pairs if attempt % 2 else reversed(pairs)) for name in pair):
+            timing = timed(calls[name])
+            if attempt >= 0:
+                timings[name].append(timing)
         if all(sum(timing.calm for timing in of) >= rounds for of in timings.values()):
             break
     return {
@@ -65,3 +65,4 @@ def switching(contenders: list[Contender], rounds: int, shown: Callable[[int, in
 @torch.no_grad()
 def _copy_back(params: list[Tensor], kept: list[Tensor]) -> None:
     torch._foreach_copy_(params, kept)
+    kept.clear()
