@@ -10,7 +10,7 @@ from registry import Configuration, OptimizerInfo, configurations
 from torch import Tensor
 from torch.nn import Parameter
 
-from unscheduled import AdamWScheduleFree, AnnealedInterpolation, ScheduleFreeOptimizer, ScheduleFreeWrapper
+from unscheduled import AdamWScheduleFree, AnnealedInterpolation, ScheduleFreeOptimizer, ScheduleFreeWrapper, kernels
 from unscheduled.kernels import headers
 from unscheduled.kernels.headers import Headers
 from unscheduled.repetition import Repetition
@@ -146,7 +146,6 @@ CHANGES: dict[str, Change] = {
     "interpolation": numbers(interpolation=AnnealedInterpolation(beta_max=0.99, steps=10)),
     "average frozen": lambda optimizer, params: optimizer.freeze_averaging(),
     "average restarted": lambda optimizer, params: optimizer.restart_averaging(),
-    "implementation": lambda optimizer, params: setattr(optimizer, "implementation", "loop"),
 }
 
 
@@ -164,6 +163,17 @@ def test_a_change_between_steps_is_noticed(change: Change, repeated: list[bool])
         results.append(bits(optimizer, params))
     for some, reference in zip(*results, strict=True):
         torch.testing.assert_close(some, reference, rtol=2e-5, atol=2e-6)
+
+
+def test_another_implementation_makes_the_step_if_it_is_asked_to(repeated: list[bool]) -> None:
+    params = make_params(*SHAPES)
+    optimizer = AdamWScheduleFree(params, lr=0.01, implementation="fused")
+    train(optimizer, range(4))
+    optimizer.implementation = "loop"
+    train(optimizer, range(4, 6))
+    optimizer.implementation = "fused"
+    train(optimizer, range(6, 7))
+    assert repeated == [False, False, True, True, False, False, True]
 
 
 def no_gradient(params: list[Parameter]) -> None:
@@ -286,8 +296,14 @@ def test_headers_tell_what_has_changed() -> None:
     assert not told.same(others, params)
 
 
-def test_what_no_single_call_makes_is_not_repeatable() -> None:
-    params = [Parameter(torch.ones(3)), Parameter(torch.ones(3, dtype=torch.bfloat16))]
-    optimizer = AdamWScheduleFree(params, implementation="fused")
-    train(optimizer, range(4))
-    assert optimizer._repetition is None  # pyright: ignore[reportPrivateUsage]
+def test_what_no_single_call_makes_is_looked_at_once(monkeypatch: pytest.MonkeyPatch, repeated: list[bool]) -> None:
+    looked: list[object] = []
+    repeatable = kernels.repeatable
+    monkeypatch.setattr(kernels, "repeatable", lambda *of: (looked.append(of), repeatable(*of))[1])
+    for params in ([Parameter(torch.ones(3, dtype=torch.complex64))], [Parameter(torch.ones(3).double())]):
+        looked.clear()
+        train(AdamWScheduleFree(params, implementation="fused"), range(5))
+        assert len(looked) == 1
+    mixed = [Parameter(torch.ones(3)), Parameter(torch.ones(3, dtype=torch.bfloat16))]
+    train(AdamWScheduleFree(mixed, implementation="fused"), range(5))
+    assert not any(repeated)

@@ -39,8 +39,10 @@ class Found(NamedTuple):
 class Repetition:
     """All that a step was made of, where each group was one part, and one call of the fused kernel has made it."""
 
-    def __init__(self, rule: Rule, parts: list[Part], state: dict[Tensor, State], call: Any) -> None:
-        self.rule = rule
+    def __init__(
+        self, implementation: str, rule: Rule, parts: list[Part], state: dict[Tensor, State], call: Any
+    ) -> None:
+        self.implementation, self.rule = implementation, rule
         self._parts, self._groups = parts, [part.group for part in parts]
         self._params, self._states = list(state), list(state.values())
         self._call = call
@@ -54,7 +56,7 @@ class Repetition:
         parts = [
             _part(group, rule, batch.params, batch.states) for group, (batch, _) in zip(groups, works, strict=True)
         ]
-        return call and cls(rule, parts, state, call)
+        return call and cls(implementation, rule, parts, state, call)
 
     def found(self, groups: list[Group], state: dict[Tensor, State]) -> list[Found] | None:
         """All parts again; None if the step is made of anything else."""

@@ -62,6 +62,7 @@ class SteppingOptimizer(SavedOptimizer):
 
     _made_of: tuple[object, ...] = ()  # what stands for the batches of the last step
     _repetition: Repetition | None = None
+    _is_new: bool = True  # what it was made of: not yet looked at
 
     # What an algorithm states.
 
@@ -160,8 +161,10 @@ class SteppingOptimizer(SavedOptimizer):
         if repetition is None or self._loaded_training is not None or self._loading is not None:
             return False
         self._refuse_gradients_at_average()
-        found = self._has_one_part_each(repetition.rule) and repetition.found(self.param_groups, self.state)
-        if not found:
+        if repetition.implementation != self.implementation or not self._has_one_part_each(repetition.rule):
+            return False
+        found = repetition.found(self.param_groups, self.state)
+        if found is None:
             return False
         plans = [
             Plan(part.group, part.params, grads, True, part.states, False, *self._next_counters(index, part.group, 1.0))
@@ -179,12 +182,12 @@ class SteppingOptimizer(SavedOptimizer):
         """Note what the step is made of, if that was the same in the step before: it may be so in the next."""
         made_of = tuple(batch.kept.token for work in works.values() for batch, _ in work)
         if made_of != self._made_of:
-            self._made_of, self._repetition = made_of, None
-        elif self._repetition is None and len(works) == 1 and len(made_of) == len(plans):
-            ((rule, work),) = works.items()
-            if self._has_one_part_each(rule):
-                groups = [plan.group for plan in plans]
-                self._repetition = Repetition.of(self.implementation, rule, groups, work, self.state)
+            self._made_of, self._is_new, self._repetition = made_of, True, None
+        elif self._is_new:
+            self._is_new, rules = False, list(works)
+            if len(rules) == 1 and len(made_of) == len(plans) and self._has_one_part_each(rules[0]):
+                groups, work = [plan.group for plan in plans], works[rules[0]]
+                self._repetition = Repetition.of(self.implementation, rules[0], groups, work, self.state)
 
     def _has_one_part_each(self, rule: Rule) -> bool:
         """Whether that is the rule of all groups, and no loss is needed."""
