@@ -14,8 +14,10 @@ from benchmarks.contenders import CONTENDERS, FUSED
 Record = Mapping[str, Any]
 
 # Okabe and Ito's palette, told apart by colour-blind eyes, and more; each contender has a marker of its own as well.
-COLOURS = ("#0072B2", "#56B4E9", "#999999", "#009E73", "#D55E00", "#E69F00", "#CC79A7")
-COLOURS += ("#882255", "#F0E442", "#000000", "#555555")
+COLOURS = (
+    *("#0072B2", "#56B4E9", "#999999", "#009E73", "#D55E00", "#E69F00", "#CC79A7"),
+    *("#882255", "#F0E442", "#000000", "#555555"),
+)
 MARKERS = "o^vDPXshp*<>d"
 TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 STYLES = {

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import in_a_forked_child
 from problems import copies, equal, make_params, set_gradients, train
 from registry import Configuration, OptimizerInfo, configurations, optimizers
 from torch import Tensor
@@ -271,9 +271,9 @@ def test_several_python_threads_may_step_at_a_time() -> None:
     assert all(map(equal, together, alone))
 
 
-def in_child(results: Any) -> None:
+def trained_by_two_threads() -> list[list[float]]:
     torch.set_num_threads(2)
-    results.put([tensor.tolist() for tensor in trained(3)])
+    return [tensor.tolist() for tensor in trained(3)]
 
 
 @pytest.mark.skipif(not hasattr(torch, "set_num_threads") or sys.platform == "win32", reason="needs fork")
@@ -281,17 +281,10 @@ def in_child(results: Any) -> None:
 def test_a_forked_child_makes_threads_of_its_own() -> None:
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
-        ours = [tensor.tolist() for tensor in trained(3)]  # its threads are running
+        ours = trained_by_two_threads()  # they are running
     finally:
         torch.set_num_threads(before)
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    child = context.Process(target=in_child, args=(results,), daemon=True)
-    child.start()
-    assert results.get(timeout=60) == ours
-    child.join(timeout=60)
-    assert child.exitcode == 0
+    assert in_a_forked_child(trained_by_two_threads) == ours
 
 
 def in_a_process(code: str, **environment: str) -> str:

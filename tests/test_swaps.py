@@ -1,7 +1,6 @@
 """Switches in one pass over the memory: the same bits as tensor by tensor, and nothing that was written is lost."""
 
 import copy
-import multiprocessing
 import pickle
 import sys
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import in_a_forked_child
 from problems import copies, equal, make_params, train
 from test_fused import in_a_process
 from torch import Tensor
@@ -354,10 +354,6 @@ def switched() -> list[Any]:
     return [[param.tolist() for param in params] for mode in (False, True) if optimizer.train(mode)]
 
 
-def in_child(results: Any) -> None:
-    results.put(switched())
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_switches_too() -> None:
@@ -366,10 +362,4 @@ def test_a_forked_child_switches_too() -> None:
         ours = switched()  # its threads are running
     finally:
         torch.set_num_threads(before)
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    child = context.Process(target=in_child, args=(results,), daemon=True)
-    child.start()
-    assert results.get(timeout=60) == ours
-    child.join(timeout=60)
-    assert child.exitcode == 0
+    assert in_a_forked_child(switched) == ours

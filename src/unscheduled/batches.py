@@ -1,13 +1,13 @@
 """The tensors of a group, as a kernel is given them."""
 
 from collections.abc import Iterator
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from unscheduled.kernels import Batch, Kept, Rule, real
+from unscheduled.kernels import Batch, Kept, Rule, all_same, real
 from unscheduled.precision import scale_names
 from unscheduled.state import State
 
@@ -77,9 +77,10 @@ class Batches:
         return facts, columns
 
 
-def all_same(tensors: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether two lists are of the very same tensors."""
-    return len(tensors) == len(others) and all(map(is_, tensors, others))
+def with_gradients(params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters that have gradients, and these."""
+    grads = [grad for param in params if (grad := param.grad) is not None]
+    return (params if len(grads) == len(params) else [param for param in params if param.grad is not None]), grads
 
 
 def _partition(

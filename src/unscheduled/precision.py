@@ -60,7 +60,7 @@ def key(step: int, pair: int) -> int:
 
 
 def hashed(number: Any) -> Any:
-    """A hash of 32 bits, of a number or of a tensor of int64: "lowbias32" of C. Wellons' search for such (2018)."""
+    """A hash of 32 bits, of a number or of an array of int64: "lowbias32" of C. Wellons' search for such (2018)."""
     number = number & MASK
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
         number = ((number ^ (number >> shift)) * factor) & MASK

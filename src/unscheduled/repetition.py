@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from itertools import chain
-from operator import is_, itemgetter
-from typing import Any, NamedTuple, cast
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from unscheduled import kernels
+from unscheduled.batches import with_gradients
 from unscheduled.groups import Group
-from unscheduled.kernels import Rule, Scalars, Work
+from unscheduled.kernels import Rule, Scalars, Work, all_same
 from unscheduled.precision import scale_names
 from unscheduled.state import State
 
@@ -53,14 +53,18 @@ class Repetition:
     ) -> Repetition | None:
         """What the step of these groups was made of; None if it was another kind of step."""
         call = kernels.repeatable(implementation, rule, works)
+        if call is None:
+            return None
         parts = [
             _part(group, rule, batch.params, batch.states) for group, (batch, _) in zip(groups, works, strict=True)
         ]
-        return call and cls(implementation, rule, parts, state, call)
+        return cls(implementation, rule, parts, state, call)
 
     def found(self, groups: list[Group], state: dict[Tensor, State]) -> list[Found] | None:
         """All parts again; None if the step is made of anything else."""
-        if not (_same(groups, self._groups) and _same(state, self._params) and _same(state.values(), self._states)):
+        if not (
+            all_same(groups, self._groups) and all_same(state, self._params) and all_same(state.values(), self._states)
+        ):
             return None
         found: list[Found] = []
         for part in self._parts:
@@ -82,20 +86,12 @@ def _part(group: Group, rule: Rule, params: list[Tensor], states: list[State]) -
 
 
 def _found(part: Part) -> Found | None:
-    params = cast(list[Tensor], part.group["params"])
-    grads = [grad for param in params if (grad := param.grad) is not None]
-    if len(grads) < len(params):
-        params = [param for param in params if param.grad is not None]
+    params, grads = with_gradients(part.group["params"])
     seen: list[int] = list(map(STEP, part.states))
     alike = (
-        _same(params, part.params)
+        all_same(params, part.params)
         and seen.count(seen[0]) == len(seen)
         and part.group["step"] > 0
-        and _same(list(chain.from_iterable(map(part.tensors_of, part.states))), part.tensors)
+        and all_same(list(chain.from_iterable(map(part.tensors_of, part.states))), part.tensors)
     )
     return Found(part, grads, seen[0]) if alike else None
-
-
-def _same(some: Collection[object], others: Collection[object]) -> bool:
-    """Whether both have the very same elements."""
-    return len(some) == len(others) and all(map(is_, some, others))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unscheduled import distributed, groups, kernels, precision
-from unscheduled.batches import Batches
+from unscheduled.batches import Batches, with_gradients
 from unscheduled.groups import Group
 from unscheduled.interval import require_within
 from unscheduled.iterates import coefficients
@@ -197,10 +197,7 @@ class SteppingOptimizer(SavedOptimizer):
 
     def _gathered(self, group: Group) -> Plan:
         """The gradients of a group; sparse ones are refused."""
-        params = cast(list[Tensor], group["params"])
-        grads = [grad for param in params if (grad := param.grad) is not None]
-        if len(grads) < len(params):
-            params = [param for param in params if param.grad is not None]
+        params, grads = with_gradients(group["params"])
         contiguous = all_contiguous(grads)  # which sparse tensors never are
         if not contiguous and set(map(LAYOUT, grads)) != {torch.strided}:
             sparse = next(param for param, grad in zip(params, grads, strict=True) if grad.layout != torch.strided)

@@ -36,6 +36,7 @@ from unscheduled.kernels.rule import Rule as Rule
 from unscheduled.kernels.rule import Scalars as Scalars
 from unscheduled.kernels.rule import Tensors as Tensors
 from unscheduled.kernels.rule import Work as Work
+from unscheduled.kernels.rule import all_same as all_same
 from unscheduled.kernels.rule import real as real
 
 Implementation: TypeAlias = Literal["auto", "loop", "foreach", "compiled", "fused"]

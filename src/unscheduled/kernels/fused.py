@@ -7,7 +7,7 @@ torch uses. What it cannot take is left to another implementation.
 
 import logging
 from functools import cache
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from unscheduled.kernels import threads
 from unscheduled.kernels.headers import Headers
 from unscheduled.kernels.jit import CHUNK, SHARED, Kernel, Kind, compiled_kernel
-from unscheduled.kernels.rule import Batch, Kept, Rule, Scalars, Work
+from unscheduled.kernels.rule import Batch, Kept, Rule, Scalars, Work, all_same
 from unscheduled.precision import is_narrow, key
 
 PIECE = 16  # chunks that a thread takes at a time, at most
@@ -91,7 +91,7 @@ def _call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
     tokens = [batch.kept.token for batch, _ in works]
     first = works[0][0].kept
     call: Call | None = first.call
-    if call is None or len(call.tokens) != len(tokens) or not all(map(is_, call.tokens, tokens)):
+    if call is None or not all_same(call.tokens, tokens):
         call = first.call = _new_call(rule, kind, works)
     for (batch, _), columns in zip(works, call.columns, strict=True):
         call.addresses[0, columns] = list(map(Tensor.data_ptr, batch.grads))
@@ -249,7 +249,7 @@ class Repeatable:
         given = [param.grad for batch, _ in works for param in batch.params]
         if kind is None or kernel is None or any(_kind(batch) != kind for batch, _ in works):
             raise ValueError("there is no kernel, or there are several")
-        if len(grads) != len(given) or not all(map(is_, grads, given)):
+        if not all_same(grads, given):
             raise ValueError("gradients are laid out anew, or some parameters are left")
         works = [(batch, scalars) for batch, (_, scalars) in zip(ours, works, strict=True)]
         self._kind, self._kernel, self._call = kind, kernel, _new_call(rule, kind, works)

@@ -31,7 +31,7 @@ class Headers:
     Args:
         fresh: plain tensors on the CPU, for which others of the same kind and layout will stand in.
         params: such tensors, which in addition are to stay in their place.
-        lasting: such tensors, which are also to keep their headers, and their layout: nobody knows them.
+        lasting: such tensors, which in addition stay the same objects, and keep their headers and layout: the buffers.
 
     Raises:
         ValueError: if this version of torch does not tell, or tells otherwise.

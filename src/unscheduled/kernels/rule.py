@@ -1,7 +1,8 @@
 """What a kernel is given: the rule of the algorithm, a batch of tensors, and the scalars of the step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -41,6 +42,11 @@ class Rule:
     size: Callable[[list[Tensor]], Tensor] | None = None
     elementwise: bool = True
     degree: int = 1
+
+
+def all_same(some: Collection[object], others: Collection[object]) -> bool:
+    """Whether both have the very same elements, in the same order."""
+    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def real(tensor: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from unscheduled.kernels import streams
 from unscheduled.kernels.fused import is_plain, run_shared, tell_autograd
 from unscheduled.kernels.jit import CHUNK, Kernel, c_function, fingerprint_of, renamed
 from unscheduled.kernels.streams import inlined
+from unscheduled.precision import hashed
 
 PARAM, GAP, KEPT, CHECKSUMS, COUNT, SHARE, AVERAGED = range(7)
 """What the row of a chunk has: four addresses, its elements, 1 - beta (float32), and whether x is there."""
@@ -158,10 +159,7 @@ _lock = threading.Lock()
 @cache
 def _multipliers() -> NDArray[np.uint32]:
     """A number for each position of a span, none 0 and no two the same: a hash that can be undone, of 1, 2, …"""
-    numbers = np.arange(1, SPAN + 1, dtype=np.uint32)
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
-        numbers = (numbers ^ (numbers >> np.uint32(shift))) * np.uint32(factor)
-    return numbers
+    return hashed(np.arange(1, SPAN + 1, dtype=np.int64)).astype(np.uint32)
 
 
 def _chunks(arguments):
