@@ -95,8 +95,11 @@ def test_a_step_in_eval_mode_says_to_call_the_models_train() -> None:
         optimizer.step()
 
 
-def test_a_step_while_the_model_is_in_eval_mode_warns() -> None:
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_step_while_the_model_is_in_eval_mode_warns(hooked: bool) -> None:
     model, optimizer = trained(ADAMW)
+    if hooked:
+        optimizer.register_step_pre_hook(lambda *_: None)
     model.eval()
     optimizer.train()
     backward(model, 0)

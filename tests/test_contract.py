@@ -9,8 +9,9 @@ import torch
 from problems import copies, equal, make_params, set_gradients, train
 from registry import Configuration, OptimizerInfo, built_in, configurations, implementations, optimizers
 from torch.nn import Parameter
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from unscheduled import NoAveraging, PolynomialAveraging
+from unscheduled import NoAveraging, PolynomialAveraging, SGDScheduleFree
 from unscheduled.precision import narrowed
 
 
@@ -207,6 +208,38 @@ def test_hooks_run_round_the_step(info: OptimizerInfo) -> None:
     optimizer.register_step_post_hook(lambda *_: seen.append("after"))
     train(optimizer, range(2))
     assert seen == ["before", "after"] * 2
+
+
+def test_hooks_of_all_optimizers_run_and_may_change_what_the_step_is_given() -> None:
+    optimizer = SGDScheduleFree(make_params())
+    train(optimizer, range(4))
+    seen: list[Any] = []
+
+    def before(_: Any, args: Any, kwargs: Any) -> Any:
+        seen.append(args)
+        return (lambda: 7.0,), kwargs
+
+    hooks = [
+        register_optimizer_step_pre_hook(before),
+        register_optimizer_step_post_hook(lambda _, args, kwargs: seen.append(len(args))),
+    ]
+    try:
+        assert optimizer.step() == 7.0
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert seen == [(optimizer,), 1]
+    train(optimizer, range(4, 6))
+    assert len(seen) == 2
+
+
+def test_a_step_has_its_label_in_profiles() -> None:
+    optimizer = SGDScheduleFree(make_params())
+    train(optimizer, range(4))
+    with torch.profiler.profile() as profile:
+        train(optimizer, range(4, 6))
+    labels = [event.key for event in profile.key_averages() for _ in range(event.count)]
+    assert labels.count("Optimizer.step#SGDScheduleFree.step") == 2
 
 
 @optimizers

@@ -1,7 +1,7 @@
 """Steps like the one before, which are not planned anew: the same bits, and whatever has changed is noticed."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from unscheduled.kernels.headers import Headers
 from unscheduled.repetition import Repetition
 
 SHAPES = ((4, 3), (7,), (1,), (), (3, 3), (7,), (70_000,))
+BOTH_WAYS = pytest.mark.parametrize("seen", [True, False], ids=["seen", "unseen"])
 Change = Callable[[ScheduleFreeOptimizer, list[Parameter]], object]
 
 
@@ -39,19 +40,37 @@ def bits(optimizer: ScheduleFreeOptimizer, params: list[Parameter]) -> list[Tens
     return [*copies(params), *kept]
 
 
+def put_gradients(params: Iterable[Tensor], grads: Iterable[Tensor], seen: bool) -> None:
+    """Give gradients that Python has seen, or that a backward pass has made and nobody has looked at."""
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad if seen else None
+        if not seen:
+            (param * grad).sum().backward()
+
+
+def step_on_unseen_gradients(optimizer: ScheduleFreeOptimizer, steps: Iterable[int]) -> None:
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for step in steps:
+        set_gradients(params, step)
+        put_gradients(params, [param.grad for param in params], seen=False)
+        optimizer.step()
+
+
 @configurations
+@BOTH_WAYS
 def test_repetitions_have_the_same_bits(
-    info: OptimizerInfo, configuration: Configuration, repeated: list[bool], monkeypatch: pytest.MonkeyPatch
+    info: OptimizerInfo, configuration: Configuration, seen: bool, repeated: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    go = train if seen else step_on_unseen_gradients
     results: list[list[Tensor]] = []
     for repeats in (True, False):
         if not repeats:
             monkeypatch.setattr(Repetition, "of", lambda *_: None)
         params = make_params(*SHAPES)
         optimizer = info.make(params, implementation="fused", **configuration.arguments)
-        train(optimizer, range(8))
+        go(optimizer, range(8))
         optimizer.eval().train()
-        train(optimizer, range(8, 12))
+        go(optimizer, range(8, 12))
         results.append(bits(optimizer, params))
         if not repeats:
             assert not any(repeated)
@@ -229,7 +248,11 @@ def test_a_refused_repetition_changes_nothing(repeated: list[bool]) -> None:
         with pytest.raises(ValueError, match=f"parameter group 0: .*{match}"):
             optimizer.step()
         optimizer.param_groups[0][name] = group[name]
-    params[1].grad = torch.ones(7).to_sparse()
+    params[0].grad = None
+    torch.nn.functional.embedding(torch.tensor([1, 2]), params[0], sparse=True).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse"):  # which Python has not seen
+        optimizer.step()
+    params[0].grad = torch.ones(4, 3).to_sparse()
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step()
     assert equal(bits(optimizer, params), before)
@@ -261,37 +284,82 @@ def test_a_torch_that_does_not_tell_is_planned_for_in_every_step(
     repeated: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results: list[list[Tensor]] = []
-    for names in (headers.NUMBERS, ("nothing_of_that_name",)):
-        monkeypatch.setattr(headers, "NUMBERS", names)
-        headers._functions.cache_clear()  # pyright: ignore[reportPrivateUsage]
-        params = make_params(*SHAPES)
-        train(AdamWScheduleFree(params, lr=0.01, implementation="fused"), range(5))
-        results.append(copies(params))
+    for functions, methods in (((), ()), ((), ("none",)), (("none",), ())):
+        with monkeypatch.context() as patch:
+            patch.setattr(headers, "FUNCTIONS", (*headers.FUNCTIONS, *functions))
+            patch.setattr(headers, "METHODS", (*headers.METHODS, *methods))
+            forget_functions()
+            params = make_params(*SHAPES)
+            step_on_unseen_gradients(AdamWScheduleFree(params, lr=0.01, implementation="fused"), range(5))
+            results.append(copies(params))
+    forget_functions()
+    assert repeated == 2 * [False, False, True, True, True] + 5 * [False]  # without methods, Python is asked
+    assert equal(results[0], results[1])
+    assert equal(results[0], results[2])
+
+
+def forget_functions() -> None:
     headers._functions.cache_clear()  # pyright: ignore[reportPrivateUsage]
-    assert repeated == [False, False, True, True, True] + 5 * [False]
-    assert equal(*results)
+    headers._methods.cache_clear()  # pyright: ignore[reportPrivateUsage]
 
 
-def test_headers_tell_what_has_changed() -> None:
-    fresh, params, lasting = ([torch.ones(3, 3), torch.ones(2)] for _ in range(3))
-    told = Headers(fresh, params, lasting)
-    others = [torch.zeros(3, 3), torch.zeros(2)]
-    assert told.same(others, params)
-    assert told.addresses[:2].tolist() == [tensor.data_ptr() for tensor in others]
+@BOTH_WAYS
+def test_headers_tell_what_has_changed(seen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    params: list[Tensor] = [Parameter(torch.ones(3, 3)), Parameter(torch.ones(2))]
+    lasting = [torch.ones(3, 3), torch.ones(2)]
+    put_gradients(params, lasting, seen=True)
+    told = Headers(params, lasting)
+
+    def same(grad: Tensor | None = None) -> bool:
+        put_gradients(params, [torch.zeros(3, 3), torch.zeros(2)], seen)
+        if grad is not None:
+            params[0].grad_dtype = None  # pyright: ignore (of any)
+            params[0].grad = grad
+        return told.same(params)
+
+    with monkeypatch.context() as patch:
+        if not seen:
+            patch.setattr(headers, "GRAD", None)  # nobody asks Python
+        assert same()
+    assert told.addresses[:2].tolist() == [param.grad.data_ptr() for param in params if param.grad is not None]
     for other in (
-        torch.ones(3, 3).t(),
         torch.ones(3, 3).double(),
-        torch.ones(3, 3).to_sparse(),
-        torch.ones(3, 3, 1),
-        torch.ones(3, 2),
-        torch.ones(9),
-        torch.ones(3, 3, device="meta"),
+        torch.ones(3, 3).as_subclass(type("Other", (Tensor,), {})),
+        torch.ones(3, 3).t(),
     ):
-        assert not told.same([other, others[1]], params)
-    assert not told.same(others, [params[0].t(), params[1]])
-    assert not told.same(others, [params[0].clone(), params[1]])
+        assert not same(other)
+        assert same()
+    params[0].grad = None
+    assert not told.same(params)
+    assert same()
+    params[0] = Parameter(torch.ones(3, 3))
+    assert not same()
+    params[0] = Parameter(torch.ones(9))
+    put_gradients(params, [torch.zeros(9), torch.zeros(2)], seen)
+    assert not told.same(params)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [torch.ones(3, 1), torch.ones(1, 3), torch.ones(3, 3, 1), torch.ones(9), torch.ones(3, 3).t()],
+    ids=lambda other: str(tuple(other.shape)),
+)
+def test_headers_tell_another_layout(other: Tensor) -> None:
+    params: list[Tensor] = [Parameter(torch.ones(3, 3))]
+    put_gradients(params, [torch.ones(3, 3)], seen=True)
+    told = Headers(params, [])
+    assert told.same(params)
+    params[0].data = other
+    assert not told.same(params)
+
+
+def test_headers_tell_where_lasting_tensors_are() -> None:
+    params, lasting = [Parameter(torch.ones(2))], [torch.ones(3, 3), torch.ones(2)]
+    put_gradients(params, [torch.ones(2)], seen=True)
+    told = Headers(cast(list[Tensor], params), lasting)
+    assert told.same(cast(list[Tensor], params))
     lasting[1].data = torch.ones(2)
-    assert not told.same(others, params)
+    assert not told.same(cast(list[Tensor], params))
 
 
 def test_what_no_single_call_makes_is_looked_at_once(monkeypatch: pytest.MonkeyPatch, repeated: list[bool]) -> None:

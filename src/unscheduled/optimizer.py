@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import (
+    ParamsT,
+    _global_optimizer_post_hooks,  # pyright: ignore[reportPrivateUsage]
+    _global_optimizer_pre_hooks,  # pyright: ignore[reportPrivateUsage]
+)
 
 from unscheduled import distributed, groups, kernels, precision
 from unscheduled.groups import Group
@@ -158,11 +163,12 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
                 changed.
         """
         if closure is None:
-            if self._check_mode_outside_the_graph():
+            compiling = torch.compiler.is_compiling()
+            if self._check_mode_outside_the_graph() if compiling else self._check_mode():
                 warnings.warn(
                     "step() in train mode while the attached model is in eval mode, with its dropout and BatchNorm: "
                     "call model.train(), which moves the parameters too, and not optimizer.train()",
-                    stacklevel=4,  # past torch's two wrappers of a step
+                    stacklevel=5,  # past the wrappers of a step
                 )
             self._update(loss, grad_norm)
             return None
@@ -176,8 +182,32 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             self._update(cast(Any, value), grad_norm)
         return value
 
-    @untraced
-    def _check_mode_outside_the_graph(self) -> bool:
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Value]) -> Callable[..., Value]:
+        """What ``torch.optim`` makes of ``step``: hooks are called, and the step has a label in profiles.
+
+        Where there is neither a hook nor a profiler, nothing is made of it: that alone takes as long as a small step.
+        """
+        observed = torch.optim.Optimizer.profile_hook_step(func)
+        unobserved: Callable[..., Value] = lambda *args, **kwargs: func(*args, **kwargs)  # noqa: E731 (as deep as that)
+
+        @functools.wraps(func)
+        def step(self: ScheduleFreeOptimizer, *args: Any, **kwargs: Any) -> Value:
+            return (observed if self._is_observed() else unobserved)(self, *args, **kwargs)
+
+        return step
+
+    def _is_observed(self) -> bool:
+        return bool(
+            torch.compiler.is_compiling()
+            or torch.autograd.profiler._is_profiler_enabled  # pyright: ignore[reportPrivateUsage]
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+        )
+
+    def _check_mode(self) -> bool:
         """Whether an attached model is in eval mode, and the optimizer is not; in eval mode the step is refused."""
         if not self.training and not self._only_initialises():
             raise RuntimeError(
@@ -185,6 +215,8 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
                 f"call {self._switch_name()}.train() before the forward pass of a training step"
             )
         return self.training and not all(self._flags())
+
+    _check_mode_outside_the_graph = untraced(_check_mode)
 
     def _switch_name(self) -> str:
         return "model" if False in self._flags() else "optimizer"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from itertools import chain
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
 from unscheduled import kernels
-from unscheduled.batches import with_gradients
 from unscheduled.groups import Group
 from unscheduled.kernels import Rule, Scalars, Work, all_same
 from unscheduled.precision import scale_names
@@ -22,18 +21,12 @@ class Part(NamedTuple):
     """A group whose parameters were updated together."""
 
     group: Group
+    all_params: list[Tensor]
     params: list[Tensor]  # those with gradients
+    without: list[Tensor]  # the others
     states: list[State]
     tensors_of: itemgetter[Any]  # a state
     tensors: list[Any]  # of all states
-
-
-class Found(NamedTuple):
-    """A part again, with its gradients, and how many each parameter had seen before."""
-
-    part: Part
-    grads: list[Tensor]
-    seen: int
 
 
 class Repetition:
@@ -60,19 +53,14 @@ class Repetition:
         ]
         return cls(implementation, rule, parts, state, call)
 
-    def found(self, groups: list[Group], state: dict[Tensor, State]) -> list[Found] | None:
-        """All parts again; None if the step is made of anything else."""
+    def found(self, groups: list[Group], state: dict[Tensor, State]) -> list[tuple[Part, int]] | None:
+        """All parts, each with how many gradients its parameters have seen; None if anything is not what it was."""
         if not (
             all_same(groups, self._groups) and all_same(state, self._params) and all_same(state.values(), self._states)
         ):
             return None
-        found: list[Found] = []
-        for part in self._parts:
-            again = _found(part)
-            if again is None:
-                return None
-            found.append(again)
-        return found if self._call.fits([grad for _, grads, _ in found for grad in grads]) else None
+        found = [(part, _seen(part)) for part in self._parts]
+        return None if any(seen is None for _, seen in found) or not self._call.fits() else cast(Any, found)
 
     def run(self, scalars: list[Scalars]) -> None:
         """Make the step with what was found, and with the numbers of each part."""
@@ -82,16 +70,19 @@ class Repetition:
 def _part(group: Group, rule: Rule, params: list[Tensor], states: list[State]) -> Part:
     names = ("gap", *rule.buffers, *scale_names(states))
     tensors_of = itemgetter(*names, "gap")  # of more than one, it gives a tuple
-    return Part(group, params, states, tensors_of, list(chain.from_iterable(map(tensors_of, states))))
+    tensors = list(chain.from_iterable(map(tensors_of, states)))
+    without = [param for param in group["params"] if param.grad is None]
+    return Part(group, list(group["params"]), params, without, states, tensors_of, tensors)
 
 
-def _found(part: Part) -> Found | None:
-    params, grads = with_gradients(part.group["params"])
+def _seen(part: Part) -> int | None:
+    """How many gradients the parameters of a part have seen; None if it is not what it was, but for its gradients."""
     seen: list[int] = list(map(STEP, part.states))
     alike = (
-        all_same(params, part.params)
+        all_same(part.group["params"], part.all_params)
+        and all(param.grad is None for param in part.without)
         and seen.count(seen[0]) == len(seen)
         and part.group["step"] > 0
         and all_same(list(chain.from_iterable(map(part.tensors_of, part.states))), part.tensors)
     )
-    return Found(part, grads, seen[0]) if alike else None
+    return seen[0] if alike else None

@@ -167,15 +167,18 @@ class SteppingOptimizer(SavedOptimizer):
         if found is None:
             return False
         plans = [
-            Plan(part.group, part.params, grads, True, part.states, False, *self._next_counters(index, part.group, 1.0))
-            for index, (part, grads, _) in enumerate(found)
+            Plan(part.group, part.params, [], True, part.states, False, *self._next_counters(index, part.group, 1.0))
+            for index, (part, _) in enumerate(found)
         ]
         self._forget_file()
         repetition.run(
-            [self._scalars(plan, repetition.rule, seen + 1) for plan, (_, _, seen) in zip(plans, found, strict=True)]
+            [self._scalars(plan, repetition.rule, seen + 1) for plan, (_, seen) in zip(plans, found, strict=True)]
         )
-        for plan in plans:
-            self._count(plan)
+        for plan, (_, seen) in zip(plans, found, strict=True):
+            count = seen + 1  # one number for all, where each state's own would be as many to look up
+            for state in plan.states:
+                state["step"] = count
+            self._note(plan)
         return True
 
     def _remember(self, plans: list[Plan], works: dict[Rule, list[Work]]) -> None:
@@ -331,8 +334,12 @@ class SteppingOptimizer(SavedOptimizer):
             return
         for state in plan.states:
             state["step"] += 1
+        self._note(plan)
+
+    def _note(self, plan: Plan) -> None:
+        """Note the numbers of the group after the step."""
         group, beta, next_beta = plan.group, plan.group["beta"], plan.counters["beta"]
-        if next_beta != beta:
+        if next_beta != beta and len(plan.params) < len(group["params"]):
             moved = set(plan.params)
             for param in cast(list[Tensor], group["params"]):
                 if param not in moved and (state := self.state.get(param)):

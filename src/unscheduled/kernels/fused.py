@@ -14,20 +14,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import Parameter
 
 from unscheduled.kernels import threads
 from unscheduled.kernels.headers import Headers
 from unscheduled.kernels.jit import CHUNK, SHARED, Kernel, Kind, compiled_kernel
-from unscheduled.kernels.rule import Batch, Kept, Rule, Scalars, Work, all_same
+from unscheduled.kernels.rule import PLAIN, Batch, Kept, Rule, Scalars, Work, all_same
 from unscheduled.precision import is_narrow, key
 
 PIECE = 16  # chunks that a thread takes at a time, at most
 ALONE = 32_768  # elements that are not worth a second thread
-PLAIN = {Tensor, Parameter}
 
 log = logging.getLogger("unscheduled")
-is_cpu = attrgetter("is_cpu")
+IS_CPU, GRAD = attrgetter("is_cpu"), attrgetter("grad")
 
 
 def update(rule: Rule, works: list[Work]) -> list[Work]:
@@ -195,7 +193,7 @@ def _fit(batch: Batch) -> bool:
 
 def is_plain(tensors: list[Tensor]) -> bool:
     """Whether they are in the memory of the CPU, and mean what stands there."""
-    return set(map(type, tensors)) <= PLAIN and all(map(is_cpu, tensors)) and not any(map(Tensor.is_neg, tensors))
+    return set(map(type, tensors)) <= PLAIN and all(map(IS_CPU, tensors)) and not any(map(Tensor.is_neg, tensors))
 
 
 def _parted(batch: Batch) -> tuple[Batch, Batch]:
@@ -253,17 +251,13 @@ class Repeatable:
             raise ValueError("gradients are laid out anew, or some parameters are left")
         works = [(batch, scalars) for batch, (_, scalars) in zip(ours, works, strict=True)]
         self._kind, self._kernel, self._call = kind, kernel, _new_call(rule, kind, works)
-        self._singles = [index for index, param in enumerate(self._params) if param.numel() == 1]
+        self._singles = [param for param in self._params if param.numel() == 1]  # other gradients are not dense if neg
         kept = [column for batch in ours for column in _columns(rule, kind, batch)[2:]]
-        self._headers = Headers(grads, self._params, [tensor for column in kept for tensor in column])
+        self._headers = Headers(self._params, [tensor for column in kept for tensor in column])
 
-    def fits(self, grads: list[Tensor]) -> bool:
-        """Whether it can be made with these gradients, since nothing has moved."""
-        return (
-            set(map(type, grads)) <= PLAIN
-            and not any(grads[index].is_neg() for index in self._singles)  # others are not dense then
-            and self._headers.same(grads, self._params)
-        )
+    def fits(self) -> bool:
+        """Whether it can be made with the present gradients, since nothing has moved."""
+        return self._headers.same(self._params) and not any(grad.is_neg() for grad in map(GRAD, self._singles))
 
     def run(self, scalars: list[Scalars]) -> None:
         """Make it with the gradients that fit, and with the numbers of each batch."""

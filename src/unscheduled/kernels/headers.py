@@ -3,6 +3,10 @@
 Asked from Python, one tensor answers after the other, and each answer has to be waited for: of many small tensors that
 takes longer than their update. Here a compiled loop asks, through the C functions of torch's own library, to which a
 tensor is the place where the address of its header stands.
+
+Of a gradient that Python has not seen yet there is no object of Python, and none is made: that would take as long as
+the update. The loop follows the parameter's header to that of the gradient, through functions of C++ that torch exports
+under the names that C++ gives them. Where there are none of these, or Python has seen a gradient, it is asked for it.
 """
 # What Numba compiles has no types:
 # pyright: basic, reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false
@@ -12,108 +16,176 @@ from functools import cache
 from operator import attrgetter
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from numba.core.extending import intrinsic
 from torch import Tensor
 
 from unscheduled.kernels import jit, streams, threads
+from unscheduled.kernels.rule import PLAIN
 
-NUMBERS = ("layout", "device_type", "dtype", "dim")
-PLACES = ("sizes", "strides", "data_ptr")
-FUNCTIONS = 10  # where they begin among the arguments
-HEADER = attrgetter("_cdata")
+NUMBERS = ("get_layout", "get_device_type", "get_dtype", "get_dim")
+FUNCTIONS = (*NUMBERS, "get_sizes", "get_strides", "get_data_ptr", "is_defined")
+SIZES, DATA_PTR, IS_DEFINED = (FUNCTIONS.index(name) for name in ("get_sizes", "get_data_ptr", "is_defined"))
+METHODS = ("grad", "try_incref_pyobject", "decref_pyobject")  # of a header, which change nothing in it
+RESULTS = (ctypes.c_void_p, ctypes.c_bool, None)
+AT_FUNCTIONS = 8  # where they begin among the arguments
+AT_METHODS = AT_FUNCTIONS + len(FUNCTIONS)
+HEADER, GRAD = attrgetter("_cdata"), attrgetter("grad")
 
 
 class Headers:
     """What the headers of tensors said, to be compared with what they say by now.
 
     Args:
-        fresh: plain tensors on the CPU, for which others of the same kind and layout will stand in.
-        params: such tensors, which in addition are to stay in their place.
+        params: plain tensors on the CPU, which are to stay in their place, with gradients, for which others of the same
+            kind and layout will stand in.
         lasting: such tensors, which in addition stay the same objects, and keep their headers and layout: the buffers.
 
     Raises:
         ValueError: if this version of torch does not tell, or tells otherwise.
     """
 
-    def __init__(self, fresh: list[Tensor], params: list[Tensor], lasting: list[Tensor]) -> None:
-        asked, everything = [*fresh, *params], [*fresh, *params, *lasting]
+    def __init__(self, params: list[Tensor], lasting: list[Tensor]) -> None:
+        asked = [*map(GRAD, params), *params]
         shapes = [[*tensor.shape, *tensor.stride()] for tensor in asked]
         expected = np.zeros((len(asked), len(NUMBERS) + 1), np.int64)
         expected[:, len(NUMBERS)] = np.cumsum([0, *map(len, shapes)])[:-1]
         shape = np.array([number for shape in shapes for number in shape], np.int64)
-        headers = np.array(list(map(HEADER, lasting)), np.int64)
-        self.addresses = np.zeros(len(everything), np.int64)
-        arrays = (np.zeros(len(asked), np.int64), headers, self.addresses, np.zeros(1, np.int64), expected, shape)
-        places = (each.ctypes.data for each in arrays)
-        counts = (len(fresh), len(asked), len(everything))
-        self._arguments = np.array([True, *counts, *places, *_functions()], np.int64)
+        headers = np.array(list(map(HEADER, asked + lasting)), np.int64)
+        self.addresses = np.zeros(len(headers), np.int64)
+        """Those of the gradients come first."""
+        arrays = (headers, self.addresses, np.zeros(1, np.int64), expected, shape)
+        places = [each.ctypes.data for each in arrays]
+        self._arguments = np.array([True, len(params), len(headers), *places, *_functions(), *_methods()], np.int64)
         self._kept = (lasting, arrays)  # which the arguments point to
-        self._asked, self._address = arrays[0], self._arguments.ctypes.data
-        if not self.same(fresh, params) or self.addresses.tolist() != [tensor.data_ptr() for tensor in everything]:
+        self._of_grads, self._of_params = headers[: len(params)], headers[len(params) : len(asked)]
+        self._address = self._arguments.ctypes.data
+        if not _compiled(_compare)(self._address) or self.addresses.tolist() != [
+            tensor.data_ptr() for tensor in asked + lasting
+        ]:
             raise ValueError("this version of torch tells otherwise of its tensors")
         self._arguments[0] = False
 
-    def same(self, fresh: list[Tensor], params: list[Tensor]) -> bool:
-        """Whether all is as it was; then ``addresses`` begins with those of the fresh tensors."""
-        self._asked[:] = [*map(HEADER, fresh), *map(HEADER, params)]
-        return bool(_comparison()[0](self._address))
+    def same(self, params: list[Tensor]) -> bool:
+        """Whether all is as it was; then ``addresses`` begins with those of the present gradients."""
+        self._of_params[:] = list(map(HEADER, params))
+        return self._find_grads(params) and bool(_compiled(_compare)(self._address))
+
+    def _find_grads(self, params: list[Tensor]) -> bool:
+        """Find the headers of the gradients; False if one is missing, or is no plain tensor."""
+        if not (_methods() and _compiled(_find_unseen)(self._address)):
+            grads = list(map(GRAD, params))
+            if not set(map(type, grads)) <= PLAIN:
+                return False
+            self._of_grads[:] = list(map(HEADER, grads))
+        return True
 
 
 @cache
 def _functions() -> list[int]:
     """Where the functions stand that answer."""
     try:
-        found = [getattr(threads.torch_library(), f"aoti_torch_get_{name}") for name in NUMBERS + PLACES]
+        return _addresses("torch_cpu", [f"aoti_torch_{name}" for name in FUNCTIONS])
     except (OSError, AttributeError) as error:
         raise ValueError(f"this version of torch does not tell: {error}") from error
-    return [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in found]
+
+
+@cache
+def _methods() -> list[int]:
+    """Where the methods stand that lead to a gradient; none if they are not there, or say otherwise than Python."""
+    try:
+        found = _addresses("c10", [f"_ZNK3c1010TensorImpl{len(name)}{name}Ev" for name in METHODS])
+    except (OSError, AttributeError):
+        return []
+    calls = [ctypes.PYFUNCTYPE(result, ctypes.c_void_p)(place) for result, place in zip(RESULTS, found, strict=True)]
+    (grad_of, hold, release), param = calls, torch.ones(1, requires_grad=True)
+    without = ctypes.c_void_p.from_address(grad_of(HEADER(param))).value  # the tensor that stands for none
+    param.grad = torch.ones(1)
+    header = ctypes.c_void_p.from_address(grad_of(HEADER(param))).value
+    seen = hold(header)
+    if seen:
+        release(header)
+    return found if seen and header == HEADER(param.grad) and not hold(without) else []
+
+
+def _addresses(library: str, names: list[str]) -> list[int]:
+    functions = (getattr(threads.torch_library(library), name) for name in names)
+    return [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
+
+
+def _called(count):
+    """A function that calls one of C, by its address, with so many numbers of 64 bits, for another such."""
+
+    def generate(context, builder, signature, arguments):
+        number = ir.IntType(64)
+        kind = ir.FunctionType(number, [number] * count)
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+
+    return generate
 
 
 @intrinsic
 def _ask(typing_context, function, tensor, answer):
-    """Call a C function of two pointers by its address: 0, or that of an error."""
+    """Have a function put its answer in its place: 0, or that of an error, in the lower half."""
+    return types.int64(types.int64, types.int64, types.int64), _called(2)
 
-    def generate(context, builder, signature, arguments):
-        number = ir.IntType(64)
-        kind = ir.FunctionType(ir.IntType(32), [number, number])
-        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
 
-    return types.int32(types.int64, types.int64, types.int64), generate
+@intrinsic
+def _call(typing_context, method, header):
+    """Call a method."""
+    return types.int64(types.int64, types.int64), _called(1)
+
+
+def _find_unseen(arguments):
+    """Put the headers of the gradients of the parameters in their place, unless one is missing, or Python has seen it.
+
+    For the arguments see :func:`_compare`.
+    """
+    count, headers, answer = arguments[1], streams.int64s(arguments[3]), streams.int64s(arguments[5])
+    for i in range(count):
+        tensor = _call(arguments[AT_METHODS], headers[count + i])
+        answer[0] = 0
+        _ask(arguments[AT_FUNCTIONS + IS_DEFINED], tensor, arguments[5])
+        if not answer[0]:
+            return 0
+        header = headers[i] = streams.int64s(tensor)[0]
+        if _call(arguments[AT_METHODS + 1], header) & 1:
+            _call(arguments[AT_METHODS + 2], header)
+            return 0
+    return 1
 
 
 def _compare(arguments):
     """Whether the headers say what is expected.
 
-    The arguments are whether to note it instead, but for the shapes; how many tensors are fresh, how many these are
-    with the parameters, and how many there are in all; the places of the headers of these and of the lasting ones, of
-    the addresses, of an answer, and of what is expected of the first two kinds, and of their shapes; and the functions.
+    The arguments are whether to note it instead, but for the shapes; the number of parameters, and of all headers; the
+    places of the headers (of the gradients, of the parameters and of the lasting tensors), of the addresses, of an
+    answer, of what is expected of the first two kinds, and of their shapes; the functions, and the methods.
     """
-    note, fresh, asked, count = arguments[0], arguments[1], arguments[2], arguments[3]
-    asked_at, lasting_at, answer_at = arguments[4], arguments[5], arguments[7]
-    addresses, answer, width = streams.int64s(arguments[6]), streams.int64s(answer_at), len(NUMBERS) + 1
-    for i in range(asked):
-        tensor, row = asked_at + 8 * i, streams.int64s(arguments[8] + 8 * width * i)
+    note, fresh, count = arguments[0], arguments[1], arguments[2]
+    headers, addresses, answer = arguments[3], streams.int64s(arguments[4]), streams.int64s(arguments[5])
+    for i in range(2 * fresh):
+        tensor, row = headers + 8 * i, streams.int64s(arguments[6] + 8 * (len(NUMBERS) + 1) * i)
         for question in range(len(NUMBERS)):
             answer[0] = 0
-            failed = _ask(arguments[FUNCTIONS + question], tensor, answer_at)
+            failed = _ask(arguments[AT_FUNCTIONS + question], tensor, arguments[5]) & 0xFFFFFFFF
             if note:
                 row[question] = answer[0]
             if failed or row[question] != answer[0]:
                 return 0
         dim = row[len(NUMBERS) - 1]
-        shapes = streams.int64s(arguments[9] + 8 * row[len(NUMBERS)])
+        shapes = streams.int64s(arguments[7] + 8 * row[len(NUMBERS)])
         for part in range(2):
-            if _ask(arguments[FUNCTIONS + len(NUMBERS) + part], tensor, answer_at):
+            if _ask(arguments[AT_FUNCTIONS + SIZES + part], tensor, arguments[5]) & 0xFFFFFFFF:
                 return 0
             found = streams.int64s(answer[0])
             for each in range(dim):
                 if found[each] != shapes[part * dim + each]:
                     return 0
     for i in range(count):
-        tensor = asked_at + 8 * i if i < asked else lasting_at + 8 * (i - asked)
-        if _ask(arguments[FUNCTIONS + len(NUMBERS) + 2], tensor, answer_at):
+        if _ask(arguments[AT_FUNCTIONS + DATA_PTR], headers + 8 * i, arguments[5]) & 0xFFFFFFFF:
             return 0
         if note or i < fresh:
             addresses[i] = answer[0]
@@ -123,10 +195,13 @@ def _compare(arguments):
 
 
 @cache
-def _comparison():
-    """:func:`_compare`, compiled."""
-    function = jit.renamed(_compare, {})
-    function.__name__ = function.__qualname__ = f"compare_{jit.fingerprint_of('', _compare)}"
-    compiled = jit.c_function(function, types.int64(types.CPointer(types.int64)))
-    called = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(compiled.address)
-    return called, compiled  # which keeps the code
+def _compiled(function):
+    """One of these, compiled."""
+    named = jit.renamed(function, {})
+    named.__name__ = named.__qualname__ = f"{function.__name__[1:]}_{jit.fingerprint_of('', function)}"
+    compiled = jit.c_function(named, types.int64(types.CPointer(types.int64)))
+    _kept.append(compiled)
+    return ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(compiled.address)  # with Python's lock, for the methods
+
+
+_kept: list[jit.Kernel] = []  # the code

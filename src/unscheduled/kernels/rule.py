@@ -7,12 +7,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from unscheduled.iterates import Array, Coefficients
 
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Direction: TypeAlias = Callable[..., Any]
 ForeachDirection: TypeAlias = Callable[..., Tensors]
+
+PLAIN = {Tensor, Parameter}
+"""The types of tensors that mean what stands in their memory."""
 
 
 @dataclass(frozen=True)

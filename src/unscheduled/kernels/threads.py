@@ -38,20 +38,20 @@ def _from_python(function: int) -> Function:
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
 
 
-def torch_library() -> ctypes.CDLL:
-    """The library that torch has loaded.
+def torch_library(name: str) -> ctypes.CDLL:
+    """A library that torch has loaded.
 
     Raises:
         OSError: if it is elsewhere.
     """
-    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"lib{name}.so"))
 
 
 @cache
 def _openmp() -> Any:
     """OpenMP's own function for running another in several threads."""
     try:
-        parallel = torch_library().GOMP_parallel
+        parallel = torch_library("torch_cpu").GOMP_parallel
     except (OSError, AttributeError):
         return None
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
