@@ -217,7 +217,7 @@ def test_hooks_of_all_optimizers_run_and_may_change_what_the_step_is_given() -> 
 
     def before(_: Any, args: Any, kwargs: Any) -> Any:
         seen.append(args)
-        return (lambda: 7.0,), kwargs
+        return (optimizer, lambda: 7.0), kwargs
 
     hooks = [
         register_optimizer_step_pre_hook(before),
@@ -228,7 +228,7 @@ def test_hooks_of_all_optimizers_run_and_may_change_what_the_step_is_given() -> 
     finally:
         for hook in hooks:
             hook.remove()
-    assert seen == [(optimizer,), 1]
+    assert seen == [(optimizer,), 2]
     train(optimizer, range(4, 6))
     assert len(seen) == 2
 
