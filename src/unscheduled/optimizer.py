@@ -131,7 +131,6 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     @overload
     def step(self, closure: Callable[[], Value], *, grad_norm: Number | None = None) -> Value: ...
 
-    @torch.no_grad()
     def step(
         self,
         closure: Callable[[], Value] | None = None,
@@ -168,7 +167,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
                 warnings.warn(
                     "step() in train mode while the attached model is in eval mode, with its dropout and BatchNorm: "
                     "call model.train(), which moves the parameters too, and not optimizer.train()",
-                    stacklevel=5,  # past the wrappers of a step
+                    stacklevel=4,  # past the wrappers of a step
                 )
             self._update(loss, grad_norm)
             return None

@@ -112,13 +112,17 @@ class SteppingOptimizer(SavedOptimizer):
 
     def _update(self, loss: Loss | None, grad_norm: Number | None) -> None:
         """Make a step. Within ``torch.compile``, the graph is what stands between the two other parts."""
-        if torch.compiler.is_compiling():
-            begun = self._begin_outside_the_graph(loss, grad_norm, compiling=True)
-            for work in begun.traceable:
-                loop.update(*work)
-            self._end_outside_the_graph(begun)
-        elif not self._repeated():
-            self._end(self._begin(loss, grad_norm, compiling=False))
+        compiling = torch.compiler.is_compiling()
+        if not compiling and self._repeated():
+            return
+        with torch.no_grad():
+            if compiling:
+                begun = self._begin_outside_the_graph(loss, grad_norm, compiling=True)
+                for work in begun.traceable:
+                    loop.update(*work)
+                self._end_outside_the_graph(begun)
+            else:
+                self._end(self._begin(loss, grad_norm, compiling=False))
 
     def _begin(self, loss: Loss | None, grad_norm: Number | None, compiling: bool) -> Begun:
         """Plan the step, and make it, but for what is to be compiled."""

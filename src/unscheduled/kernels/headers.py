@@ -39,8 +39,8 @@ class Headers:
     """What the headers of tensors said, to be compared with what they say by now.
 
     Args:
-        params: plain tensors on the CPU, which are to stay in their place, with gradients, for which others of the same
-            kind and layout will stand in.
+        params: plain tensors on the CPU, which are to keep their headers and stay in their place, with gradients, for
+            which others of the same kind and layout will stand in.
         lasting: such tensors, which in addition stay the same objects, and keep their headers and layout: the buffers.
 
     Raises:
@@ -60,7 +60,7 @@ class Headers:
         places = [each.ctypes.data for each in arrays]
         self._arguments = np.array([True, len(params), len(headers), *places, *_functions(), *_methods()], np.int64)
         self._kept = (lasting, arrays)  # which the arguments point to
-        self._of_grads, self._of_params = headers[: len(params)], headers[len(params) : len(asked)]
+        self._of_grads, self._of_params = headers[: len(params)], headers[len(params) : len(asked)].tolist()
         self._address = self._arguments.ctypes.data
         if not _compiled(_compare)(self._address) or self.addresses.tolist() != [
             tensor.data_ptr() for tensor in asked + lasting
@@ -70,8 +70,11 @@ class Headers:
 
     def same(self, params: list[Tensor]) -> bool:
         """Whether all is as it was; then ``addresses`` begins with those of the present gradients."""
-        self._of_params[:] = list(map(HEADER, params))
-        return self._find_grads(params) and bool(_compiled(_compare)(self._address))
+        return (
+            list(map(HEADER, params)) == self._of_params
+            and self._find_grads(params)
+            and bool(_compiled(_compare)(self._address))
+        )
 
     def _find_grads(self, params: list[Tensor]) -> bool:
         """Find the headers of the gradients; False if one is missing, or is no plain tensor."""
