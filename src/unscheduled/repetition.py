@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
-from operator import itemgetter
+from operator import is_, itemgetter
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor
@@ -83,6 +83,6 @@ def _seen(part: Part) -> int | None:
         and all(param.grad is None for param in part.without)
         and seen.count(seen[0]) == len(seen)
         and part.group["step"] > 0
-        and all_same(list(chain.from_iterable(map(part.tensors_of, part.states))), part.tensors)
+        and all(map(is_, chain.from_iterable(map(part.tensors_of, part.states)), part.tensors))
     )
     return seen[0] if alike else None

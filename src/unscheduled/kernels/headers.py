@@ -32,6 +32,8 @@ METHODS = ("grad", "try_incref_pyobject", "decref_pyobject")  # of a header, whi
 RESULTS = (ctypes.c_void_p, ctypes.c_bool, None)
 AT_FUNCTIONS = 8  # where they begin among the arguments
 AT_METHODS = AT_FUNCTIONS + len(FUNCTIONS)
+NOTE, GIVEN, FIND = range(3)  # the headers of gradients are there, to be noted or compared, or are to be found
+OTHER, SAME, SEEN = range(3)
 HEADER, GRAD = attrgetter("_cdata"), attrgetter("grad")
 
 
@@ -58,32 +60,30 @@ class Headers:
         """Those of the gradients come first."""
         arrays = (headers, self.addresses, np.zeros(1, np.int64), expected, shape)
         places = [each.ctypes.data for each in arrays]
-        self._arguments = np.array([True, len(params), len(headers), *places, *_functions(), *_methods()], np.int64)
+        self._arguments = np.array([NOTE, len(params), len(headers), *places, *_functions(), *_methods()], np.int64)
         self._kept = (lasting, arrays)  # which the arguments point to
         self._of_grads, self._of_params = headers[: len(params)], headers[len(params) : len(asked)].tolist()
-        self._address = self._arguments.ctypes.data
-        if not _compiled(_compare)(self._address) or self.addresses.tolist() != [
-            tensor.data_ptr() for tensor in asked + lasting
-        ]:
+        self._address, self._comparison = self._arguments.ctypes.data, _comparison()
+        addresses = [tensor.data_ptr() for tensor in asked + lasting]
+        if self._compared(NOTE) != SAME or self.addresses.tolist() != addresses:
             raise ValueError("this version of torch tells otherwise of its tensors")
-        self._arguments[0] = False
 
     def same(self, params: list[Tensor]) -> bool:
         """Whether all is as it was; then ``addresses`` begins with those of the present gradients."""
-        return (
-            list(map(HEADER, params)) == self._of_params
-            and self._find_grads(params)
-            and bool(_compiled(_compare)(self._address))
-        )
-
-    def _find_grads(self, params: list[Tensor]) -> bool:
-        """Find the headers of the gradients; False if one is missing, or is no plain tensor."""
-        if not (_methods() and _compiled(_find_unseen)(self._address)):
+        if list(map(HEADER, params)) != self._of_params:
+            return False
+        answer = self._compared(FIND)
+        if answer == SEEN:
             grads = list(map(GRAD, params))
             if not set(map(type, grads)) <= PLAIN:
                 return False
             self._of_grads[:] = list(map(HEADER, grads))
-        return True
+            answer = self._compared(GIVEN)
+        return answer == SAME
+
+    def _compared(self, grads: int) -> int:
+        self._arguments[0] = grads
+        return self._comparison(self._address)
 
 
 @cache
@@ -97,11 +97,11 @@ def _functions() -> list[int]:
 
 @cache
 def _methods() -> list[int]:
-    """Where the methods stand that lead to a gradient; none if they are not there, or say otherwise than Python."""
+    """Where the methods stand that lead to a gradient; 0 if they are not there, or say otherwise than Python."""
     try:
         found = _addresses("c10", [f"_ZNK3c1010TensorImpl{len(name)}{name}Ev" for name in METHODS])
     except (OSError, AttributeError):
-        return []
+        return [0]
     calls = [ctypes.PYFUNCTYPE(result, ctypes.c_void_p)(place) for result, place in zip(RESULTS, found, strict=True)]
     (grad_of, hold, release), param = calls, torch.ones(1, requires_grad=True)
     without = ctypes.c_void_p.from_address(grad_of(HEADER(param))).value  # the tensor that stands for none
@@ -110,7 +110,7 @@ def _methods() -> list[int]:
     seen = hold(header)
     if seen:
         release(header)
-    return found if seen and header == HEADER(param.grad) and not hold(without) else []
+    return found if seen and header == HEADER(param.grad) and not hold(without) else [0]
 
 
 def _addresses(library: str, names: list[str]) -> list[int]:
@@ -141,34 +141,29 @@ def _call(typing_context, method, header):
     return types.int64(types.int64, types.int64), _called(1)
 
 
-def _find_unseen(arguments):
-    """Put the headers of the gradients of the parameters in their place, unless one is missing, or Python has seen it.
-
-    For the arguments see :func:`_compare`.
-    """
-    count, headers, answer = arguments[1], streams.int64s(arguments[3]), streams.int64s(arguments[5])
-    for i in range(count):
-        tensor = _call(arguments[AT_METHODS], headers[count + i])
-        answer[0] = 0
-        _ask(arguments[AT_FUNCTIONS + IS_DEFINED], tensor, arguments[5])
-        if not answer[0]:
-            return 0
-        header = headers[i] = streams.int64s(tensor)[0]
-        if _call(arguments[AT_METHODS + 1], header) & 1:
-            _call(arguments[AT_METHODS + 2], header)
-            return 0
-    return 1
-
-
 def _compare(arguments):
-    """Whether the headers say what is expected.
+    """Whether the headers say what is expected: SAME, OTHER, or SEEN if the gradients are to be given.
 
-    The arguments are whether to note it instead, but for the shapes; the number of parameters, and of all headers; the
-    places of the headers (of the gradients, of the parameters and of the lasting tensors), of the addresses, of an
-    answer, of what is expected of the first two kinds, and of their shapes; the functions, and the methods.
+    The arguments are where these come from; the number of parameters, and of all headers; the places of the headers (of
+    the gradients, of the parameters and of the lasting tensors), of the addresses, of an answer, of what is expected of
+    the first two kinds, and of their shapes; the functions, and the methods.
     """
-    note, fresh, count = arguments[0], arguments[1], arguments[2]
+    note, fresh, count = arguments[0] == NOTE, arguments[1], arguments[2]
     headers, addresses, answer = arguments[3], streams.int64s(arguments[4]), streams.int64s(arguments[5])
+    if arguments[0] == FIND:
+        if not arguments[AT_METHODS]:
+            return SEEN
+        found = streams.int64s(headers)
+        for i in range(fresh):
+            tensor = _call(arguments[AT_METHODS], found[fresh + i])
+            answer[0] = 0
+            _ask(arguments[AT_FUNCTIONS + IS_DEFINED], tensor, arguments[5])
+            if not answer[0]:
+                return OTHER
+            header = found[i] = streams.int64s(tensor)[0]
+            if _call(arguments[AT_METHODS + 1], header) & 1:
+                _call(arguments[AT_METHODS + 2], header)
+                return SEEN
     for i in range(2 * fresh):
         tensor, row = headers + 8 * i, streams.int64s(arguments[6] + 8 * (len(NUMBERS) + 1) * i)
         for question in range(len(NUMBERS)):
@@ -177,34 +172,33 @@ def _compare(arguments):
             if note:
                 row[question] = answer[0]
             if failed or row[question] != answer[0]:
-                return 0
+                return OTHER
         dim = row[len(NUMBERS) - 1]
         shapes = streams.int64s(arguments[7] + 8 * row[len(NUMBERS)])
         for part in range(2):
             if _ask(arguments[AT_FUNCTIONS + SIZES + part], tensor, arguments[5]) & 0xFFFFFFFF:
-                return 0
+                return OTHER
             found = streams.int64s(answer[0])
             for each in range(dim):
                 if found[each] != shapes[part * dim + each]:
-                    return 0
+                    return OTHER
     for i in range(count):
         if _ask(arguments[AT_FUNCTIONS + DATA_PTR], headers + 8 * i, arguments[5]) & 0xFFFFFFFF:
-            return 0
+            return OTHER
         if note or i < fresh:
             addresses[i] = answer[0]
         if addresses[i] != answer[0]:
-            return 0
-    return 1
+            return OTHER
+    return SAME
 
 
 @cache
-def _compiled(function):
-    """One of these, compiled."""
-    named = jit.renamed(function, {})
-    named.__name__ = named.__qualname__ = f"{function.__name__[1:]}_{jit.fingerprint_of('', function)}"
-    compiled = jit.c_function(named, types.int64(types.CPointer(types.int64)))
-    _kept.append(compiled)
-    return ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(compiled.address)  # with Python's lock, for the methods
+def _comparison():
+    """:func:`_compare`, compiled. It is called with Python's lock, which the methods need."""
+    function = jit.renamed(_compare, {})
+    function.__name__ = function.__qualname__ = f"compare_{jit.fingerprint_of('', _compare)}"
+    _kept.append(jit.c_function(function, types.int64(types.CPointer(types.int64))))
+    return ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(_kept[-1].address)
 
 
 _kept: list[jit.Kernel] = []  # the code
