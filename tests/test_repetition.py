@@ -315,7 +315,7 @@ def test_headers_tell_what_has_changed(seen: bool, monkeypatch: pytest.MonkeyPat
         if grad is not None:
             params[0].grad_dtype = None  # pyright: ignore (of any)
             params[0].grad = grad
-        return told.same(params)
+        return told.same()
 
     with monkeypatch.context() as patch:
         if not seen:
@@ -330,13 +330,10 @@ def test_headers_tell_what_has_changed(seen: bool, monkeypatch: pytest.MonkeyPat
         assert not same(other)
         assert same()
     params[0].grad = None
-    assert not told.same(params)
+    assert not told.same()
     assert same()
-    params[0] = Parameter(torch.ones(3, 3))
+    params[0].data = torch.ones(3, 3)
     assert not same()
-    params[0] = Parameter(torch.ones(9))
-    put_gradients(params, [torch.zeros(9), torch.zeros(2)], seen)
-    assert not told.same(params)
 
 
 @pytest.mark.parametrize(
@@ -348,18 +345,18 @@ def test_headers_tell_another_layout(other: Tensor) -> None:
     params: list[Tensor] = [Parameter(torch.ones(3, 3))]
     put_gradients(params, [torch.ones(3, 3)], seen=True)
     told = Headers(params, [])
-    assert told.same(params)
+    assert told.same()
     params[0].data = other
-    assert not told.same(params)
+    assert not told.same()
 
 
 def test_headers_tell_where_lasting_tensors_are() -> None:
     params, lasting = [Parameter(torch.ones(2))], [torch.ones(3, 3), torch.ones(2)]
     put_gradients(params, [torch.ones(2)], seen=True)
     told = Headers(cast(list[Tensor], params), lasting)
-    assert told.same(cast(list[Tensor], params))
+    assert told.same()
     lasting[1].data = torch.ones(2)
-    assert not told.same(cast(list[Tensor], params))
+    assert not told.same()
 
 
 def test_what_no_single_call_makes_is_looked_at_once(monkeypatch: pytest.MonkeyPatch, repeated: list[bool]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from operator import is_, itemgetter
 from typing import Any, NamedTuple, cast
 
@@ -25,8 +24,7 @@ class Part(NamedTuple):
     params: list[Tensor]  # those with gradients
     without: list[Tensor]  # the others
     states: list[State]
-    tensors_of: itemgetter[Any]  # a state
-    tensors: list[Any]  # of all states
+    kept: list[tuple[itemgetter[str], list[Any]]]  # what gives a buffer of a state, and those of all states
 
 
 class Repetition:
@@ -69,10 +67,9 @@ class Repetition:
 
 def _part(group: Group, rule: Rule, params: list[Tensor], states: list[State]) -> Part:
     names = ("gap", *rule.buffers, *scale_names(states))
-    tensors_of = itemgetter(*names, "gap")  # of more than one, it gives a tuple
-    tensors = list(chain.from_iterable(map(tensors_of, states)))
+    kept = [(each := itemgetter(name), list(map(each, states))) for name in names]
     without = [param for param in group["params"] if param.grad is None]
-    return Part(group, list(group["params"]), params, without, states, tensors_of, tensors)
+    return Part(group, list(group["params"]), params, without, states, kept)
 
 
 def _seen(part: Part) -> int | None:
@@ -83,6 +80,6 @@ def _seen(part: Part) -> int | None:
         and all(param.grad is None for param in part.without)
         and seen.count(seen[0]) == len(seen)
         and part.group["step"] > 0
-        and all(map(is_, chain.from_iterable(map(part.tensors_of, part.states)), part.tensors))
+        and all(all(map(is_, map(each, part.states), tensors)) for each, tensors in part.kept)
     )
     return seen[0] if alike else None

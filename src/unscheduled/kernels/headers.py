@@ -30,7 +30,7 @@ FUNCTIONS = (*NUMBERS, "get_sizes", "get_strides", "get_data_ptr", "is_defined")
 SIZES, DATA_PTR, IS_DEFINED = (FUNCTIONS.index(name) for name in ("get_sizes", "get_data_ptr", "is_defined"))
 METHODS = ("grad", "try_incref_pyobject", "decref_pyobject")  # of a header, which change nothing in it
 RESULTS = (ctypes.c_void_p, ctypes.c_bool, None)
-AT_FUNCTIONS = 8  # where they begin among the arguments
+AT_FUNCTIONS = 9  # where they begin among the arguments
 AT_METHODS = AT_FUNCTIONS + len(FUNCTIONS)
 NOTE, GIVEN, FIND = range(3)  # the headers of gradients are there, to be noted or compared, or are to be found
 OTHER, SAME, SEEN = range(3)
@@ -43,7 +43,7 @@ class Headers:
     Args:
         params: plain tensors on the CPU, which are to keep their headers and stay in their place, with gradients, for
             which others of the same kind and layout will stand in.
-        lasting: such tensors, which in addition stay the same objects, and keep their headers and layout: the buffers.
+        lasting: such tensors, which in addition do keep their headers and layout: the buffers.
 
     Raises:
         ValueError: if this version of torch does not tell, or tells otherwise.
@@ -58,23 +58,22 @@ class Headers:
         headers = np.array(list(map(HEADER, asked + lasting)), np.int64)
         self.addresses = np.zeros(len(headers), np.int64)
         """Those of the gradients come first."""
-        arrays = (headers, self.addresses, np.zeros(1, np.int64), expected, shape)
+        owners = np.array([id(param) + _offset() for param in params], np.int64)
+        arrays = (headers, self.addresses, np.zeros(1, np.int64), expected, shape, owners)
         places = [each.ctypes.data for each in arrays]
         self._arguments = np.array([NOTE, len(params), len(headers), *places, *_functions(), *_methods()], np.int64)
-        self._kept = (lasting, arrays)  # which the arguments point to
-        self._of_grads, self._of_params = headers[: len(params)], headers[len(params) : len(asked)].tolist()
+        self._kept = (params, lasting, arrays)  # which the arguments point to
+        self._params, self._of_grads = params, headers[: len(params)]
         self._address, self._comparison = self._arguments.ctypes.data, _comparison()
         addresses = [tensor.data_ptr() for tensor in asked + lasting]
         if self._compared(NOTE) != SAME or self.addresses.tolist() != addresses:
             raise ValueError("this version of torch tells otherwise of its tensors")
 
-    def same(self, params: list[Tensor]) -> bool:
+    def same(self) -> bool:
         """Whether all is as it was; then ``addresses`` begins with those of the present gradients."""
-        if list(map(HEADER, params)) != self._of_params:
-            return False
         answer = self._compared(FIND)
         if answer == SEEN:
-            grads = list(map(GRAD, params))
+            grads = list(map(GRAD, self._params))
             if not set(map(type, grads)) <= PLAIN:
                 return False
             self._of_grads[:] = list(map(HEADER, grads))
@@ -113,6 +112,16 @@ def _methods() -> list[int]:
     return found if seen and header == HEADER(param.grad) and not hold(without) else [0]
 
 
+@cache
+def _offset() -> int:
+    """How far in an object of Python the address of its header stands."""
+    tensors = [torch.ones(1), torch.ones(2)]
+    for offset in range(object.__basicsize__, Tensor.__basicsize__, 8):
+        if all(ctypes.c_int64.from_address(id(tensor) + offset).value == HEADER(tensor) for tensor in tensors):
+            return offset
+    raise ValueError("this version of torch does not tell where the headers of its tensors are")
+
+
 def _addresses(library: str, names: list[str]) -> list[int]:
     functions = (getattr(threads.torch_library(library), name) for name in names)
     return [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
@@ -146,14 +155,18 @@ def _compare(arguments):
 
     The arguments are where these come from; the number of parameters, and of all headers; the places of the headers (of
     the gradients, of the parameters and of the lasting tensors), of the addresses, of an answer, of what is expected of
-    the first two kinds, and of their shapes; the functions, and the methods.
+    the first two kinds, of their shapes, and of the places where Python has the headers of the parameters; the
+    functions, and the methods.
     """
     note, fresh, count = arguments[0] == NOTE, arguments[1], arguments[2]
     headers, addresses, answer = arguments[3], streams.int64s(arguments[4]), streams.int64s(arguments[5])
+    found, owners = streams.int64s(headers), streams.int64s(arguments[8])
+    for i in range(fresh):
+        if streams.int64s(owners[i])[0] != found[fresh + i]:
+            return OTHER
     if arguments[0] == FIND:
         if not arguments[AT_METHODS]:
             return SEEN
-        found = streams.int64s(headers)
         for i in range(fresh):
             tensor = _call(arguments[AT_METHODS], found[fresh + i])
             answer[0] = 0
@@ -178,9 +191,9 @@ def _compare(arguments):
         for part in range(2):
             if _ask(arguments[AT_FUNCTIONS + SIZES + part], tensor, arguments[5]) & 0xFFFFFFFF:
                 return OTHER
-            found = streams.int64s(answer[0])
+            shape = streams.int64s(answer[0])
             for each in range(dim):
-                if found[each] != shapes[part * dim + each]:
+                if shape[each] != shapes[part * dim + each]:
                     return OTHER
     for i in range(count):
         if _ask(arguments[AT_FUNCTIONS + DATA_PTR], headers + 8 * i, arguments[5]) & 0xFFFFFFFF:
