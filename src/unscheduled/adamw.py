@@ -174,6 +174,8 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
             :mod:`unscheduled.kernels`.
         state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 3.1 bytes a parameter.
+        capturable: whether a step may be captured in a CUDA graph and replayed: the numbers of the step are on the
+            device then, see :mod:`unscheduled.device_counters`.
 
     Raises:
         ValueError: if an argument is out of its range, or two of them exclude each other.
@@ -216,6 +218,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         maximize: bool = False,
         implementation: Implementation = "auto",
         state_precision: StatePrecision = "float32",
+        capturable: bool = False,
     ) -> None:
         options = {
             "lr": (1.0 if isinstance(step_size, PolyakStep) else 0.0025) if lr is None else lr,
@@ -234,7 +237,12 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
             "maximize": maximize,
         }
         super().__init__(
-            params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
+            params,
+            implementation=implementation,
+            state_precision=state_precision,
+            capturable=capturable,
+            foreach=foreach,
+            options=options,
         )
 
     def _rule(self, group: Group, param: Tensor | None = None) -> Rule:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from unscheduled.arithmetic import either
 from unscheduled.interval import require_count, require_within
 
 
@@ -19,6 +20,10 @@ class Averaging(Protocol):
     Called with t, the number of the step (from 1); the step size gamma of this step, warmup, rectification and Polyak
     step included; the largest so far; and the sum of the weights so far. Returns c_t in [0, 1] and the new sum. It is
     not called at steps whose step size is 0: z does not move there, and c = 0.
+
+    With ``capturable=True`` it is called with numbers that stand on a device, so that it cannot branch on them: in
+    place of ``if``, ``min`` and ``max`` it has to use ``either``, ``least`` and ``greatest`` of
+    :mod:`unscheduled.arithmetic`, which take plain numbers as well.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -118,16 +123,19 @@ class PolynomialAveraging:
                 )
 
     def __call__(self, step: int, lr: float, lr_max: float, weight_sum: float) -> tuple[float, float]:
-        if step <= self.warmup_steps:
-            return 1.0, weight_sum
-        is_last_before_cooldown = step == self.cooldown_start
-        if self.cooldown_start is not None and step > self.cooldown_start:
-            step -= self.cooldown_start
-            weight_sum = weight_sum if step > 1 else 0.0
-        weight = float(step) ** self.r * (lr if self.weight_lr == "current" else lr_max) ** self.weight_lr_power
-        weight_sum += weight
-        c = weight / weight_sum if weight_sum > 0.0 else 0.0
-        return c, 0.0 if is_last_before_cooldown else weight_sum  # the next step may be one at lr = 0
+        start, counted, before = self.cooldown_start, step, weight_sum
+        if start is not None:
+            counted = either(step > start, step - start, step)
+            before = either(step == start + 1, 0.0, weight_sum)
+        weight = (1.0 * counted) ** self.r * (lr if self.weight_lr == "current" else lr_max) ** self.weight_lr_power
+        after = before + weight
+        c = weight / either(after > 0.0, after, 1.0)
+        if start is not None:
+            after = either(step == start, 0.0, after)  # the next step may be one at lr = 0
+        if self.warmup_steps > 0:
+            warms_up = step <= self.warmup_steps
+            c, after = either(warms_up, 1.0, c), either(warms_up, weight_sum, after)
+        return c, after
 
 
 @dataclass(frozen=True)

@@ -40,15 +40,20 @@ class Batches:
         return self._facts.rule if self._facts else None
 
     def of(
-        self, params: list[Tensor], grads: list[Tensor], contiguous: bool, states: list[State], rule: Rule
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        contiguous: bool,
+        states: list[State],
+        rule: Rule,
+        seen: list[int],
     ) -> list[tuple[int, Batch]]:
-        """The batches, each with the number of gradients that its parameters have seen, these included.
+        """The batches, each with the number of gradients that its parameters have ``seen``, or what stands for it.
 
         Complex tensors are pairs of real numbers, as in ``torch.optim``.
         """
         if not params:
             return []
-        seen: list[int] = [state["step"] + 1 for state in states]
         facts, columns = self._look(params, grads, seen, states, rule)
         if facts != self._facts or not all(map(all_same, columns, self._columns)):
             self._names = ("gap", *rule.buffers, *scale_names(states))

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias, cast
 from torch import Tensor
 
 from unscheduled.averaging import PolynomialAveraging
+from unscheduled.device_number import DeviceNumber
 from unscheduled.interpolation import ConstantInterpolation
 from unscheduled.interval import require_count, require_within
 from unscheduled.step_size import ConstantStep, PolyakStep, linear_warmup
@@ -120,7 +121,7 @@ def check(group: Group) -> None:
             raise ValueError(f"{axis} = {group[axis]!r} is no {axis}: use an object of a class of unscheduled.{axis}")
     if isinstance(group["step_size"], PolyakStep) and group["maximize"]:
         raise ValueError(f"maximize = True, step_size = {group['step_size']} exclude each other: minimize the negative")
-    for name in ("foreach", "implementation"):
+    for name in ("capturable", "foreach", "implementation"):
         if name in group:
             raise ValueError(
                 f"{name} = {group[name]!r} in a group: it is for all groups, so give it to the constructor"
@@ -153,12 +154,34 @@ def check_lr(lr: float | Tensor) -> float:
 
 
 def warm_lr(group: Group, step: int) -> float:
-    """The learning rate of a step, after warmup.
+    """The learning rate of a step, after warmup; one that stands on a device is not checked.
 
     Raises:
         ValueError: if it is out of its range.
     """
-    return check_lr(group["lr"]) * linear_warmup(step, group["warmup_steps"])
+    lr = group["lr"]
+    return (lr if isinstance(lr, DeviceNumber) else check_lr(lr)) * linear_warmup(step, group["warmup_steps"])
+
+
+def averages(group: Group) -> bool:
+    """Whether the next step enters the average, unless z stays where it is: the averaging is not frozen."""
+    return _averaging_state(group) < len(FROZEN)
+
+
+def restarts(group: Group) -> bool:
+    """Whether the next step that enters the average is the first of it."""
+    return _averaging_state(group) == AVERAGING_STATES.index("restarting")
+
+
+def running(group: Group) -> Any:
+    """The state of the averaging after such a step."""
+    return "running" if isinstance(group["averaging_state"], str) else AVERAGING_STATES.index("running")
+
+
+def _averaging_state(group: Group) -> Any:
+    """The state of the averaging as a number, which it is on a device."""
+    state = group["averaging_state"]
+    return AVERAGING_STATES.index(state) if isinstance(state, str) else state
 
 
 def put_lr(group: Group, lr: float) -> None:

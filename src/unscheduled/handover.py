@@ -47,6 +47,7 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
         >>> type(plain).__name__, round(plain.param_groups[0]["lr"], 6)
         ('AdamW', 0.1)
     """
+    optimizer.read_back()
     gammas = list(map(last_lr, optimizer.param_groups))
     if isinstance(optimizer, ScheduleFreeWrapper):
         for index, group in enumerate(optimizer.param_groups):

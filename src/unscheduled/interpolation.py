@@ -10,13 +10,14 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from unscheduled.arithmetic import expm1, greatest, least
 from unscheduled.interval import require_count, require_within
 
 
 class Interpolation(Protocol):
     """An interpolation: a frozen dataclass, called with (beta, step) for the beta that forms y after ``step`` steps.
 
-    It is in [0, 1].
+    It is in [0, 1]. With ``capturable=True`` the step stands on a device, see :class:`unscheduled.averaging.Averaging`.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -75,9 +76,9 @@ class AnnealedInterpolation:
 
     def __call__(self, beta: float, step: int) -> float:
         require_within("[0, 1)", "beta", beta, "only a beta below 1 can be annealed")
-        progress = min(step / self.steps, 1.0)
+        progress = least(step / self.steps, 1.0)
         log_weight_of_z = (1.0 - progress) * math.log1p(-beta) + progress * math.log1p(-self.beta_max)
-        return -math.expm1(log_weight_of_z)
+        return -expm1(log_weight_of_z)
 
 
 @dataclass(frozen=True)
@@ -109,4 +110,4 @@ class GrowingInterpolation:
         require_count(1, "start", self.start, "give the step from which beta grows, such as the end of the warmup")
 
     def __call__(self, beta: float, step: int) -> float:
-        return 1.0 - min(1.0, self.start / max(step, 1)) ** self.power * (1.0 - beta)
+        return 1.0 - least(1.0, self.start / greatest(step, 1)) ** self.power * (1.0 - beta)

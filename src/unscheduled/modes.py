@@ -44,6 +44,7 @@ class TwoModes(PairedState):
             "_averaged": set(),
             "_attachments": [],
             "_copied": False,
+            "_device": [],
             "_loaded_training": None,
             "_loading": None,
             "_written": {},

@@ -15,7 +15,7 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,  # pyright: ignore[reportPrivateUsage]
 )
 
-from unscheduled import distributed, groups, kernels, precision
+from unscheduled import device_counters, distributed, groups, kernels, precision
 from unscheduled.groups import Group
 from unscheduled.kernels import Implementation, untraced
 from unscheduled.polyak import Loss, Number
@@ -45,6 +45,8 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             ``"fused"``, for all groups: see :mod:`unscheduled.kernels`.
         state_precision: ``"float32"`` (or the parameters' own precision, if that is higher) or ``"compact"``, for all
             groups: see :mod:`unscheduled.precision`.
+        capturable: whether a step may be captured in a CUDA graph and replayed, see
+            :mod:`unscheduled.device_counters`.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``: for code written for ``schedulefree``.
         options: the defaults of the groups, see :mod:`unscheduled.groups`, and the algorithm's own.
 
@@ -69,6 +71,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         foreach: bool | None,
         options: dict[str, Any],
         state_precision: StatePrecision = "float32",
+        capturable: bool = False,
     ) -> None:
         if foreach is not None and implementation != "auto":
             raise ValueError(
@@ -76,6 +79,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             )
         self._batches = {}
         self.state_precision = state_precision
+        self.capturable = capturable
         self.implementation = implementation if foreach is None else "foreach" if foreach else "loop"
         defaults = groups.resolved(options, defaults={})
         self._check(defaults)
@@ -123,6 +127,18 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         self._check_step_size(group)
         precision.check(self.state_precision, params, self._rule(group).compact is not None)
         self._next_beta(group, 0)
+        if self.capturable:
+            self._check_capturable(group, params)
+
+    def _check_capturable(self, group: Group, params: Sequence[Tensor]) -> None:
+        """Raise ValueError if a step of a group cannot be captured."""
+        if self.capturable is not True:
+            raise ValueError(f"capturable = {self.capturable!r} is neither True nor False")
+        kernels.check_capturable(self.implementation)
+        if self.state_precision == "compact":
+            raise ValueError("capturable = True, state_precision = 'compact' exclude each other: use 'float32'")
+        device_counters.check(group, params)
+        self._counters_after(device_counters.tried(group), 1.0)  # which may branch on what is on the device
 
     # The step.
 
@@ -235,8 +251,10 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
 
         For a cool-down: after a restart x is the mean over the last stretch of the run alone.
         """
+        self.read_back()
         for group in self.param_groups:
             group.update(averaging_start=group["step"], averaging_state="restarting", weight_sum=0.0, lr_max=0.0)
+        self._write_counters()
 
     def freeze_averaging(self, frozen: bool = True) -> None:
         """Leave x where it is from now on (c = 0), while z and y go on; with ``frozen=False``, average again.
@@ -246,10 +264,12 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         stays between z and the frozen x. A :meth:`restart_averaging` that no step has followed yet takes effect when
         averaging goes on.
         """
+        self.read_back()
         changes = groups.FROZEN if frozen else groups.THAWED
         for group in self.param_groups:
             state = group["averaging_state"]
             group["averaging_state"] = changes.get(state, state)
+        self._write_counters()
 
     # Looking at it.
 
@@ -286,6 +306,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             (1.0, True)
         """
         metrics = self._losses(closure) if closure else {}
+        self.read_back()
         for index, group in enumerate(self.param_groups):
             prefix = f"group{index}/" if len(self.param_groups) > 1 else ""
             gaps = [precision.wide(state, "gap") for param in group["params"] if (state := self.state.get(param))]

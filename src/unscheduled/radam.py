@@ -1,6 +1,6 @@
 """Schedule-Free RAdam."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from unscheduled.iterates import Array
 from unscheduled.kernels import Implementation, Rule, Tensors
 from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.precision import StatePrecision
-from unscheduled.step_size import largest_moving_average, rectification
+from unscheduled.step_size import TOO_SHORT, is_rectified, largest_moving_average, rectification
 
 
 def radam_direction(
@@ -35,6 +35,20 @@ def radam_direction(
     """The direction of RAdam: Adam's once its step size can be rectified, SGD's d = g until then."""
     adaptive, exp_avg_sq = adam_direction(grad, exp_avg_sq, beta2, one_minus_beta2, inverse_bias_correction2, eps)
     return (adaptive if rectified else grad), exp_avg_sq
+
+
+def capturable_radam_direction(
+    grad: Tensor,
+    exp_avg_sq: Tensor,
+    beta2: float,
+    one_minus_beta2: float,
+    inverse_bias_correction2: float,
+    eps: float,
+    rectified: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """:func:`radam_direction` where the host does not know whether it is rectified: 1 if it is, else 0."""
+    adaptive, exp_avg_sq = adam_direction(grad, exp_avg_sq, beta2, one_minus_beta2, inverse_bias_correction2, eps)
+    return torch.where(rectified > 0.0, adaptive, grad), exp_avg_sq
 
 
 def foreach_radam_direction(
@@ -54,6 +68,7 @@ def foreach_radam_direction(
 
 
 RADAM = Rule(radam_direction, ("exp_avg_sq",), foreach_radam_direction, (torch.uint8,))
+CAPTURABLE_RADAM = Rule(capturable_radam_direction, ("exp_avg_sq",))
 
 
 class RAdamScheduleFree(ScheduleFreeOptimizer):
@@ -90,6 +105,8 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
             :mod:`unscheduled.kernels`.
         state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 3.1 bytes a parameter.
+        capturable: whether a step may be captured in a CUDA graph and replayed: the numbers of the step are on the
+            device then, see :mod:`unscheduled.device_counters`.
 
     Raises:
         ValueError: if an argument is out of its range, two of them exclude each other, or beta2 is so small that
@@ -130,6 +147,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         maximize: bool = False,
         implementation: Implementation = "auto",
         state_precision: StatePrecision = "float32",
+        capturable: bool = False,
     ) -> None:
         options = {
             "lr": lr,
@@ -146,18 +164,22 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
             "maximize": maximize,
         }
         super().__init__(
-            params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
+            params,
+            implementation=implementation,
+            state_precision=state_precision,
+            capturable=capturable,
+            foreach=foreach,
+            options=options,
         )
 
     def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
-        return RADAM
+        return CAPTURABLE_RADAM if self.capturable else RADAM
 
     def _rule_scalars(self, group: Group, rule: Rule, step: int) -> dict[str, float]:
-        return adam_scalars(group, step) | {"rectified": rectification(step, group["betas"][1]) is not None}
+        return adam_scalars(group, step) | {"rectified": is_rectified(step, group["betas"][1])}
 
     def _lr_factor(self, group: Group, step: int) -> float:
-        factor = rectification(step, group["betas"][1])
-        return float(not group["silent_sgd_phase"]) if factor is None else factor
+        return cast(float, rectification(step, group["betas"][1], float(not group["silent_sgd_phase"])))
 
     def _beta(self, group: Group) -> float:
         return float(group["betas"][0])
@@ -165,7 +187,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
     def _check_rule(self, group: Group) -> None:
         check_adam(group)
         beta2 = group["betas"][1]
-        if group["silent_sgd_phase"] and largest_moving_average(beta2) <= 4.0:
+        if group["silent_sgd_phase"] and largest_moving_average(beta2) <= TOO_SHORT:
             raise ValueError(
                 f"betas[1] = {beta2} is outside (0.6, 1): its moving average is too short to be rectified, so nothing "
                 "would ever move: use 0.999, or silent_sgd_phase=False"

@@ -52,6 +52,7 @@ class SavedOptimizer(TwoModes, ABC):
                         state_dict["state"][key] = self._with_gradient_point(param, state, group["beta"])
             self._nest(state_dict)
 
+        self.read_back()
         hook = self.register_state_dict_post_hook(describe, prepend=True)  # before the hooks of users
         try:
             return super().state_dict()
@@ -98,6 +99,7 @@ class SavedOptimizer(TwoModes, ABC):
         def restore(_: torch.optim.Optimizer) -> None:
             self.state.update(loaded[0].state)
             self._batches.clear()
+            self._device.clear()
             self._loaded(loaded[0].training, weights)
 
         hooks = [
@@ -136,8 +138,10 @@ class SavedOptimizer(TwoModes, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which are attached to nothing; the weights beside them may be x or y."""
+        self.read_back()
         copied = super().__getstate__() | self._fresh_modes()
         copied |= {"implementation": self.implementation, "state_precision": self.state_precision, "_batches": {}}
+        copied["capturable"] = self.capturable
         copied |= {"_averaged": set(self._averaged), "_written": self._written.copy()}
         copied["_loaded_training"] = self._loaded_training
         copied["_copied"] = self._copied or bool(self._attachments)

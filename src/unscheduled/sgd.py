@@ -49,6 +49,8 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
             :mod:`unscheduled.kernels`.
         state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 2.03 bytes a parameter.
+        capturable: whether a step may be captured in a CUDA graph and replayed: the numbers of the step are on the
+            device then, see :mod:`unscheduled.device_counters`.
 
     Raises:
         ValueError: if an argument is out of its range, or two of them exclude each other.
@@ -88,6 +90,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
         maximize: bool = False,
         implementation: Implementation = "auto",
         state_precision: StatePrecision = "float32",
+        capturable: bool = False,
     ) -> None:
         options = {
             "lr": lr,
@@ -103,7 +106,12 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
             "maximize": maximize,
         }
         super().__init__(
-            params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
+            params,
+            implementation=implementation,
+            state_precision=state_precision,
+            capturable=capturable,
+            foreach=foreach,
+            options=options,
         )
 
     def _rule(self, group: Group, param: Tensor | None = None) -> Rule:

@@ -10,7 +10,11 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+from unscheduled.arithmetic import either, greatest, least, sqrt
 from unscheduled.interval import require_within
+
+TOO_SHORT = 4.0
+"""The length of a moving average at which RAdam's step size cannot be rectified yet."""
 
 
 def linear_warmup(step: int, warmup_steps: int) -> float:
@@ -26,7 +30,7 @@ def linear_warmup(step: int, warmup_steps: int) -> float:
 
     Source: "The Road Less Scheduled", arXiv 2405.15682, Algorithm 1.
     """
-    return min(1.0, step / warmup_steps) if warmup_steps > 0 else 1.0
+    return least(1.0, step / warmup_steps) if warmup_steps > 0 else 1.0
 
 
 def largest_moving_average(beta2: float) -> float:
@@ -39,15 +43,38 @@ def largest_moving_average(beta2: float) -> float:
     return 2.0 / (1.0 - beta2) - 1.0
 
 
-def rectification(step: int, beta2: float) -> float | None:
-    """RAdam's rectification of the step size, or None while the variance of 1/sqrt(v) cannot be bounded.
+def moving_average_length(step: int, beta2: float) -> float:
+    """rho_t, the length of the moving average of the squared gradient after t gradients.
 
         rho_t = rho_inf - 2 t beta2^t / (1 - beta2^t)
+
+    Example:
+        >>> [round(moving_average_length(t, 0.999), 2) for t in (1, 5, 6)]
+        [1.0, 5.0, 5.99]
+    """
+    decayed = beta2**step
+    return largest_moving_average(beta2) - 2.0 * step * decayed / (1.0 - decayed)
+
+
+def is_rectified(step: int, beta2: float) -> bool:
+    """Whether the moving average is long enough, after t gradients, for the variance of 1/sqrt(v) to be bounded.
+
+    Example:
+        >>> [is_rectified(t, 0.999) for t in (1, 4, 5)]
+        [False, False, True]
+    """
+    return moving_average_length(step, beta2) > TOO_SHORT
+
+
+def rectification(step: int, beta2: float, unrectified: float | None = None) -> float | None:
+    """RAdam's rectification of the step size, or ``unrectified`` until there is one, see :func:`is_rectified`.
+
         r_t = sqrt((rho_t - 4) (rho_t - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho_t))    if rho_t > 4
 
     Args:
         step: t, the number of gradients seen, this one included, >= 1.
         beta2: decay rate of the squared gradient's average, in [0, 1).
+        unrectified: what to give until then; a number, if the step stands on a device.
 
     Example:
         >>> rectification(1, 0.999) is None
@@ -58,11 +85,11 @@ def rectification(step: int, beta2: float) -> float | None:
     Source: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", arXiv 1908.03265, Algorithm 2.
     """
     longest = largest_moving_average(beta2)
-    decayed = beta2**step
-    length = longest - 2.0 * step * decayed / (1.0 - decayed)
-    if length <= 4.0:
-        return None
-    return math.sqrt((length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length))
+    if longest <= TOO_SHORT:
+        return unrectified
+    length = greatest(moving_average_length(step, beta2), TOO_SHORT)
+    factor = sqrt((length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length))
+    return either(is_rectified(step, beta2), factor, unrectified)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from unscheduled import distributed, groups, kernels, precision
+from unscheduled.arithmetic import either, greatest, replaced_if
 from unscheduled.batches import Batches, with_gradients
+from unscheduled.device_counters import is_capturing
+from unscheduled.device_number import DeviceNumber, as_tensor
 from unscheduled.groups import Group
 from unscheduled.interval import require_within
 from unscheduled.iterates import coefficients
@@ -92,7 +95,7 @@ class SteppingOptimizer(SavedOptimizer):
 
     def _next_beta(self, group: Group, step: int) -> float:
         beta = group["interpolation"](self._beta(group), step)
-        if not 0.0 <= beta <= 1.0:
+        if not isinstance(beta, DeviceNumber) and not 0.0 <= beta <= 1.0:
             require_within("[0, 1]", f"beta of {group['interpolation']}", beta, "it has to stay between z and x")
         return beta
 
@@ -107,6 +110,9 @@ class SteppingOptimizer(SavedOptimizer):
     # The step.
 
     def _nothing_to_learn(self, group: Group) -> bool:
+        counters = self._counters_of(group)
+        if counters is not None and counters.steps_were_made:
+            return False
         gradients = (param.grad for param in cast(list[Tensor], group["params"]) if param.grad is not None)
         return group["step"] == 0 and float(group["lr"]) == 0.0 and not any(map(_any_of_whole, gradients))
 
@@ -129,6 +135,7 @@ class SteppingOptimizer(SavedOptimizer):
         self._refuse_gradients_at_average()
         self._refuse_average_for_gradient_point()
         plans = [self._gathered(group) for group in self.param_groups]  # refuses before changing, as what follows does
+        self._refuse_capture(plans)
         if not any(plan.grads for plan in plans):
             self._look_for_other_parameters()
         self._copied = False
@@ -142,10 +149,13 @@ class SteppingOptimizer(SavedOptimizer):
                 works.setdefault(rule, []).extend(self._works((index, part), rule, some))
         begun = Begun(plans, [], ExitStack())
         for rule, work in works.items():
+            implementation = self.implementation
+            if self.capturable:
+                implementation = kernels.of_capturable(implementation, work)
             if compiling:
-                begun.traceable.extend(kernels.traceable(self.implementation, rule, work, begun.widths))
+                begun.traceable.extend(kernels.traceable(implementation, rule, work, begun.widths))
             else:
-                kernels.update(self.implementation, rule, work)
+                kernels.update(implementation, rule, work)
         self._remember(plans, works)
         return begun
 
@@ -216,6 +226,21 @@ class SteppingOptimizer(SavedOptimizer):
         states: list[State] = found if all(found) else [state or {} for state in found]  # which the step puts there
         return Plan(group, params, grads, contiguous, states, self._nothing_to_learn(group))
 
+    def _refuse_capture(self, plans: list[Plan]) -> None:
+        """Raise RuntimeError if the step is captured in a CUDA graph, and could not be replayed."""
+        for plan in plans:
+            if plan.params and is_capturing(plan.params[0].device):
+                if not self.capturable:
+                    raise RuntimeError(
+                        "step() is captured in a CUDA graph, but its numbers are on the host, so that every replay "
+                        "would be the same step: make the optimizer with capturable=True"
+                    )
+                if not all(plan.states):
+                    raise RuntimeError(
+                        "the first step of a parameter cannot be captured, since every replay would make its buffers "
+                        "anew: make a step with these gradients before the capture"
+                    )
+
     def _polyak_factor(self, plans: list[Plan], loss: Loss | None, grad_norm: Number | None) -> tuple[float, Group]:
         """The step size's factor on every learning rate, and what the groups keep of it."""
         first = self.param_groups[0]
@@ -266,7 +291,7 @@ class SteppingOptimizer(SavedOptimizer):
     def _next_counters(self, index: int, group: Group, factor: float) -> tuple[float, Group]:
         """The learning rate of the next step, warmup and ``factor`` included, and the counters after it."""
         try:
-            return self._counters_after(group, factor)
+            return self._counters_after(self._with_counters(group), factor)
         except ValueError as error:
             raise ValueError(f"parameter group {index}: {error}") from None
 
@@ -274,22 +299,28 @@ class SteppingOptimizer(SavedOptimizer):
         step = group["step"] + 1
         warm_lr = groups.warm_lr(group, step) * factor
         effective_lr = warm_lr * self._lr_factor(group, step)
-        counters: Group = {"step": step, "c": 0.0, "effective_lr": effective_lr, "beta": group["beta"]}
-        if effective_lr > 0.0:  # else z stays, and so do x and y
-            counters |= {"beta": self._next_beta(group, step), "lr_max": max(group["lr_max"], effective_lr)}
-            if group["averaging_state"] not in groups.THAWED:
-                counters |= self._averaged_counters(group, step, effective_lr, counters["lr_max"])
-        return warm_lr, counters
+        counters = {name: group[name] for name in ("averaging_state", "weight_sum", "lr_max", "beta")}
+        counters |= {"step": step, "c": 0.0, "effective_lr": effective_lr}
+        moves = effective_lr > 0.0  # else z stays, and so do x and y
+        return warm_lr, replaced_if(moves, counters, lambda: self._moved_counters(group, counters))
+
+    def _moved_counters(self, group: Group, counters: Group) -> Group:
+        """The counters after a step in which z moves."""
+        step, lr = counters["step"], counters["effective_lr"]
+        lr_max = greatest(group["lr_max"], lr)
+        counters = counters | {"beta": self._next_beta(group, step), "lr_max": lr_max}
+        averaged = groups.averages(group)
+        return replaced_if(averaged, counters, lambda: self._averaged_counters(group, step, lr, lr_max))
 
     def _averaged_counters(self, group: Group, step: int, lr: float, lr_max: float) -> Group:
         """c, and the counters of the averaging after a step that enters the average."""
         c, weight_sum = group["averaging"](step - group["averaging_start"], lr, lr_max, group["weight_sum"])
-        if not 0.0 <= c <= 1.0:  # else no time for the words
+        if not isinstance(c, DeviceNumber) and not 0.0 <= c <= 1.0:  # else no time for the words
             require_within("[0, 1]", f"c of {group['averaging']}", c, "it is the weight of z in a mean")
         return {
-            "c": 1.0 if group["averaging_state"] == "restarting" else c,
+            "c": either(groups.restarts(group), 1.0, c),
             "weight_sum": weight_sum,
-            "averaging_state": "running",
+            "averaging_state": groups.running(group),
         }
 
     def _moves(self, plans: list[Plan]) -> list[Plan]:
@@ -312,15 +343,18 @@ class SteppingOptimizer(SavedOptimizer):
                 state["y"] = bits_of_y(param, state)  # a place for that of a file
             self._loaded_training = self.training
             return []
+        counters = self._counters_of(plan.group)
+        seen = counters.kinds(plan.params) if counters else [state["step"] + 1 for state in plan.states]
         batches = self._batches.setdefault(place, Batches())
+        found = batches.of(plan.params, plan.grads, plan.contiguous, plan.states, rule, seen)
         return [
-            (batch, self._scalars(plan, rule, seen))
-            for seen, batch in batches.of(plan.params, plan.grads, plan.contiguous, plan.states, rule)
+            (batch, self._scalars(plan, rule, counters.seen(here) + 1.0 if counters else here)) for here, batch in found
         ]
 
-    def _scalars(self, plan: Plan, rule: Rule, seen: int) -> Scalars:
+    def _scalars(self, plan: Plan, rule: Rule, seen: Any) -> Scalars:
         """The numbers of the step, for parameters that have seen so many gradients, these included."""
-        group, beta = plan.group, plan.group["beta"]
+        group = self._with_counters(plan.group)
+        beta = group["beta"]
         lr, weight_decay = self._move_scalars(group, plan.warm_lr * self._lr_factor(group, seen))
         return Scalars(
             step=seen,
@@ -336,16 +370,23 @@ class SteppingOptimizer(SavedOptimizer):
         """Note that the step was made."""
         if plan.only_initialises:
             return
-        for state in plan.states:
-            state["step"] += 1
+        if self._counters_of(plan.group) is None:
+            for state in plan.states:
+                state["step"] += 1
         self._note(plan)
 
     def _note(self, plan: Plan) -> None:
         """Note the numbers of the group after the step."""
-        group, beta, next_beta = plan.group, plan.group["beta"], plan.counters["beta"]
-        if next_beta != beta and len(plan.params) < len(group["params"]):
+        group, counters = plan.group, self._counters_of(plan.group)
+        beta, next_beta = self._with_counters(group)["beta"], plan.counters["beta"]
+        if counters is not None:  # then nobody knows whether they differ
+            beta, next_beta = as_tensor(beta, counters.device), as_tensor(next_beta, counters.device)
+        if (counters is not None or next_beta != beta) and len(plan.params) < len(group["params"]):
             moved = set(plan.params)
             for param in cast(list[Tensor], group["params"]):
                 if param not in moved and (state := self.state.get(param)):
-                    put_reinterpolated(param, state, beta, next_beta)
-        group.update(plan.counters)
+                    put_reinterpolated(param, state, cast(float, beta), cast(float, next_beta))
+        if counters is not None:
+            counters.advance(plan.params, plan.counters)
+        else:
+            group.update(plan.counters)

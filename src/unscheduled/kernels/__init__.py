@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
+from unscheduled.device_number import DeviceNumber
 from unscheduled.kernels import compiled, foreach, loop, whole
 from unscheduled.kernels import threads as threads  # for what it does after a fork
 from unscheduled.kernels.compiled import Traceable as Traceable
@@ -94,6 +95,21 @@ def check(implementation: str, rule: Rule, params: Iterable[Tensor] = ()) -> Non
             )
 
 
+def check_capturable(implementation: str) -> None:
+    """Raise ValueError unless an implementation can make steps that are captured."""
+    if implementation not in ("auto", "compiled", "loop"):
+        raise ValueError(
+            f"capturable = True, implementation = {implementation!r} exclude each other: use 'auto', 'compiled' or 'loop'"
+        )
+
+
+def of_capturable(implementation: str, works: list[Work]) -> str:
+    """The implementation that makes a step that may be captured: what ``"auto"`` then is."""
+    if implementation != "auto":
+        return implementation
+    return "loop" if any(batch.params[0].is_cpu for batch, _ in works) else "compiled"
+
+
 def repeatable(implementation: str, rule: Rule, works: list[Work]) -> Any:
     """The call that makes a step, if it can be made again: see :class:`unscheduled.kernels.fused.Repeatable`."""
     fused = import_fused() if implementation in ("auto", "fused") and has_numba() and rule.elementwise else None
@@ -113,7 +129,10 @@ def update(implementation: str, rule: Rule, works: list[Work]) -> None:
     lowering = compiled if implementation == "compiled" else foreach if by_foreach else loop
     for batch, scalars in works:
         with widened(rule, batch, scalars.step) as wide:
-            lowering.update(rule, wide, scalars)
+            if lowering is loop and isinstance(scalars.step, DeviceNumber):
+                loop.update(*compiled.traceable(rule, wide, scalars))
+            else:
+                lowering.update(rule, wide, scalars)
 
 
 def traceable(implementation: str, rule: Rule, works: list[Work], widths: ExitStack) -> list[Traceable]:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from unscheduled.device_number import DeviceNumber, as_tensor
 from unscheduled.iterates import Coefficients
 from unscheduled.kernels import loop
 from unscheduled.kernels.rule import Batch, Kept, Rule, Scalars
@@ -55,7 +56,11 @@ def _as_tensors(scalars: Scalars, like: Tensor) -> Any:
     """The scalars with a tensor for each float, which come to the device together; what else there is is constant."""
     own = {name: value for name, value in scalars.direction.items() if not isinstance(value, bool)}
     numbers = [scalars.lr, scalars.weight_decay, scalars.weight_decay_of_gap, *scalars.coefficients, *own.values()]
-    tensors: list[Any] = list(torch.tensor(numbers, dtype=like.dtype).to(like.device, non_blocking=True).unbind())
+    if isinstance(scalars.step, DeviceNumber):  # then the host does not know all of them, and copies none
+        together = torch.stack([as_tensor(number, like.device) for number in numbers]).to(like.dtype)
+    else:
+        together = torch.tensor(numbers, dtype=like.dtype).to(like.device, non_blocking=True)
+    tensors: list[Any] = list(together.unbind())
     lr, decay, decay_of_gap, *others = tensors
     count = len(scalars.coefficients)
     return scalars._replace(

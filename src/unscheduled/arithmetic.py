@@ -1,0 +1,75 @@
+"""Decisions and functions on numbers, for formulas that hold on the host and on a device alike.
+
+A plain number is decided on at once. One that stands on a device (:class:`unscheduled.device_number.DeviceNumber`) is
+not known to the host, so a formula cannot branch on it: both branches are computed, and the device takes one.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+
+def either(condition: Any, some: Any, other: Any) -> Any:
+    """``some`` if the condition holds, else ``other``. Both are computed, so neither may raise.
+
+    Example:
+        >>> either(1 < 2, 3.0, 4.0)
+        3.0
+    """
+    if isinstance(condition, bool):
+        return some if condition else other
+    return condition.either(some, other)
+
+
+def least(some: Any, other: Any) -> Any:
+    """The smaller of two numbers, as ``min`` gives it.
+
+    Example:
+        >>> least(1, 2.0)
+        1
+    """
+    return either(other < some, other, some)
+
+
+def greatest(some: Any, other: Any) -> Any:
+    """The larger of two numbers, as ``max`` gives it.
+
+    Example:
+        >>> greatest(1, 2.0)
+        2.0
+    """
+    return either(other > some, other, some)
+
+
+def replaced_if(condition: Any, numbers: dict[str, Any], others: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Numbers, with others of the same names in their place if the condition holds.
+
+    Where the condition is known, the others are computed only then.
+
+    Example:
+        >>> replaced_if(True, {"c": 0.0, "step": 1}, lambda: {"c": 0.5})
+        {'c': 0.5, 'step': 1}
+    """
+    if isinstance(condition, bool):
+        return numbers | others() if condition else numbers
+    return numbers | {name: condition.either(other, numbers[name]) for name, other in others().items()}
+
+
+def sqrt(number: Any) -> Any:
+    """The square root, as ``math.sqrt`` gives it.
+
+    Example:
+        >>> sqrt(0.25)
+        0.5
+    """
+    return math.sqrt(cast(float, number)) if isinstance(number, (int, float)) else number.sqrt()
+
+
+def expm1(number: Any) -> Any:
+    """e^number - 1, as ``math.expm1`` gives it.
+
+    Example:
+        >>> expm1(0.0)
+        0.0
+    """
+    return math.expm1(cast(float, number)) if isinstance(number, (int, float)) else number.expm1()

@@ -1,0 +1,158 @@
+"""The numbers that change from step to step, on the device, where a captured step reads and writes them."""
+# torch publishes its foreach operations under names with an underscore:
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from unscheduled.device_number import DeviceNumber, as_tensor
+from unscheduled.groups import AVERAGING_STATES, Group
+from unscheduled.kernels import all_same
+from unscheduled.state import State
+from unscheduled.step_size import PolyakStep
+
+COUNTS = ("step", "averaging_start")
+NUMBERS = (*COUNTS, "averaging_state", "weight_sum", "lr_max", "beta", "c", "effective_lr")
+
+
+class DeviceCounters:
+    """The numbers of a group, and how many gradients each of its parameters has seen, in one tensor on their device.
+
+    The tensor keeps its address. A captured step that is replayed advances it, of which the host is told nothing: the
+    numbers in the group are those of the last :meth:`read_back`.
+    """
+
+    def __init__(self, group: Group, states: Mapping[Tensor, State]) -> None:
+        self.group, self.params = group, list(cast(list[Tensor], group["params"]))
+        self.device = self.params[0].device
+        self.steps_were_made = group["step"] > 0
+        self._all = torch.zeros(len(NUMBERS) + len(self.params), dtype=torch.float64, device=self.device)
+        self._numbers, self._seen = self._all.split([len(NUMBERS), len(self.params)])
+        self._in_group = dict(zip(NUMBERS, map(DeviceNumber, self._numbers.unbind()), strict=True))
+        self._seen_of = dict(zip(self.params, self._seen.split(1), strict=True))
+        self._kinds: list[int] = []  # for each parameter, the first one that has seen as many gradients
+        self._moved: list[Tensor] = []  # in the last step
+        self._known: Group = {}  # the numbers in the group, when both were the same
+        self.write(states)
+
+    def write(self, states: Mapping[Tensor, State]) -> None:
+        """Bring the numbers of the host to the device."""
+        if is_capturing(self.device):
+            raise RuntimeError(
+                "the numbers of the step are to be set anew while it is captured: make a step before the capture"
+            )
+        seen: list[int] = [states[param]["step"] if states.get(param) else 0 for param in self.params]
+        self._kinds, self._moved = _firsts(seen), []
+        self._known = {name: self.group[name] for name in NUMBERS}
+        state = AVERAGING_STATES.index(self.group["averaging_state"])
+        numbers = [self._known[name] if name != "averaging_state" else state for name in NUMBERS]
+        self._all.copy_(torch.tensor([*numbers, *seen], dtype=torch.float64))
+
+    def read_back(self, states: Mapping[Tensor, State]) -> None:
+        """Bring the numbers of the device to the host, but for those that were set there; it waits for the device."""
+        if is_capturing(self.device):
+            raise RuntimeError("the numbers of the step are asked for while it is captured: ask after the capture")
+        values: list[float] = self._all.tolist()
+        for name, value in zip(NUMBERS, values, strict=False):
+            if self.group[name] == self._known[name]:
+                if name == "averaging_state":
+                    self.group[name] = AVERAGING_STATES[int(value)]
+                else:
+                    self.group[name] = int(value) if name in COUNTS else value
+                self._known[name] = self.group[name]
+        for param, seen in zip(self.params, values[len(NUMBERS) :], strict=True):
+            if state := states.get(param):
+                state["step"] = int(seen)
+
+    def are_current(self) -> bool:
+        """Whether they fit the group, and no number was set there."""
+        return self.fit() and all(self.group[name] == self._known[name] for name in NUMBERS)
+
+    def fit(self) -> bool:
+        """Whether the group has the same parameters, on the same device."""
+        params = cast(list[Tensor], self.group["params"])
+        return all_same(params, self.params) and params[0].device == self.device
+
+    def in_group(self) -> Group:
+        """The group, with the numbers of the device in place of its own, and a learning rate that is a tensor."""
+        lr = self.group["lr"]
+        if not isinstance(lr, Tensor):
+            return self.group | self._in_group
+        check_lr(lr, self.device)
+        return self.group | self._in_group | {"lr": DeviceNumber(lr.detach().reshape(()).to(torch.float64))}
+
+    def kinds(self, params: list[Tensor]) -> list[int]:
+        """For each of these parameters, which are to move, a number that those share that have always moved together.
+
+        Parameters of one kind have seen as many gradients, whatever steps were captured and replayed.
+        """
+        if not all_same(params, self._moved):
+            moved = set(params)
+            self._kinds = _firsts([(kind, param in moved) for kind, param in zip(self._kinds, self.params, strict=True)])
+            self._moved = list(params)
+        if len(params) == len(self.params):
+            return self._kinds
+        kind_of = dict(zip(self.params, self._kinds, strict=True))
+        return [kind_of[param] for param in params]
+
+    def seen(self, kind: int) -> DeviceNumber:
+        """How many gradients the parameters of a kind have seen."""
+        return DeviceNumber(self._seen[kind])
+
+    def advance(self, params: list[Tensor], numbers: Group) -> None:
+        """Note that a step was made, in which these parameters moved."""
+        if len(params) == len(self.params):
+            self._seen += 1.0
+        elif params:
+            torch._foreach_add_([self._seen_of[param] for param in params], 1.0)
+        after = self._in_group | numbers
+        self._numbers.copy_(torch.stack([as_tensor(after[name], self.device) for name in NUMBERS]))
+        self.steps_were_made = True
+
+
+def check(group: Group, params: Iterable[Tensor]) -> None:
+    """Raise ValueError unless the numbers of a group can be on the device of its parameters."""
+    if isinstance(group["step_size"], PolyakStep):
+        raise ValueError(
+            f"capturable = True, step_size = {group['step_size']} exclude each other, since that is computed on the "
+            "host: use ConstantStep() and a learning rate"
+        )
+    devices = {param.device for param in params}
+    if len(devices) > 1:
+        raise ValueError(
+            f"capturable = True, but the parameters are on {' and '.join(sorted(map(str, devices)))}: "
+            "make a group for each device"
+        )
+    for device in devices:
+        check_lr(group["lr"], device)
+
+
+def check_lr(lr: float | Tensor, device: torch.device) -> None:
+    """Raise ValueError if a learning rate is a tensor elsewhere than on this device."""
+    if isinstance(lr, Tensor) and lr.device != device:
+        raise ValueError(
+            f"capturable = True, but lr = a tensor on {lr.device}, the parameters are on {device}: "
+            "put it there, or give a float"
+        )
+
+
+def tried(group: Group) -> Group:
+    """A group before its first step with numbers that the host does not know, to see whether its formulas allow it."""
+    numbers = dict.fromkeys(NUMBERS, DeviceNumber(torch.zeros((), dtype=torch.float64)))
+    return group | numbers | {"lr": 1.0}
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is done on a device is recorded in a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _firsts(keys: list[Any]) -> list[int]:
+    """For each key the position at which it first stands."""
+    first: dict[Any, int] = {}
+    return [first.setdefault(key, position) for position, key in enumerate(keys)]
