@@ -1,4 +1,17 @@
-"""The numbers that change from step to step, on the device, where a captured step reads and writes them."""
+"""The numbers that change from step to step, on the device, where a captured step reads and writes them.
+
+With ``capturable=True``, ``step()`` may be captured in a CUDA graph. A replay then makes the next step, and nothing in
+it waits for the device. As always with such graphs, what is no tensor is what it was at the capture:
+
+- A learning rate that is to change has to be a tensor on the device, which is not checked to be >= 0 there.
+- The other options of a group, its averaging and its interpolation are those of the capture. What
+  ``restart_averaging()`` and ``freeze_averaging()`` do holds for the replays too.
+- Parameters with gradients are those of the capture. Before the first capture, make a step with the gradients of each:
+  it makes the buffers, and tells apart the parameters that have seen different numbers of gradients.
+- The state has to stay where it is: capture anew after ``load_state_dict()`` and ``add_param_group()``.
+- Replay a step in train mode. ``eval()``, ``train()``, ``state_dict()``, ``metrics()`` and whatever else asks for the
+  numbers of the group reads them back, which waits for the device, and cannot be captured.
+"""
 # torch publishes its foreach operations under names with an underscore:
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
@@ -32,9 +45,9 @@ class DeviceCounters:
         self.device = self.params[0].device
         self.steps_were_made = group["step"] > 0
         self._all = torch.zeros(len(NUMBERS) + len(self.params), dtype=torch.float64, device=self.device)
-        self._numbers, self._seen = self._all.split([len(NUMBERS), len(self.params)])
+        self._numbers, self._seen = self._all[: len(NUMBERS)], self._all[len(NUMBERS) :]
         self._in_group = dict(zip(NUMBERS, map(DeviceNumber, self._numbers.unbind()), strict=True))
-        self._seen_of = dict(zip(self.params, self._seen.split(1), strict=True))
+        self._seen_of = dict(zip(self.params, self._seen.unsqueeze(-1).unbind(), strict=True))
         self._kinds: list[int] = []  # for each parameter, the first one that has seen as many gradients
         self._moved: list[Tensor] = []  # in the last step
         self._known: Group = {}  # the numbers in the group, when both were the same
@@ -57,7 +70,7 @@ class DeviceCounters:
         """Bring the numbers of the device to the host, but for those that were set there; it waits for the device."""
         if is_capturing(self.device):
             raise RuntimeError("the numbers of the step are asked for while it is captured: ask after the capture")
-        values: list[float] = self._all.tolist()
+        values = cast(list[float], cast(Any, self._all).tolist())
         for name, value in zip(NUMBERS, values, strict=False):
             if self.group[name] == self._known[name]:
                 if name == "averaging_state":
@@ -89,11 +102,13 @@ class DeviceCounters:
     def kinds(self, params: list[Tensor]) -> list[int]:
         """For each of these parameters, which are to move, a number that those share that have always moved together.
 
-        Parameters of one kind have seen as many gradients, whatever steps were captured and replayed.
+        They have seen as many gradients, however often the steps that were made until now are replayed.
         """
         if not all_same(params, self._moved):
             moved = set(params)
-            self._kinds = _firsts([(kind, param in moved) for kind, param in zip(self._kinds, self.params, strict=True)])
+            self._kinds = _firsts(
+                [(kind, param in moved) for kind, param in zip(self._kinds, self.params, strict=True)]
+            )
             self._moved = list(params)
         if len(params) == len(self.params):
             return self._kinds

@@ -153,13 +153,13 @@ def check_lr(lr: float | Tensor) -> float:
     return float(lr)
 
 
-def warm_lr(group: Group, step: int) -> float:
+def warm_lr(group: Group, step: int) -> Any:
     """The learning rate of a step, after warmup; one that stands on a device is not checked.
 
     Raises:
         ValueError: if it is out of its range.
     """
-    lr = group["lr"]
+    lr: Any = group["lr"]
     return (lr if isinstance(lr, DeviceNumber) else check_lr(lr)) * linear_warmup(step, group["warmup_steps"])
 
 

@@ -175,6 +175,7 @@ class TwoModes(PairedState):
 
     def steps(self) -> int:
         """How many steps were made, or 0 if none was since a state was loaded. Attached models call it."""
+        self.read_back()
         return 0 if self._loaded_training is not None else sum(group["step"] for group in self.param_groups)
 
     @untraced

@@ -84,7 +84,9 @@ class PairedState(torch.optim.Optimizer):
                 counters.write(self.state)
                 return counters
         self._device = [
-            kept for kept in self._device if kept is not counters and any(kept.group is each for each in self.param_groups)
+            kept
+            for kept in self._device
+            if kept is not counters and any(kept.group is each for each in self.param_groups)
         ]
         self._device.append(DeviceCounters(group, self.state))
         return self._device[-1]

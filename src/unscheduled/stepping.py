@@ -94,10 +94,10 @@ class SteppingOptimizer(SavedOptimizer):
         return lr, group["weight_decay"]
 
     def _next_beta(self, group: Group, step: int) -> float:
-        beta = group["interpolation"](self._beta(group), step)
+        beta: Any = group["interpolation"](self._beta(group), step)
         if not isinstance(beta, DeviceNumber) and not 0.0 <= beta <= 1.0:
             require_within("[0, 1]", f"beta of {group['interpolation']}", beta, "it has to stay between z and x")
-        return beta
+        return cast(float, beta)
 
     def _check_step_size(self, group: Group) -> None:
         """Raise ValueError if there is no Polyak step for the rule of a group that is to have it."""
@@ -135,7 +135,6 @@ class SteppingOptimizer(SavedOptimizer):
         self._refuse_gradients_at_average()
         self._refuse_average_for_gradient_point()
         plans = [self._gathered(group) for group in self.param_groups]  # refuses before changing, as what follows does
-        self._refuse_capture(plans)
         if not any(plan.grads for plan in plans):
             self._look_for_other_parameters()
         self._copied = False
@@ -224,22 +223,22 @@ class SteppingOptimizer(SavedOptimizer):
             )
         found: list[Any] = list(map(self.state.get, params))
         states: list[State] = found if all(found) else [state or {} for state in found]  # which the step puts there
+        if params and is_capturing(params[0].device):
+            self._refuse_capture(states)
         return Plan(group, params, grads, contiguous, states, self._nothing_to_learn(group))
 
-    def _refuse_capture(self, plans: list[Plan]) -> None:
-        """Raise RuntimeError if the step is captured in a CUDA graph, and could not be replayed."""
-        for plan in plans:
-            if plan.params and is_capturing(plan.params[0].device):
-                if not self.capturable:
-                    raise RuntimeError(
-                        "step() is captured in a CUDA graph, but its numbers are on the host, so that every replay "
-                        "would be the same step: make the optimizer with capturable=True"
-                    )
-                if not all(plan.states):
-                    raise RuntimeError(
-                        "the first step of a parameter cannot be captured, since every replay would make its buffers "
-                        "anew: make a step with these gradients before the capture"
-                    )
+    def _refuse_capture(self, states: list[State]) -> None:
+        """Raise RuntimeError if a step that is captured in a CUDA graph could not be replayed."""
+        if not self.capturable:
+            raise RuntimeError(
+                "step() is captured in a CUDA graph, but its numbers are on the host, so that every replay would be "
+                "the same step: make the optimizer with capturable=True"
+            )
+        if not all(states):
+            raise RuntimeError(
+                "the first step of a parameter cannot be captured, since every replay would make its buffers anew: "
+                "make a step with these gradients before the capture"
+            )
 
     def _polyak_factor(self, plans: list[Plan], loss: Loss | None, grad_norm: Number | None) -> tuple[float, Group]:
         """The step size's factor on every learning rate, and what the groups keep of it."""

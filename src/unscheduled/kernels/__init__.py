@@ -99,7 +99,8 @@ def check_capturable(implementation: str) -> None:
     """Raise ValueError unless an implementation can make steps that are captured."""
     if implementation not in ("auto", "compiled", "loop"):
         raise ValueError(
-            f"capturable = True, implementation = {implementation!r} exclude each other: use 'auto', 'compiled' or 'loop'"
+            f"capturable = True, implementation = {implementation!r} exclude each other: use 'auto', 'compiled' or "
+            "'loop'"
         )
 
 
