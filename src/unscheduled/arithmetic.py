@@ -5,7 +5,6 @@ not known to the host, so a formula cannot branch on it: both branches are compu
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, cast
 
 
@@ -41,18 +40,16 @@ def greatest(some: Any, other: Any) -> Any:
     return either(other > some, other, some)
 
 
-def replaced_if(condition: Any, numbers: dict[str, Any], others: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Numbers, with others of the same names in their place if the condition holds.
-
-    Where the condition is known, the others are computed only then.
+def chosen(condition: Any, some: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """``some`` numbers if the condition holds, else the others of the same names.
 
     Example:
-        >>> replaced_if(True, {"c": 0.0, "step": 1}, lambda: {"c": 0.5})
-        {'c': 0.5, 'step': 1}
+        >>> chosen(1 < 2, {"c": 0.5}, {"c": 0.0, "step": 1})
+        {'c': 0.5}
     """
-    if isinstance(condition, bool):
-        return numbers | others() if condition else numbers
-    return numbers | {name: condition.either(other, numbers[name]) for name, other in others().items()}
+    if condition is True:
+        return some
+    return {name: either(condition, number, others[name]) for name, number in some.items()}
 
 
 def sqrt(number: Any) -> Any:

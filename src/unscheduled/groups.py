@@ -20,6 +20,7 @@ from typing import Any, TypeAlias, cast
 
 from torch import Tensor
 
+from unscheduled.arithmetic import either
 from unscheduled.averaging import PolynomialAveraging
 from unscheduled.device_number import DeviceNumber
 from unscheduled.interpolation import ConstantInterpolation
@@ -34,6 +35,8 @@ FROZEN = {"running": "frozen", "restarting": "frozen restarting"}
 
 THAWED = {frozen: state for state, frozen in FROZEN.items()}
 AVERAGING_STATES = (*FROZEN, *THAWED)
+"""Their names on the host; on a device a state is its position here."""
+
 POWERS = ("r", "weight_lr_power")
 
 
@@ -163,25 +166,16 @@ def warm_lr(group: Group, step: int) -> Any:
     return (lr if isinstance(lr, DeviceNumber) else check_lr(lr)) * linear_warmup(step, group["warmup_steps"])
 
 
-def averages(group: Group) -> bool:
-    """Whether the next step enters the average, unless z stays where it is: the averaging is not frozen."""
-    return _averaging_state(group) < len(FROZEN)
+def averages(state: str | DeviceNumber) -> bool:
+    """Whether a step in which z moves enters the average, in this state of the averaging: it is not frozen."""
+    return state not in THAWED if isinstance(state, str) else cast(bool, state < len(FROZEN))
 
 
-def restarts(group: Group) -> bool:
-    """Whether the next step that enters the average is the first of it."""
-    return _averaging_state(group) == AVERAGING_STATES.index("restarting")
-
-
-def running(group: Group) -> Any:
-    """The state of the averaging after such a step."""
-    return "running" if isinstance(group["averaging_state"], str) else AVERAGING_STATES.index("running")
-
-
-def _averaging_state(group: Group) -> Any:
-    """The state of the averaging as a number, which it is on a device."""
-    state = group["averaging_state"]
-    return AVERAGING_STATES.index(state) if isinstance(state, str) else state
+def averaged(state: str | DeviceNumber, c: float) -> tuple[float, Any]:
+    """The weight c of such a step, and the state of the averaging after it."""
+    if isinstance(state, str):
+        return 1.0 if state == "restarting" else c, "running"
+    return either(state == AVERAGING_STATES.index("restarting"), 1.0, c), AVERAGING_STATES.index("running")
 
 
 def put_lr(group: Group, lr: float) -> None:

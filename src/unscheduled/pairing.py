@@ -64,7 +64,10 @@ class PairedState(torch.optim.Optimizer):
             counters.write(self.state)
 
     def _counters_of(self, group: Group) -> DeviceCounters | None:
-        return next((counters for counters in self._device if counters.group is group), None)
+        for counters in self._device:
+            if counters.group is group:
+                return counters
+        return None
 
     def _with_counters(self, group: Group) -> Group:
         """The group with the numbers of its device, if they are there."""

@@ -87,9 +87,10 @@ def rectification(step: int, beta2: float, unrectified: float | None = None) -> 
     longest = largest_moving_average(beta2)
     if longest <= TOO_SHORT:
         return unrectified
-    length = greatest(moving_average_length(step, beta2), TOO_SHORT)
-    factor = sqrt((length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length))
-    return either(is_rectified(step, beta2), factor, unrectified)
+    length = moving_average_length(step, beta2)
+    bounded = greatest(length, TOO_SHORT)
+    factor = sqrt((bounded - 4.0) * (bounded - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * bounded))
+    return either(length > TOO_SHORT, factor, unrectified)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unscheduled import distributed, groups, kernels, precision
-from unscheduled.arithmetic import either, greatest, replaced_if
+from unscheduled.arithmetic import chosen, greatest
 from unscheduled.batches import Batches, with_gradients
 from unscheduled.device_counters import is_capturing
 from unscheduled.device_number import DeviceNumber, as_tensor
@@ -138,7 +138,8 @@ class SteppingOptimizer(SavedOptimizer):
         if not any(plan.grads for plan in plans):
             self._look_for_other_parameters()
         self._copied = False
-        self._settle()
+        if self._loaded_training is not None or self._loading is not None:
+            self._settle()
         factor, average = self._polyak_factor(plans, loss, grad_norm)
         plans = [self._planned(index, plan, factor, average) for index, plan in enumerate(plans)]
         self._forget_file()
@@ -298,29 +299,32 @@ class SteppingOptimizer(SavedOptimizer):
         step = group["step"] + 1
         warm_lr = groups.warm_lr(group, step) * factor
         effective_lr = warm_lr * self._lr_factor(group, step)
-        counters = {name: group[name] for name in ("averaging_state", "weight_sum", "lr_max", "beta")}
-        counters |= {"step": step, "c": 0.0, "effective_lr": effective_lr}
+        counters: Group = {
+            "step": step,
+            "c": 0.0,
+            "effective_lr": effective_lr,
+            "averaging_state": group["averaging_state"],
+            "weight_sum": group["weight_sum"],
+            "lr_max": group["lr_max"],
+            "beta": group["beta"],
+        }
         moves = effective_lr > 0.0  # else z stays, and so do x and y
-        return warm_lr, replaced_if(moves, counters, lambda: self._moved_counters(group, counters))
-
-    def _moved_counters(self, group: Group, counters: Group) -> Group:
-        """The counters after a step in which z moves."""
-        step, lr = counters["step"], counters["effective_lr"]
-        lr_max = greatest(group["lr_max"], lr)
-        counters = counters | {"beta": self._next_beta(group, step), "lr_max": lr_max}
-        averaged = groups.averages(group)
-        return replaced_if(averaged, counters, lambda: self._averaged_counters(group, step, lr, lr_max))
+        if moves is not False:
+            lr_max = greatest(group["lr_max"], effective_lr)
+            others: Group = {"beta": self._next_beta(group, step), "lr_max": lr_max}
+            averages = groups.averages(group["averaging_state"])
+            if averages is not False:
+                others |= chosen(averages, self._averaged_counters(group, step, effective_lr, lr_max), counters)
+            counters |= chosen(moves, others, counters)
+        return warm_lr, counters
 
     def _averaged_counters(self, group: Group, step: int, lr: float, lr_max: float) -> Group:
         """c, and the counters of the averaging after a step that enters the average."""
         c, weight_sum = group["averaging"](step - group["averaging_start"], lr, lr_max, group["weight_sum"])
         if not isinstance(c, DeviceNumber) and not 0.0 <= c <= 1.0:  # else no time for the words
             require_within("[0, 1]", f"c of {group['averaging']}", c, "it is the weight of z in a mean")
-        return {
-            "c": either(groups.restarts(group), 1.0, c),
-            "weight_sum": weight_sum,
-            "averaging_state": groups.running(group),
-        }
+        c, averaging_state = groups.averaged(group["averaging_state"], c)
+        return {"c": c, "weight_sum": weight_sum, "averaging_state": averaging_state}
 
     def _moves(self, plans: list[Plan]) -> list[Plan]:
         """The plans with what the rule is to be given in place of the gradients."""
