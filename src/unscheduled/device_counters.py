@@ -45,9 +45,10 @@ class DeviceCounters:
         self.device = self.params[0].device
         self.steps_were_made = group["step"] > 0
         self._all = torch.zeros(len(NUMBERS) + len(self.params), dtype=torch.float64, device=self.device)
-        self._numbers, self._seen = self._all[: len(NUMBERS)], self._all[len(NUMBERS) :]
+        self._numbers = self._all.narrow(0, 0, len(NUMBERS))
         self._in_group = dict(zip(NUMBERS, map(DeviceNumber, self._numbers.unbind()), strict=True))
-        self._seen_of = dict(zip(self.params, self._seen.unsqueeze(-1).unbind(), strict=True))
+        self._seen = self._all.narrow(0, len(NUMBERS), len(self.params))
+        self._each_seen = self._seen.unbind()
         self._kinds: list[int] = []  # for each parameter, the first one that has seen as many gradients
         self._moved: list[Tensor] = []  # in the last step
         self._known: Group = {}  # the numbers in the group, when both were the same
@@ -117,14 +118,17 @@ class DeviceCounters:
 
     def seen(self, kind: int) -> DeviceNumber:
         """How many gradients the parameters of a kind have seen."""
-        return DeviceNumber(self._seen[kind])
+        return DeviceNumber(self._each_seen[kind])
 
     def advance(self, params: list[Tensor], numbers: Group) -> None:
         """Note that a step was made, in which these parameters moved."""
         if len(params) == len(self.params):
             self._seen += 1.0
         elif params:
-            torch._foreach_add_([self._seen_of[param] for param in params], 1.0)
+            moved = set(params)
+            torch._foreach_add_(
+                [n for param, n in zip(self.params, self._each_seen, strict=True) if param in moved], 1.0
+            )
         after = self._in_group | numbers
         self._numbers.copy_(torch.stack([as_tensor(after[name], self.device) for name in NUMBERS]))
         self.steps_were_made = True

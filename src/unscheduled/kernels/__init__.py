@@ -10,6 +10,9 @@
 A direction that is no matter of single elements, such as Muon's, is computed tensor by tensor before, and the chosen
 implementation does the rest. It does what is left of a step of a wrapped optimizer, too.
 
+With ``capturable=True``, ``loop`` and ``compiled`` make the steps, with numbers that the host does not know: see
+:mod:`unscheduled.device_counters`.
+
 ``torch.compile(optimizer.step)`` compiles what ``loop``, ``foreach`` or ``compiled`` would do, as ``compiled`` does it.
 """
 

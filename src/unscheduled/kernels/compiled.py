@@ -3,7 +3,8 @@
 That graph is made here, or, where the step of any implementation is within a function that is being compiled, with it.
 
 For accelerators: on the CPU compilation takes minutes for hundreds of tensors. Nothing is read back from the device, so
-that the host does not wait for it, as long as the learning rate is a number or a tensor on the CPU.
+that the host does not wait for it, as long as the learning rate is a number or a tensor on the CPU, or
+``capturable=True``, with which a learning rate on the device is not read either.
 """
 
 from collections.abc import Callable
