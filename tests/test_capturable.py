@@ -29,6 +29,7 @@ from unscheduled import (
     device_counters,
     to_torch,
 )
+from unscheduled.arithmetic import greatest
 from unscheduled.kernels import compiled
 
 CAPTURABLE = (SGDScheduleFree, AdamWScheduleFree, RAdamScheduleFree)
@@ -52,7 +53,7 @@ def pair(
         cls(
             make_params(*shapes, dtype=dtype),
             lr=copy.copy(lr),
-            implementation="loop",
+            implementation="auto" if capturable else "loop",
             capturable=capturable,
             **arguments,
         )
@@ -183,6 +184,33 @@ def test_nothing_in_a_step_waits_for_the_device(cls: Any, monkeypatch: pytest.Mo
             ours.step()
 
 
+@pytest.mark.parametrize("cls", CAPTURABLE)
+def test_no_number_of_a_step_is_looked_at(cls: Any) -> None:
+    """A tensor on the meta device has none."""
+    params = [Parameter(torch.empty(shape, device="meta")) for shape in ((4, 3), (7,))]
+    averaging = PolynomialAveraging(r=1.0, warmup_steps=2, cooldown_start=9)
+    optimizer = cls(
+        params, lr=0.1, averaging=averaging, warmup_steps=3, capturable=True, implementation="loop", weight_decay=0.1
+    )
+    for step in range(5):
+        for position, param in enumerate(params):
+            param.grad = None if position == step % 3 else torch.empty_like(param)
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = torch.empty((), device="meta")
+
+
+def test_an_ordinary_step_that_is_made_again_is_the_same_step() -> None:
+    """So that the recordings of these tests do notice a number that stands on the host."""
+    ours, other = (SGDScheduleFree(make_params(), lr=0.1, implementation="loop") for _ in range(2))
+    for optimizer in (ours, other):
+        train(optimizer, range(2))
+    recording = recorded(ours)
+    recording.replay()
+    for _ in range(2):
+        other.step()
+    assert not torch.allclose(ours.iterates(params_of(ours)[0]).x, other.iterates(params_of(other)[0]).x)
+
+
 # The life of a run, with steps that are recorded.
 
 
@@ -236,7 +264,7 @@ def run_of(cls: Any = AdamWScheduleFree, **arguments: Any) -> Run:
 @pytest.mark.parametrize("cls", CAPTURABLE)
 def test_each_parameter_counts_its_own_gradients(cls: Any) -> None:
     """Its y is formed anew meanwhile, since beta changes."""
-    run = run_of(cls).go(6, missing=[1]).go(6).go(6, missing=[0, 2]).go(6)
+    run = run_of(cls).go(6, missing=[1]).go(6).go(6, missing=[0, 2]).go(3, missing=[0, 1, 2]).go(6)
     run.check()
 
 
@@ -346,7 +374,7 @@ def test_a_model_is_attached() -> None:
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 2).double()
         return model, AdamWScheduleFree(
-            model.parameters(), lr=0.01, implementation="loop", capturable=capturable
+            model.parameters(), lr=0.01, implementation="auto" if capturable else "loop", capturable=capturable
         ).attach(model)
 
     (model, ours), (other, loop) = make(True), make(False)
@@ -465,6 +493,27 @@ def test_an_averaging_that_branches_is_refused_and_nothing_is_changed() -> None:
     run.ours.param_groups[0]["averaging"] = PolynomialAveraging(r=1.0)
     torch.testing.assert_close(run.ours.state_dict()["state"], before, rtol=0.0, atol=0.0)
     run.go(4).check()
+
+
+@dataclass(frozen=True)
+class WindowOnDevice(Window):
+    """The same with what takes the place of ``max``."""
+
+    def __call__(self, step: Any, lr: float, lr_max: float, weight_sum: float) -> tuple[float, float]:
+        return greatest(1 / step, 1 / self.length), weight_sum
+
+
+def test_an_averaging_of_the_user() -> None:
+    run = run_of(averaging=WindowOnDevice(9), r=None).go(20)
+    run.check()
+    assert run.ours.param_groups[0]["c"] == pytest.approx(1 / 9)
+
+
+def test_a_learning_rate_comes_to_the_device_with_a_state() -> None:
+    saved = SGDScheduleFree(make_params((2,)), lr=torch.tensor(0.1)).state_dict()
+    optimizer = SGDScheduleFree([Parameter(torch.empty(2, device="meta"))], capturable=True, implementation="loop")
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"].is_meta
 
 
 def test_devices_have_to_agree() -> None:

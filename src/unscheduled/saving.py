@@ -100,6 +100,9 @@ class SavedOptimizer(TwoModes, ABC):
             self.state.update(loaded[0].state)
             self._batches.clear()
             self._device.clear()
+            for group in self.param_groups if self.capturable else ():
+                if isinstance(group["lr"], Tensor):  # as of a file that was read on the CPU
+                    group["lr"] = group["lr"].to(group["params"][0].device)
             self._loaded(loaded[0].training, weights)
 
         hooks = [

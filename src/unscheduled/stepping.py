@@ -202,7 +202,12 @@ class SteppingOptimizer(SavedOptimizer):
             self._made_of, self._is_new, self._repetition = made_of, True, None
         elif self._is_new:
             self._is_new, rules = False, list(works)
-            if len(rules) == 1 and len(made_of) == len(plans) and self._has_one_part_each(rules[0]):
+            if (
+                not self.capturable
+                and len(rules) == 1
+                and len(made_of) == len(plans)
+                and self._has_one_part_each(rules[0])
+            ):
                 groups, work = [plan.group for plan in plans], works[rules[0]]
                 self._repetition = Repetition.of(self.implementation, rules[0], groups, work, self.state)
 

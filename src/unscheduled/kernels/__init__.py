@@ -109,6 +109,7 @@ def check_capturable(implementation: str) -> None:
 
 def of_capturable(implementation: str, works: list[Work]) -> str:
     """The implementation that makes a step that may be captured: what ``"auto"`` then is."""
+    check_capturable(implementation)
     if implementation != "auto":
         return implementation
     return "loop" if any(batch.params[0].is_cpu for batch, _ in works) else "compiled"
