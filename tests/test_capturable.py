@@ -14,7 +14,7 @@ from registry import OPTIMIZERS
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn import Parameter
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from unscheduled import (
     AdamWScheduleFree,
@@ -99,6 +99,12 @@ class Recording(TorchDispatchMode):
         assert not fresh or len(fresh) == len(outs)
         self._calls.append((func, args, kwargs or {}, fresh))
         return out
+
+    def call_whole(self, function: Callable[..., None], *args: Any) -> None:
+        """Call a function that only writes to tensors, and record it as one operation."""
+        with _disable_current_modes():
+            function(*args)
+        self._calls.append((function, args, {}, []))
 
     @torch.no_grad()
     def replay(self) -> None:
@@ -447,6 +453,29 @@ def test_compiled_it_is_one_graph_while_the_numbers_change(cls: Any, of_step: An
             set_gradients(params_of(optimizer), step)
         step_of_ours()
         loop.step()
+    assert graphs["unique_graphs"] == 1
+    assert_equal(ours, loop, 1e-11)
+
+
+@pytest.mark.parametrize("cls", CAPTURABLE)
+def test_a_recorded_call_of_the_graph_that_is_made_again_is_the_next_step(
+    cls: Any, graphs: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch compiles nothing while its operations are recorded, so the graph is recorded as one operation."""
+    ours, loop = pair(cls, interpolation=AnnealedInterpolation(0.95, 30), warmup_steps=20, weight_decay=0.1)
+    ours.implementation = "compiled"
+    for optimizer in (ours, loop):
+        train(optimizer, range(2))
+    put_gradients(params_of(ours), 2)
+    recording, compiled_graph = Recording(), compiled._graph  # pyright: ignore[reportPrivateUsage]
+    with recording, monkeypatch.context() as patch:
+        patch.setattr(compiled, "_graph", lambda *of: partial(recording.call_whole, compiled_graph(*of)))
+        ours.step()
+    train(loop, [2])
+    for step in range(3, 40):
+        put_gradients(params_of(ours), step)
+        recording.replay()
+        train(loop, [step])
     assert graphs["unique_graphs"] == 1
     assert_equal(ours, loop, 1e-11)
 

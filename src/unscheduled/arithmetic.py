@@ -5,7 +5,7 @@ not known to the host, so a formula cannot branch on it: both branches are compu
 """
 
 import math
-from typing import Any, cast
+from typing import Any
 
 
 def either(condition: Any, some: Any, other: Any) -> Any:
@@ -15,7 +15,7 @@ def either(condition: Any, some: Any, other: Any) -> Any:
         >>> either(1 < 2, 3.0, 4.0)
         3.0
     """
-    if isinstance(condition, bool):
+    if isinstance(condition, bool) or not hasattr(condition, "either"):  # as NumPy's
         return some if condition else other
     return condition.either(some, other)
 
@@ -59,7 +59,7 @@ def sqrt(number: Any) -> Any:
         >>> sqrt(0.25)
         0.5
     """
-    return math.sqrt(cast(float, number)) if isinstance(number, (int, float)) else number.sqrt()
+    return number.sqrt() if hasattr(number, "sqrt") else math.sqrt(number)
 
 
 def expm1(number: Any) -> Any:
@@ -69,4 +69,4 @@ def expm1(number: Any) -> Any:
         >>> expm1(0.0)
         0.0
     """
-    return math.expm1(cast(float, number)) if isinstance(number, (int, float)) else number.expm1()
+    return number.expm1() if hasattr(number, "expm1") else math.expm1(number)

@@ -325,10 +325,11 @@ class SteppingOptimizer(SavedOptimizer):
 
     def _averaged_counters(self, group: Group, step: int, lr: float, lr_max: float) -> Group:
         """c, and the counters of the averaging after a step that enters the average."""
+        c: Any
         c, weight_sum = group["averaging"](step - group["averaging_start"], lr, lr_max, group["weight_sum"])
         if not isinstance(c, DeviceNumber) and not 0.0 <= c <= 1.0:  # else no time for the words
             require_within("[0, 1]", f"c of {group['averaging']}", c, "it is the weight of z in a mean")
-        c, averaging_state = groups.averaged(group["averaging_state"], c)
+        c, averaging_state = groups.averaged(group["averaging_state"], cast(float, c))
         return {"c": c, "weight_sum": weight_sum, "averaging_state": averaging_state}
 
     def _moves(self, plans: list[Plan]) -> list[Plan]:
