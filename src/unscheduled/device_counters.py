@@ -3,7 +3,8 @@
 With ``capturable=True``, ``step()`` may be captured in a CUDA graph. A replay then makes the next step, and nothing in
 it waits for the device. As always with such graphs, what is no tensor is what it was at the capture:
 
-- A learning rate that is to change has to be a tensor on the device, which is not checked to be >= 0 there.
+- A learning rate that is to change has to be a tensor on the device.
+- Numbers on the device are not checked: that the learning rate is >= 0, and c and beta are in [0, 1].
 - The other options of a group, its averaging and its interpolation are those of the capture. What
   ``restart_averaging()`` and ``freeze_averaging()`` do holds for the replays too.
 - Parameters with gradients are those of the capture. Before the first capture, make a step with the gradients of each:
@@ -27,7 +28,6 @@ from unscheduled.device_number import DeviceNumber, as_tensor
 from unscheduled.groups import AVERAGING_STATES, Group
 from unscheduled.kernels import all_same
 from unscheduled.state import State
-from unscheduled.step_size import PolyakStep
 
 COUNTS = ("step", "averaging_start")
 NUMBERS = (*COUNTS, "averaging_state", "weight_sum", "lr_max", "beta", "c", "effective_lr")
@@ -136,11 +136,6 @@ class DeviceCounters:
 
 def check(group: Group, params: Iterable[Tensor]) -> None:
     """Raise ValueError unless the numbers of a group can be on the device of its parameters."""
-    if isinstance(group["step_size"], PolyakStep):
-        raise ValueError(
-            f"capturable = True, step_size = {group['step_size']} exclude each other, since that is computed on the "
-            "host: use ConstantStep() and a learning rate"
-        )
     devices = {param.device for param in params}
     if len(devices) > 1:
         raise ValueError(

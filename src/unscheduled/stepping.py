@@ -101,7 +101,14 @@ class SteppingOptimizer(SavedOptimizer):
 
     def _check_step_size(self, group: Group) -> None:
         """Raise ValueError if there is no Polyak step for the rule of a group that is to have it."""
-        if isinstance(group["step_size"], PolyakStep) and self._rule(group).size is None:
+        if not isinstance(group["step_size"], PolyakStep):
+            return
+        if self.capturable:
+            raise ValueError(
+                f"capturable = True, step_size = {group['step_size']} exclude each other, since that is computed on "
+                "the host: use ConstantStep() and a learning rate"
+            )
+        if self._rule(group).size is None:
             raise ValueError(
                 f"step_size = {group['step_size']} is not there for {type(self).__name__}: "
                 "use AdamWScheduleFree or SGDScheduleFree, or ConstantStep() and a learning rate"
