@@ -37,7 +37,7 @@ CASES = [
     pytest.param(info, configuration, id=f"{info.cls.__name__}-{configuration.desc}")
     for info in OPTIMIZERS
     if info.cls in CAPTURABLE
-    for configuration in [*info.configurations()]
+    for configuration in info.configurations()
 ]
 cases = pytest.mark.parametrize(("info", "configuration"), CASES)
 NUMBERS = ("step", "weight_sum", "lr_max", "beta", "c", "effective_lr", "averaging_start", "averaging_state")
@@ -52,7 +52,7 @@ def pair(
     return tuple(
         cls(
             make_params(*shapes, dtype=dtype),
-            lr=copy.copy(lr),
+            lr=copy.deepcopy(lr),
             implementation="auto" if capturable else "loop",
             capturable=capturable,
             **arguments,
@@ -213,6 +213,7 @@ def test_an_ordinary_step_that_is_made_again_is_the_same_step() -> None:
 
 
 def part(params: list[Any], step: int, missing: Any = ()) -> None:
+    """Random gradients for all parameters but those at some positions."""
     set_gradients(params, step)
     for position in missing:
         params[position].grad = None
@@ -297,7 +298,7 @@ def test_evaluations_lie_between() -> None:
 
 
 def test_one_recording_serves_after_an_evaluation_a_restart_and_a_freeze() -> None:
-    run = run_of()
+    run = run_of(lr=torch.tensor(0.01), corrected_decay=True, weight_decay=1.0)
     run.go(2)
     part(params_of(run.ours), run.step)
     recording = recorded(run.ours)
@@ -310,6 +311,8 @@ def test_one_recording_serves_after_an_evaluation_a_restart_and_a_freeze() -> No
         24: lambda optimizer: optimizer.freeze_averaging(),
         30: lambda optimizer: optimizer.freeze_averaging(False),
         37: lambda optimizer: optimizer.metrics(),
+        40: lambda optimizer: optimizer.param_groups[0]["lr"].zero_(),  # z stays, and the average with it
+        42: lambda optimizer: optimizer.param_groups[0]["lr"].fill_(0.02),
     }
     for step in range(3, 50):
         put_gradients(params_of(run.ours), step)
