@@ -320,13 +320,13 @@ def test_20000_steps_with_a_compact_state(cls: Any, rule: str, lr: float, decay:
 @pytest.mark.parametrize(("cls", "rule"), [(AdamWScheduleFree, "adamw"), (RAdamScheduleFree, "radam")])
 @pytest.mark.parametrize("seed", range(4))
 def test_20000_steps_with_a_compact_state_at_the_worst_settings_known(cls: Any, rule: str, seed: int) -> None:
-    """The errors are 0.0046 to 0.0058."""
+    """The errors are about 0.004."""
     error = error_of_the_average(
         lambda params: cls(params, lr=0.0025, weight_decay=0.1, implementation="fused", state_precision="compact"),
         {"rule": rule, "lr": 0.0025, "weight_decay": 0.1},
         seed=seed,
     )
-    assert error < 6e-3
+    assert error < 5e-3
 
 
 @pytest.mark.slow

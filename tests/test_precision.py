@@ -60,7 +60,7 @@ def orders(like: Tensor) -> Tensor:
 # Codes.
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("scale", [1e-27, 1.0, 1e30])
 def test_int16_is_off_by_half_a_step_of_the_block_at_most(scale: float) -> None:
     for tensor in dense():
         values = tensor * scale
@@ -130,13 +130,11 @@ def test_random_rounding_is_right_in_the_mean(dtype: torch.dtype) -> None:
 # Random numbers.
 
 
-def lowbias32(number: int) -> int:
-    """C. Wellons' hash, as he published it."""
-    number ^= number >> 16
-    number = number * 0x7FEB352D % 2**32
-    number ^= number >> 15
-    number = number * 0x846CA68B % 2**32
-    return number ^ number >> 16
+def hashed(number: int, seed: int) -> int:
+    """The beginning of C. Wellons' "lowbias32" (2018), of numbers that are apart."""
+    number = (number * 0x9E3779B1 + seed) % 2**32
+    number = (number ^ number >> 16) * 0x7FEB352D % 2**32
+    return number ^ number >> 15
 
 
 def uniform(size: int, step: int, position: int) -> Tensor:
@@ -148,26 +146,39 @@ def uniform(size: int, step: int, position: int) -> Tensor:
     return numbers.view(-1)[:size].double() / 2**16
 
 
-def test_random_numbers_are_the_halves_of_the_published_hash_of_the_position() -> None:
-    """Of buffers 0 and 1, and of 2 and 3."""
+def test_random_numbers_are_the_halves_of_a_sum_of_hashes() -> None:
+    """Of the block, of the place in it and of the step; for buffers 0 and 1, and for 2 and 3."""
     for pair in range(2):
-        key = precision.key(12_345, pair)
-        hashes = [lowbias32((position * 0x9E3779B1 + key) % 2**32) for position in range(1000)]
-        assert uniform(1000, 12_345, 2 * pair).tolist() == [(number >> 16) / 2**16 for number in hashes]
-        assert uniform(1000, 12_345, 2 * pair + 1).tolist() == [number % 2**16 / 2**16 for number in hashes]
-        assert uniform(10, 12_345, 2 * pair).tolist() == [(number >> 16) / 2**16 for number in hashes[:10]]
+        key, seed = precision.key(12_345), precision.seed(pair)
+        sums = [(hashed(i % 128, seed) + hashed(i // 128, 0) + key) % 2**32 for i in range(1000)]
+        assert uniform(1000, 12_345, 2 * pair).tolist() == [(number >> 16) / 2**16 for number in sums]
+        assert uniform(1000, 12_345, 2 * pair + 1).tolist() == [number % 2**16 / 2**16 for number in sums]
+        assert uniform(10, 12_345, 2 * pair).tolist() == [(number >> 16) / 2**16 for number in sums[:10]]
 
 
-def test_random_numbers_of_steps_and_buffers_have_nothing_to_do_with_each_other() -> None:
-    rows = torch.stack([uniform(4096, step, position) for step in range(40) for position in range(3)])
+def test_random_numbers_of_places_and_buffers_have_nothing_to_do_with_each_other() -> None:
+    """Within a step, of numbers near each other, in all blocks together, and of the buffers."""
+    rows = torch.stack([uniform(128 * 1024, 7, position) for position in range(4)])
     assert float(rows.min()) >= 0.0
     assert float(rows.max()) < 1.0
     normal = (rows - 0.5 + 2.0**-17) * 12.0**0.5
-    assert float(normal.mean(1).abs().max()) < 5 / 64
-    correlations = normal @ normal.t() / 4096 - torch.eye(len(rows))
-    assert float(correlations.abs().max()) < 5.5 / 64
-    shifted = (normal[:, 1:] * normal[:, :-1]).mean(1)
-    assert float(shifted.abs().max()) < 5 / 64
+    assert float(normal.mean(1).abs().max()) < 5 / 362
+    chance = 5.0 * (0.2 / 128) ** 0.5  # two places, or two buffers, are as far apart in all blocks
+    assert float((normal @ normal.t() / normal.shape[1] - torch.eye(4)).abs().max()) < chance
+    for distance in range(1, 300):
+        shifted = (normal[:, distance:] * normal[:, :-distance]).mean(1)
+        assert float(shifted.abs().max()) < chance, distance
+
+
+def test_random_numbers_of_successive_steps_are_spread_evenly() -> None:
+    """Of each number, from any step on, and of every 2nd, 3rd, ... step: the mean is right sooner than by chance."""
+    for position in range(4):
+        rows = torch.stack([uniform(4, step, position) for step in range(100_000, 112_000)])
+        for period in range(1, 12):
+            errors = (rows[::period][:1000] + 2.0**-17 - 0.5).mean(0)
+            assert float(errors.abs().max()) < 12.0**-0.5 / 1000**0.5, (position, period)
+        sums = (rows + 2.0**-17 - 0.5).cumsum(0)
+        assert float(sums.abs().max()) < 6.0  # by chance 32 and more
 
 
 @optimizers

@@ -9,7 +9,9 @@
 
 A buffer that changes by less than what its code can tell from step to step would stand still if it were rounded to
 the nearest, so it is rounded at random, up with the probability of the remainder: the mean is right. The random numbers
-are a hash of the step and of the position, so that they are the same on every rank and after a resume.
+are a hash of the place in the block, turned by another of the block, and by an irrational part of the circle at each
+step: they are the same on every rank and after a resume, and those of successive steps are spread so evenly that much
+of the error cancels.
 
 Second moments differ by orders of magnitude within a block. A code that is even in v or in its root makes zeros of the
 small ones, and steps that are too large by as much; this one is even in the logarithm (in the bits of the float, which
@@ -26,8 +28,7 @@ from torch.nn.functional import pad
 State: TypeAlias = dict[str, Any]
 
 BLOCK = 128  # numbers, in the order of memory
-SMALLEST = 2.0**-126  # of the float32 numbers of full precision
-SEED = 0x5F3759DF
+SMALLEST = 2.0**-112  # scale, of which 2^15 can be divided
 MASK = 0xFFFFFFFF
 NEAREST = 0x8000
 
@@ -54,28 +55,37 @@ def check(state_precision: str, params: Iterable[Tensor], rule_is_compact: bool)
 # Random numbers.
 
 
-def key(step: int, pair: int) -> int:
-    """What the random numbers of a step, and of two buffers of the state, have in common: 32 bits."""
-    return hashed(SEED + 0x9E3779B9 * step + 0x85EBCA6B * pair)
+def key(step: int) -> int:
+    """What is added to the random numbers at a step: in each half of the 32 bits, so many turns by an irrational angle.
+
+    By the golden ratio in the upper half, and by the root of 2 in the lower, so that they have nothing to do with each
+    other.
+    """
+    return 0x9E376A09 * step & MASK
 
 
-def hashed(number: Any) -> Any:
-    """A hash of 32 bits, of a number or of an array of int64: "lowbias32" of C. Wellons' search for such (2018)."""
-    number = number & MASK
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
-        number = ((number ^ (number >> shift)) * factor) & MASK
-    return number
+def seed(pair: int) -> int:
+    """What tells the hashes of two buffers of a state from those of the next two."""
+    return 0x5F3759DF + 0x85EBCA6B * pair & MASK
+
+
+def hashed(place: Any, seed: int) -> Any:
+    """A hash of 32 bits of numbers of blocks, or of places in one, as an array of int64."""
+    number = (place * 0x9E3779B1 + seed) & MASK
+    number = ((number ^ (number >> 16)) * 0x7FEB352D) & MASK
+    return number ^ (number >> 15)
 
 
 def random_rounding(buffer: Tensor, step: int, position: int) -> Tensor | int:
     """The random numbers with which a buffer, the gap being at position 0, is rounded after a step: 16 bits.
 
-    One hash of a number's place has those of two buffers.
+    The sum of a hash of the block, of one of the place in it, and of the key of the step has those of two buffers.
     """
     if not is_narrow(buffer.dtype):
         return NEAREST
-    places = torch.arange(-(-buffer.numel() // BLOCK) * BLOCK, device=buffer.device).view(-1, BLOCK)
-    number = hashed(places * 0x9E3779B1 + key(step, position // 2))
+    blocks = torch.arange(-(-buffer.numel() // BLOCK), device=buffer.device)[:, None]
+    places = torch.arange(BLOCK, device=buffer.device)
+    number = (hashed(places, seed(position // 2)) + hashed(blocks, 0) + key(step)) & MASK
     return (number >> 16 if position % 2 == 0 else number & 0xFFFF).to(torch.int32)
 
 
@@ -116,7 +126,7 @@ def encode_int16(values: Tensor, codes: Tensor, scales: Tensor, rounding: Tensor
     """Put the codes of float32 numbers in their place; ``rounding`` / 2^16 is added before the fraction is cut off."""
     blocks = _blocks(values)
     scales.copy_(blocks.abs().amax(1) / 32767.0)
-    steps = _fixed_point(blocks * _inverse(scales)[:, None], 15)
+    steps = _fixed_point(blocks * _inverse(scales, 15)[:, None])
     _put(((steps + (rounding >> 1)) >> 15).clamp(-32768, 32767).to(torch.int16), codes)
 
 
@@ -135,19 +145,19 @@ def encode_uint8(values: Tensor, codes: Tensor, ends: Tensor, rounding: Tensor |
     blocks = _blocks(values)
     ends.copy_(torch.stack([blocks.amin(1), blocks.amax(1)], 1))
     low, high = ends.view(torch.int32).unbind(1)
-    inverse = _inverse((high - low).to(torch.float32) / 255.0)
-    steps = _fixed_point((blocks.view(torch.int32) - low[:, None]).to(torch.float32) * inverse[:, None], 16)
+    inverse = _inverse((high - low).to(torch.float32) / 255.0, 16)
+    steps = _fixed_point((blocks.view(torch.int32) - low[:, None]).to(torch.float32) * inverse[:, None])
     _put(((steps + rounding) >> 16).clamp(0, 255).to(torch.uint8), codes)
 
 
-def _fixed_point(steps: Tensor, fraction: int) -> Tensor:
-    """Integers with so many bits of fraction, the nearest: a sum of floats would be rounded, and up in the mean."""
-    return (steps * 2.0**fraction).nan_to_num(0.0).round().to(torch.int32)
+def _fixed_point(steps: Tensor) -> Tensor:
+    """The nearest integers: a sum of floats would be rounded, and up in the mean."""
+    return steps.nan_to_num(0.0).round().to(torch.int32)
 
 
-def _inverse(scales: Tensor) -> Tensor:
-    """1 / scale, or 0 for a scale that is too small for that."""
-    return torch.where(scales < SMALLEST, 0.0, 1.0 / scales)
+def _inverse(scales: Tensor, fraction: int) -> Tensor:
+    """2^fraction / scale, for steps with so many bits of fraction, or 0 for a scale that is too small for that."""
+    return torch.where(scales < SMALLEST, 0.0, 2.0**fraction / scales)
 
 
 DECODE: dict[torch.dtype, Callable[[Tensor, Tensor], Tensor]] = {torch.int16: decode_int16, torch.uint8: decode_uint8}

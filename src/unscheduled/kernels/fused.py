@@ -102,7 +102,7 @@ def _put_numbers(kind: Kind, call: Call, numbers: list[Scalars]) -> None:
     for row, scalars in enumerate(numbers):
         call.scalars[row] = _numbers(scalars)
         if is_narrow(kind.stored[0]):
-            call.keys[row] = [key(scalars.step, pair) for pair in range(call.keys.shape[1])]
+            call.keys[row] = key(scalars.step)
 
 
 def _new_call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
@@ -118,7 +118,7 @@ def _new_call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
     ends = np.cumsum(-(-sizes // CHUNK))
     rows = np.repeat(np.arange(len(works)), counts)
     scalars = np.zeros((len(works), len(_numbers(works[0][1]))), np.float32)
-    keys = np.zeros((len(works), -(-len(kind.stored) // 2)), np.uint32)  # one for two buffers
+    keys = np.zeros(len(works), np.uint32)
     arrays = (addresses, sizes, ends, rows, scalars, keys)
     numbers = (0, 0, int(ends[-1]), len(sizes), len(addresses))
     arguments = np.array([*numbers, *(array.ctypes.data for array in arrays)], np.int64)

@@ -27,7 +27,7 @@ from unscheduled import iterates
 from unscheduled.kernels import streams
 from unscheduled.kernels.rule import Rule
 from unscheduled.kernels.streams import inlined
-from unscheduled.precision import BLOCK, SMALLEST
+from unscheduled.precision import BLOCK, SMALLEST, seed
 
 CHUNK = 16_384  # elements: a multiple of BLOCK
 SHARED = 8  # scalars of every rule, which fused._numbers puts first
@@ -63,7 +63,7 @@ def compiled_kernel(rule: Rule, kind: Kind, scalar_count: int) -> Kernel | None:
     found = _of_direction.setdefault(direction, {})
     if (kind, scalar_count) not in found:
         with _lock:
-            fingerprint = fingerprint_of((kind, scalar_count), direction, iterates.base_move, iterates.advance)
+            fingerprint = fingerprint_of((kind, scalar_count), direction, iterates.base_move, iterates.advance, seed)
             if fingerprint not in _kernels:
                 _kernels[fingerprint] = _compile(rule, kind, scalar_count, fingerprint)
             found[kind, scalar_count] = _kernels[fingerprint]
@@ -77,7 +77,7 @@ _lock = threading.Lock()
 
 def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Kernel | None:
     of_grads, of_params, *stored = streams.of(kind.param, kind.grad, kind.stored)
-    has_codes, key_count = any(stream.has_codes for stream in stored), -(-len(kind.stored) // 2)
+    has_codes = any(stream.has_codes for stream in stored)
     names = {
         "direction": _jitted(rule.direction),
         "base_move": _jitted(iterates.base_move),
@@ -91,11 +91,9 @@ def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Ker
         "shared_scalars": streams.numbers(types.float32, SHARED),
         "own_scalars": streams.numbers(types.float32, scalar_count - SHARED),
         "own_count": scalar_count - SHARED,
-        "keys_of": streams.numbers(types.uint32, key_count),
         "open_stored": _open(stored),
         "load_stored": _each([stream.load for stream in stored]),
         "store_stored": _each([stream.store for stream in stored]),
-        "key_count": key_count,
         "span": BLOCK if has_codes else CHUNK,
         "count_of": inlined(lambda left: BLOCK) if has_codes else inlined(lambda left: min(CHUNK, left)),
         "fill_up": _fill_up([of_grads, of_params, *stored]) if has_codes else nothing,
@@ -132,7 +130,7 @@ def _kernel(arguments):
     The arguments are the counter, how many chunks to take at a time, how many there are, the number of tensors and
     of addresses of each, and the addresses of: a table with a column of addresses for each tensor (of the gradient,
     the parameter, the gap and the buffers, and then of what else belongs to them, see ``streams.of``), the numbers
-    of elements, how many chunks a tensor and all before it have, which row of scalars and keys is its own, the
+    of elements, how many chunks a tensor and all before it have, which row of scalars and which key is its own, the
     scalars, and the keys.
     """
     piece, chunks, tensors, rows = arguments[1], arguments[2], arguments[3], arguments[4]
@@ -151,7 +149,7 @@ def _kernel(arguments):
             shared = shared_scalars(streams.floats(arguments[9] + 4 * (SHARED + own_count) * row_of[tensor]))
             own = own_scalars(streams.floats(arguments[9] + 4 * ((SHARED + own_count) * row_of[tensor] + SHARED)))
             sign, lr, decay, decay_of_gap, gap_in_y, move_in_y, gap_in_gap, move_in_gap = shared
-            keys = keys_of(streams.uint32s(arguments[10] + 4 * key_count * row_of[tensor]))
+            key = streams.uint32s(arguments[10])[row_of[tensor]]
             for start in range(begin, min(begin + CHUNK, size), span):
                 fill_up(addresses, start, size - start)
                 grads, params = open_grads(addresses, start), open_params(addresses, start)
@@ -163,7 +161,7 @@ def _kernel(arguments):
                     y, gap = advance(y, before[0], move, gap_in_y, move_in_y, gap_in_gap, move_in_gap)
                     store_y(params, y, i)
                     stored = store_stored(stored, (gap, *found[1:]), i)
-                encode(stored, keys, start)
+                encode(stored, key, start)
                 take_back(addresses, table, tensors, tensor, start, size - start)
 
 
@@ -188,23 +186,23 @@ def _encode(stored: list[streams.Stream]) -> Function:
     random = _random(len(stored))
     scale_each, encode_each = (_each([getattr(stream, name) for stream in stored]) for name in ("scale", "encode"))
 
-    def encode(own, keys, start):
-        scaled = scale_each(own, own, start)
+    def encode(own, key, start):
+        scaled, turn = scale_each(own, own, start), np.uint32(streams.hashed(start // BLOCK, np.uint32(0)) + key)
         for i in range(BLOCK):
-            encode_each(scaled, random(keys, start + i), i)
+            encode_each(scaled, random(turn, i), i)
 
     return inlined(encode)
 
 
-def _random(count: int) -> Function:
+def _random(count: int, pair: int = 0) -> Function:
     """The random numbers of so many buffers, see :func:`unscheduled.precision.random_rounding`."""
     if count <= 0:
-        return inlined(lambda keys, position: ())
-    others = _random(count - 2)
+        return inlined(lambda turn, place: ())
+    others, seed_of_pair = _random(count - 2, pair + 1), np.uint32(seed(pair))
 
-    def random(keys, position):
-        number = streams.hashed(np.uint32(np.uint32(position) * np.uint32(0x9E3779B1) + keys[0]))
-        return (np.uint32(number >> np.uint32(16)), np.uint32(number & np.uint32(0xFFFF)), *others(keys[1:], position))
+    def random(turn, place):
+        number = np.uint32(streams.hashed(place, seed_of_pair) + turn)  # its hash is known to the compiler
+        return (np.uint32(number >> np.uint32(16)), np.uint32(number & np.uint32(0xFFFF)), *others(turn, place))
 
     return inlined(random)
 

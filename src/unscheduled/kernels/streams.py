@@ -237,11 +237,11 @@ def _split(row: int, low_row: int) -> Stream:
 
 
 @inlined
-def hashed(number):
+def hashed(place, seed):
     """The hash of :func:`unscheduled.precision.hashed`."""
+    number = np.uint32(np.uint32(place) * np.uint32(0x9E3779B1) + seed)
     number = np.uint32((number ^ (number >> np.uint32(16))) * np.uint32(0x7FEB352D))
-    number = np.uint32((number ^ (number >> np.uint32(15))) * np.uint32(0x846CA68B))
-    return np.uint32(number ^ (number >> np.uint32(16)))
+    return np.uint32(number ^ (number >> np.uint32(15)))
 
 
 def _int16(row: int, scale_row: int) -> Stream:
@@ -268,13 +268,13 @@ def _int16(row: int, scale_row: int) -> Stream:
     def scale(own, _, start):
         codes, scales, values, scale, largest = own
         scale = scales[start // BLOCK] = np.float32(_as_float(largest) / np.float32(32767.0))
-        inverse = np.float32(0.0) if scale < SMALLEST else np.float32(1.0) / scale
+        inverse = np.float32(0.0) if scale < SMALLEST else np.float32(32768.0) / scale
         return codes, scales, values, inverse, largest
 
     @inlined
     def encode(own, random, i):
         codes, scales, values, inverse, largest = own
-        steps = _nearest(values[i] * inverse * np.float32(32768.0))
+        steps = _nearest(values[i] * inverse)
         code = np.int32(steps + np.int32(random >> np.uint32(1))) >> np.int32(15)
         codes[i] = np.int16(min(max(code, np.int32(-32768)), np.int32(32767)))
         return own

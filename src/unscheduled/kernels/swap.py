@@ -159,7 +159,7 @@ _lock = threading.Lock()
 @cache
 def _multipliers() -> NDArray[np.uint32]:
     """A number for each position of a span, none 0 and no two the same: a hash that can be undone, of 1, 2, …"""
-    return hashed(np.arange(1, SPAN + 1, dtype=np.int64)).astype(np.uint32)
+    return hashed(np.arange(1, SPAN + 1, dtype=np.int64), 0).astype(np.uint32)
 
 
 def _chunks(arguments):
