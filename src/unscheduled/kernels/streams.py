@@ -26,9 +26,9 @@ SMALLEST = np.float32(SMALLEST_NUMBER)
 
 Function = Callable[..., Any]
 
-inlined = partial(njit, forceinline=True)
+inlined = partial(njit, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Numba's names for functions are unique within a process only: kernels that were compiled in different ones, and come
-from the disk, would call each other's."""
+from the disk, would call each other's. Wrappers that let Python call them take as long to compile as all else."""
 
 
 class Stream(NamedTuple):
