@@ -237,6 +237,24 @@ def test_gradients_of_another_kind_are_noticed(put: Callable[[list[Parameter]], 
     assert_is_the_loop_after(step, repeated)
 
 
+def test_a_parameter_that_has_no_gradient_any_more_follows_beta(repeated: list[bool]) -> None:
+    """Its y is formed anew in each step, and so in a repetition."""
+    results: list[list[Tensor]] = []
+    for implementation in ("fused", "loop"):
+        params = make_params(*SHAPES)
+        interpolation = AnnealedInterpolation(beta_max=0.99, steps=30)
+        optimizer = AdamWScheduleFree(params, lr=0.01, implementation=implementation, interpolation=interpolation)
+        train(optimizer, range(4))
+        for step in range(4, 10):
+            set_gradients(params, step)
+            params[1].grad = None
+            optimizer.step()
+        assert repeated[-1] == (implementation == "fused")
+        results.append(bits(optimizer, params))
+    for some, reference in zip(*results, strict=True):
+        torch.testing.assert_close(some, reference, rtol=2e-5, atol=2e-6)
+
+
 def test_a_refused_repetition_changes_nothing(repeated: list[bool]) -> None:
     params = make_params(*SHAPES)
     optimizer = AdamWScheduleFree(params, lr=0.01, implementation="fused")

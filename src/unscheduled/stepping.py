@@ -399,9 +399,10 @@ class SteppingOptimizer(SavedOptimizer):
             beta, next_beta = as_tensor(beta, counters.device), as_tensor(next_beta, counters.device)
         if (counters is not None or next_beta != beta) and len(plan.params) < len(group["params"]):
             moved = set(plan.params)
-            for param in cast(list[Tensor], group["params"]):
-                if param not in moved and (state := self.state.get(param)):
-                    put_reinterpolated(param, state, cast(float, beta), cast(float, next_beta))
+            with torch.no_grad():  # which a repeated step is not made in
+                for param in cast(list[Tensor], group["params"]):
+                    if param not in moved and (state := self.state.get(param)):
+                        put_reinterpolated(param, state, cast(float, beta), cast(float, next_beta))
         if counters is not None:
             counters.advance(plan.params, plan.counters)
         else:
