@@ -289,6 +289,33 @@ def test_recordings_of_different_gradients_take_turns() -> None:
     assert [run.ours.state[param]["step"] for param in params] == [8, 14, 18]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda optimizer: None, lambda optimizer: optimizer.freeze_averaging(), lambda optimizer: optimizer.metrics()],
+)
+def test_parameters_that_have_seen_as_many_gradients_need_not_in_replays(change: Callable[[Any], Any]) -> None:
+    """Each has moved in two of three steps when they are recorded."""
+    run, missing = run_of(), ([2], [0], [1])
+    for each in missing:
+        run.go(1, each)
+    params, recordings = params_of(run.both(change).ours), list[tuple[list[int], list[Any], Recording]]()
+    for each in missing:
+        part(params, run.step, each)
+        recordings.append((each, [param.grad for param in params], recorded(run.ours)))
+        part(params_of(run.loop), run.step, each)
+        run.loop.step()
+        run.step += 1
+    for each, grads, recording in [recordings[0]] * 2 + [recordings[1]] * 5 + [recordings[0]] * 3:
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
+        put_gradients(params, run.step)
+        recording.replay()
+        part(params_of(run.loop), run.step, each)
+        run.loop.step()
+        run.step += 1
+    run.check()
+
+
 def test_evaluations_lie_between() -> None:
     run = run_of()
     for _ in range(3):

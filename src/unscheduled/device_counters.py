@@ -49,7 +49,7 @@ class DeviceCounters:
         self._in_group = dict(zip(NUMBERS, map(DeviceNumber, self._numbers.unbind()), strict=True))
         self._seen = self._all.narrow(0, len(NUMBERS), len(self.params))
         self._each_seen = self._seen.unbind()
-        self._kinds: list[int] = []  # for each parameter, the first one that has seen as many gradients
+        self._kinds = [0] * len(self.params)  # for each, the first one of those that have always moved together
         self._moved: list[Tensor] = []  # in the last step
         self._known: Group = {}  # the numbers in the group, when both were the same
         self.write(states)
@@ -61,7 +61,7 @@ class DeviceCounters:
                 "the numbers of the step are to be set anew while it is captured: make a step before the capture"
             )
         seen: list[int] = [states[param]["step"] if states.get(param) else 0 for param in self.params]
-        self._kinds, self._moved = _firsts(seen), []
+        self._kinds = _firsts(list(zip(self._kinds, seen, strict=True)))  # steps that were captured part them, too
         self._known = {name: self.group[name] for name in NUMBERS}
         state = AVERAGING_STATES.index(self.group["averaging_state"])
         numbers = [self._known[name] if name != "averaging_state" else state for name in NUMBERS]
