@@ -220,7 +220,18 @@ def gradient_of_bfloat16(params: list[Parameter]) -> None:
     params[1].grad = torch.ones(7, dtype=torch.bfloat16)
 
 
-GRADIENTS = (no_gradient, transposed_gradient, gradient_of_another_kind, negative_gradient, gradient_of_bfloat16)
+def gradient_without_memory(params: list[Parameter]) -> None:
+    params[1].grad = torch._efficientzerotensor(7)  # pyright: ignore
+
+
+GRADIENTS = (
+    no_gradient,
+    transposed_gradient,
+    gradient_of_another_kind,
+    negative_gradient,
+    gradient_of_bfloat16,
+    gradient_without_memory,
+)
 
 
 @pytest.mark.parametrize("put", GRADIENTS)
@@ -372,6 +383,11 @@ def test_headers_tell_where_lasting_tensors_are() -> None:
     params, lasting = [Parameter(torch.ones(2))], [torch.ones(3, 3), torch.ones(2)]
     put_gradients(params, [torch.ones(2)], seen=True)
     told = Headers(cast(list[Tensor], params), lasting)
+    assert told.same()
+    header = torch.ones(2)
+    torch.utils.swap_tensors(lasting[1], header)
+    assert not told.same()
+    torch.utils.swap_tensors(lasting[1], header)
     assert told.same()
     lasting[1].data = torch.ones(2)
     assert not told.same()

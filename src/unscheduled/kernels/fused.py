@@ -26,6 +26,7 @@ ALONE = 32_768  # elements that are not worth a second thread
 
 log = logging.getLogger("unscheduled")
 IS_CPU, GRAD = attrgetter("is_cpu"), attrgetter("grad")
+IS_ZERO = Tensor._is_zerotensor  # pyright: ignore  (one that stands for zeros, and has no memory)
 
 
 def update(rule: Rule, works: list[Work]) -> list[Work]:
@@ -187,13 +188,15 @@ def _fit(batch: Batch) -> bool:
         kept.fit
         and batch.contiguous
         and set(map(type, grads)) <= PLAIN
+        and not any(map(IS_ZERO, grads))
         and not any(grads[index].is_neg() for index in kept.singles)  # others are not contiguous then
     )
 
 
 def is_plain(tensors: list[Tensor]) -> bool:
     """Whether they are in the memory of the CPU, and mean what stands there."""
-    return set(map(type, tensors)) <= PLAIN and all(map(IS_CPU, tensors)) and not any(map(Tensor.is_neg, tensors))
+    plain = set(map(type, tensors)) <= PLAIN and all(map(IS_CPU, tensors))
+    return plain and not any(map(Tensor.is_neg, tensors)) and not any(map(IS_ZERO, tensors))
 
 
 def _parted(batch: Batch) -> tuple[Batch, Batch]:

@@ -43,7 +43,7 @@ class Headers:
     Args:
         params: plain tensors on the CPU, which are to keep their headers and stay in their place, with gradients, for
             which others of the same kind and layout will stand in.
-        lasting: such tensors, which in addition do keep their headers and layout: the buffers.
+        lasting: such tensors, which are to keep their headers and stay in their place: the buffers.
 
     Raises:
         ValueError: if this version of torch does not tell, or tells otherwise.
@@ -58,7 +58,7 @@ class Headers:
         headers = np.array(list(map(HEADER, asked + lasting)), np.int64)
         self.addresses = np.zeros(len(headers), np.int64)
         """Those of the gradients come first."""
-        owners = np.array([id(param) + _offset() for param in params], np.int64)
+        owners = np.array([id(tensor) + _offset() for tensor in params + lasting], np.int64)
         arrays = (headers, self.addresses, np.zeros(1, np.int64), expected, shape, owners)
         places = [each.ctypes.data for each in arrays]
         self._arguments = np.array([NOTE, len(params), len(headers), *places, *_functions(), *_methods()], np.int64)
@@ -155,13 +155,13 @@ def _compare(arguments):
 
     The arguments are where these come from; the number of parameters, and of all headers; the places of the headers (of
     the gradients, of the parameters and of the lasting tensors), of the addresses, of an answer, of what is expected of
-    the first two kinds, of their shapes, and of the places where Python has the headers of the parameters; the
-    functions, and the methods.
+    the first two kinds, of their shapes, and of the places where Python has the headers of all but the gradients; the
+    functions, and the methods. A gradient without memory, which stands for zeros, is OTHER.
     """
     note, fresh, count = arguments[0] == NOTE, arguments[1], arguments[2]
     headers, addresses, answer = arguments[3], streams.int64s(arguments[4]), streams.int64s(arguments[5])
     found, owners = streams.int64s(headers), streams.int64s(arguments[8])
-    for i in range(fresh):
+    for i in range(count - fresh):
         if streams.int64s(owners[i])[0] != found[fresh + i]:
             return OTHER
     if arguments[0] == FIND:
@@ -197,6 +197,8 @@ def _compare(arguments):
                     return OTHER
     for i in range(count):
         if _ask(arguments[AT_FUNCTIONS + DATA_PTR], headers + 8 * i, arguments[5]) & 0xFFFFFFFF:
+            return OTHER
+        if addresses[i] and not answer[0]:
             return OTHER
         if note or i < fresh:
             addresses[i] = answer[0]
