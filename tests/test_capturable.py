@@ -392,6 +392,12 @@ def test_everything_that_looks_at_the_numbers_sees_those_of_the_replays() -> Non
         torch.testing.assert_close(looked(run.ours), looked(run.loop), rtol=1e-12, atol=1e-12)
 
 
+def test_a_parameter_whose_state_was_dropped_starts_anew() -> None:
+    run = run_of().go(20).both(lambda optimizer: optimizer.state.pop(params_of(optimizer)[1]))
+    run.go(4).check()
+    run.both(lambda optimizer: optimizer.state.clear()).go(4).check()
+
+
 def test_numbers_that_were_set_by_hand_hold() -> None:
     run = run_of().go(9).both(lambda optimizer: optimizer.param_groups[0].update(weight_sum=1e-3, lr_max=1e-4))
     run.go(4).check()

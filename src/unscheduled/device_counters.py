@@ -116,6 +116,12 @@ class DeviceCounters:
         kind_of = dict(zip(self.params, self._kinds, strict=True))
         return [kind_of[param] for param in params]
 
+    def start(self, params: Iterable[Tensor]) -> None:
+        """Note that these parameters, which have a new state, have seen no gradient."""
+        new = set(params)
+        torch._foreach_zero_([n for param, n in zip(self.params, self._each_seen, strict=True) if param in new])
+        self._kinds = _firsts([(kind, param in new) for kind, param in zip(self._kinds, self.params, strict=True)])
+
     def seen(self, kind: int) -> DeviceNumber:
         """How many gradients the parameters of a kind have seen."""
         return DeviceNumber(self._each_seen[kind])

@@ -349,17 +349,19 @@ class SteppingOptimizer(SavedOptimizer):
 
     def _works(self, place: tuple[int, int], rule: Rule, plan: Plan) -> list[Work]:
         """What there is to compute for a rule of a group. Buffers are made where there are none."""
+        counters = self._counters_of(plan.group)
         if not all(plan.states):
-            for param, state in zip(plan.params, plan.states, strict=True):
-                if not state:
-                    state.update(fresh_state(param, rule, self.state_precision == "compact"))
-                    self.state[param] = state
+            new = [(param, state) for param, state in zip(plan.params, plan.states, strict=True) if not state]
+            for param, state in new:
+                state.update(fresh_state(param, rule, self.state_precision == "compact"))
+                self.state[param] = state
+            if counters:
+                counters.start(param for param, _ in new)
         if plan.only_initialises:
             for param, state in zip(plan.params, plan.states, strict=True):
                 state["y"] = bits_of_y(param, state)  # a place for that of a file
             self._loaded_training = self.training
             return []
-        counters = self._counters_of(plan.group)
         seen = counters.kinds(plan.params) if counters else [state["step"] + 1 for state in plan.states]
         batches = self._batches.setdefault(place, Batches())
         found = batches.of(plan.params, plan.grads, plan.contiguous, plan.states, rule, seen)
