@@ -398,6 +398,19 @@ def test_a_parameter_whose_state_was_dropped_starts_anew() -> None:
     run.both(lambda optimizer: optimizer.state.clear()).go(4).check()
 
 
+@pytest.mark.parametrize(("source", "target"), [(0, 1), (1, 0)])
+def test_a_parameter_moves_to_another_group(source: int, target: int) -> None:
+    def move(optimizer: ScheduleFreeOptimizer) -> None:
+        groups = optimizer.param_groups
+        groups[target]["params"].append(groups[source]["params"].pop())
+
+    run = run_of()
+    run.both(
+        lambda optimizer: optimizer.add_param_group({"params": make_params((5,), (6,), dtype=torch.float64)})
+    )
+    run.go(20).both(move).go(4).check()
+
+
 def test_numbers_that_were_set_by_hand_hold() -> None:
     run = run_of().go(9).both(lambda optimizer: optimizer.param_groups[0].update(weight_sum=1e-3, lr_max=1e-4))
     run.go(4).check()
@@ -610,6 +623,11 @@ def test_what_a_replay_would_do_wrong_is_refused_in_a_capture(monkeypatch: pytes
     with pytest.raises(RuntimeError, match="asked for while it is captured: ask after the capture"):
         ours.metrics()
     train(ours, [2])
+    weight_sum = ours.param_groups[0]["weight_sum"]
+    ours.param_groups[0]["weight_sum"] = 1.0
+    with pytest.raises(RuntimeError, match="set anew while it is captured: make a step before the capture"):
+        train(ours, [2])
+    ours.param_groups[0]["weight_sum"] = weight_sum
     monkeypatch.undo()
     assert not device_counters.is_capturing(torch.device("cpu"))
     train(plain, [2])

@@ -56,10 +56,7 @@ class DeviceCounters:
 
     def write(self, states: Mapping[Tensor, State]) -> None:
         """Bring the numbers of the host to the device."""
-        if is_capturing(self.device):
-            raise RuntimeError(
-                "the numbers of the step are to be set anew while it is captured: make a step before the capture"
-            )
+        refuse_to_set(self.device)
         seen: list[int] = [states[param]["step"] if states.get(param) else 0 for param in self.params]
         self._kinds = _firsts(list(zip(self._kinds, seen, strict=True)))  # steps that were captured part them, too
         self._known = {name: self.group[name] for name in NUMBERS}
@@ -165,6 +162,14 @@ def tried(group: Group) -> Group:
     """A group before its first step with numbers that the host does not know, to see whether its formulas allow it."""
     numbers = dict.fromkeys(NUMBERS, DeviceNumber(torch.zeros((), dtype=torch.float64)))
     return group | numbers | {"lr": 1.0}
+
+
+def refuse_to_set(device: torch.device) -> None:
+    """Raise RuntimeError while a step is captured, which would then set the numbers in every replay."""
+    if is_capturing(device):
+        raise RuntimeError(
+            "the numbers of the step are to be set anew while it is captured: make a step before the capture"
+        )
 
 
 def is_capturing(device: torch.device) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unscheduled import loading, precision
-from unscheduled.device_counters import DeviceCounters
+from unscheduled.device_counters import DeviceCounters, refuse_to_set
 from unscheduled.groups import Group
 from unscheduled.state import (
     Iterates,
@@ -81,11 +81,11 @@ class PairedState(torch.optim.Optimizer):
     @torch.no_grad()
     def _counters_made(self, counters: DeviceCounters | None, group: Group) -> DeviceCounters:
         """Counters with what the host knows, at the same place if they fit."""
-        if counters is not None:
-            counters.read_back(self.state)
-            if counters.fit():
-                counters.write(self.state)
-                return counters
+        refuse_to_set(group["params"][0].device)
+        self.read_back()  # those of all groups, as parameters may have come here from another
+        if counters is not None and counters.fit():
+            counters.write(self.state)
+            return counters
         self._device = [
             kept
             for kept in self._device
