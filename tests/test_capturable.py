@@ -405,9 +405,7 @@ def test_a_parameter_moves_to_another_group(source: int, target: int) -> None:
         groups[target]["params"].append(groups[source]["params"].pop())
 
     run = run_of()
-    run.both(
-        lambda optimizer: optimizer.add_param_group({"params": make_params((5,), (6,), dtype=torch.float64)})
-    )
+    run.both(lambda optimizer: optimizer.add_param_group({"params": make_params((5,), (6,), dtype=torch.float64)}))
     run.go(20).both(move).go(4).check()
 
 
