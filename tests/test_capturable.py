@@ -30,6 +30,7 @@ from unscheduled import (
     to_torch,
 )
 from unscheduled.arithmetic import greatest
+from unscheduled.device_number import DeviceNumber
 from unscheduled.kernels import compiled
 
 CAPTURABLE = (SGDScheduleFree, AdamWScheduleFree, RAdamScheduleFree)
@@ -569,6 +570,14 @@ class WindowOnDevice(Window):
 
     def __call__(self, step: Any, lr: float, lr_max: float, weight_sum: float) -> tuple[float, float]:
         return greatest(1 / step, 1 / self.length), weight_sum
+
+
+@pytest.mark.parametrize(
+    "asked", [bool, float, int, abs, round, lambda n: n % 2, lambda n: 5 // n, lambda n: (n > 1) & (n < 3)]
+)
+def test_a_number_of_the_device_is_not_told(asked: Any) -> None:
+    with pytest.raises(ValueError, match=r"use either, least and greatest of unscheduled.arithmetic"):
+        asked(DeviceNumber(torch.tensor(2.0, dtype=torch.float64)))
 
 
 def test_an_averaging_of_the_user() -> None:

@@ -10,6 +10,7 @@ it waits for the device. As always with such graphs, what is no tensor is what i
 - Parameters with gradients are those of the capture. Before the first capture, make a step with the gradients of each:
   it makes the buffers, and tells apart the parameters that have seen different numbers of gradients. If they differ,
   make them all twice: only the second time is it known which are apart, and what has to be compiled.
+- How many gradients a parameter has seen is known to the device alone: what is written to its ``"step"`` is not.
 - The state has to stay where it is: capture anew after ``load_state_dict()`` and ``add_param_group()``.
 - Replay a step in train mode. ``eval()``, ``train()``, ``state_dict()``, ``metrics()`` and whatever else asks for the
   numbers of the group reads them back, which waits for the device, and cannot be captured.

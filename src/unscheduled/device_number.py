@@ -108,13 +108,14 @@ class DeviceNumber:
 
     # What would bring it to the host.
 
-    def _refuse(self) -> NoReturn:
+    def _refuse(self, *others: Any) -> NoReturn:
         raise ValueError(
             "an averaging or an interpolation decides by if, min or max, or with a function of Python, on a number of "
             "the device: use either, least and greatest of unscheduled.arithmetic, or capturable=False"
         )
 
-    __bool__ = __float__ = __int__ = __index__ = _refuse
+    __bool__ = __float__ = __int__ = __index__ = __abs__ = __round__ = _refuse
+    __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __and__ = __rand__ = __or__ = __ror__ = _refuse
 
 
 def as_tensor(number: float | DeviceNumber, device: torch.device) -> Tensor:

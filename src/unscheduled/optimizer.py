@@ -201,7 +201,8 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     def profile_hook_step(func: Callable[..., Value]) -> Callable[..., Value]:
         """What ``torch.optim`` makes of ``step``: hooks are called, and the step has a label in profiles.
 
-        Where there is neither a hook nor a profiler, nothing is made of it: that alone takes as long as a small step.
+        Where there is neither a hook nor a profiler of this process, nothing is made of it: that alone takes as long as
+        a small step.
         """
         observed = torch.optim.Optimizer.profile_hook_step(func)
         unobserved: Callable[..., Value] = lambda *args, **kwargs: func(*args, **kwargs)  # noqa: E731 (as deep as that)
