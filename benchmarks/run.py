@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.alone import alone
 from benchmarks.contenders import Contender, available
 from benchmarks.figure import draw
 from benchmarks.memory import memory
-from benchmarks.race import race
 from benchmarks.report import print_report
 from benchmarks.start import start
 from benchmarks.switching import switching
@@ -103,7 +103,7 @@ def main() -> None:
 def measured(
     chosen: list[str], contenders: list[Contender], rounds: int, threads: int, track: Callable[[str], Shown]
 ) -> Iterator[dict[str, Any]]:
-    """What is to be put into the record, one part after the other; one workload at a time is in memory."""
+    """What is to be put into the record, one part after the other; each race in a process of its own."""
     parts = {
         "workloads": [workload for workload in WORKLOADS if workload.name.replace(" ", "-") in chosen],
         "parameters": PARAMETERS if "parameters" in chosen else (),
@@ -112,7 +112,7 @@ def measured(
     for part, workloads in parts.items():
         for workload in workloads:
             for family in dict.fromkeys(each.family for each in contenders if each.name in workload.contenders):
-                if found := race(workload, family, contenders, rounds, track(f"{workload.name}, {family}")):
+                if found := alone(workload, family, rounds, threads, track(f"{workload.name}, {family}")):
                     yield {"races": [{"part": part, **found}]}
     names = [contender.name for contender in contenders]
     if "memory" in chosen:
