@@ -621,7 +621,7 @@ def test_what_a_replay_would_do_wrong_is_refused_in_a_capture(monkeypatch: pytes
     for optimizer in (ours, plain):
         train(optimizer, range(2))
     new.state[params_of(new)[0]] = {}
-    for module in ("stepping", "device_counters"):
+    for module in ("planning", "device_counters"):
         monkeypatch.setattr(f"unscheduled.{module}.is_capturing", lambda _: True)
     with pytest.raises(RuntimeError, match="make the optimizer with capturable=True"):
         train(plain, [2])

@@ -18,9 +18,9 @@ from unscheduled.interpolation import Interpolation
 from unscheduled.interval import require_count, require_within
 from unscheduled.kernels import Implementation, Rule
 from unscheduled.optimizer import ScheduleFreeOptimizer
+from unscheduled.planning import Plan
 from unscheduled.precision import StatePrecision
 from unscheduled.state import State
-from unscheduled.stepping import Plan
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """The coefficients of the quintic that pushes singular values towards 1, steepest at 0 (Jordan et al.)."""

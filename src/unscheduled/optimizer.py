@@ -18,9 +18,10 @@ from torch.optim.optimizer import (
 from unscheduled import device_counters, distributed, groups, kernels, precision
 from unscheduled.groups import Group
 from unscheduled.kernels import Implementation, untraced
+from unscheduled.planning import NORM_AVERAGE
 from unscheduled.polyak import Loss, Number
 from unscheduled.precision import StatePrecision
-from unscheduled.stepping import NORM_AVERAGE, SteppingOptimizer
+from unscheduled.stepping import SteppingOptimizer
 
 Value = TypeVar("Value")
 
@@ -36,7 +37,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     no stopping time. The state of a parameter is the gap z - x and the buffers of the rule.
 
     An algorithm derives from this class once and states its rule (how a gradient becomes d), where its beta stands
-    and the ranges of its own arguments (see :class:`unscheduled.stepping.SteppingOptimizer`); all else is here. The
+    and the ranges of its own arguments (see :class:`unscheduled.planning.PlanningOptimizer`); all else is here. The
     only subclasses of an algorithm are those that give it other defaults.
 
     Args:
@@ -205,7 +206,11 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         a small step.
         """
         observed = torch.optim.Optimizer.profile_hook_step(func)
-        unobserved: Callable[..., Value] = lambda *args, **kwargs: func(*args, **kwargs)  # noqa: E731 (as deep as that)
+
+        def unobserved(
+            *args: Any, **kwargs: Any
+        ) -> Value:  # one call deep as well, for warnings to point to the caller
+            return func(*args, **kwargs)
 
         @functools.wraps(func)
         def step(self: ScheduleFreeOptimizer, *args: Any, **kwargs: Any) -> Value:

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from contextlib import ExitStack
-from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from unscheduled import distributed, groups, kernels, precision
-from unscheduled.arithmetic import chosen, greatest
-from unscheduled.batches import Batches, with_gradients
-from unscheduled.device_counters import is_capturing
-from unscheduled.device_number import DeviceNumber, as_tensor
-from unscheduled.groups import Group
-from unscheduled.interval import require_within
+from unscheduled import kernels
+from unscheduled.batches import Batches
+from unscheduled.device_number import as_tensor
 from unscheduled.iterates import coefficients
 from unscheduled.kernels import Rule, Scalars, Traceable, Work, loop, untraced
-from unscheduled.polyak import Loss, Number, Part, polyak_step
+from unscheduled.planning import Plan, PlanningOptimizer
+from unscheduled.polyak import Loss, Number
 from unscheduled.repetition import Repetition
-from unscheduled.saving import SavedOptimizer
-from unscheduled.state import State, bits_of_y, fresh_state, put_reinterpolated
-from unscheduled.step_size import ConstantStep, NormAverage, PolyakStep
-
-LAYOUT = attrgetter("layout")
-NORM_AVERAGE = ("norm_average", "norm_weight")
-
-
-class Plan(NamedTuple):
-    """The next step of a group: its parameters with gradients, the learning rate, and the counters after it."""
-
-    group: Group
-    params: list[Tensor]
-    grads: list[Tensor]
-    contiguous: bool  # all gradients are
-    states: list[State]
-    only_initialises: bool
-    warm_lr: float = 0.0
-    counters: Group = {}  # noqa: RUF012 (nobody writes to it)
+from unscheduled.state import bits_of_y, fresh_state, put_reinterpolated
+from unscheduled.step_size import ConstantStep
 
 
 class Begun(NamedTuple):
@@ -50,78 +28,12 @@ class Begun(NamedTuple):
     widths: ExitStack  # to be closed when that is made
 
 
-def all_contiguous(grads: list[Tensor]) -> bool:
-    """Whether all are, so that a kernel need not look."""
-    return all(map(Tensor.is_contiguous, grads))
-
-
-def _any_of_whole(grad: Tensor) -> bool:
-    """Whether any number of a tensor, which may be sharded, is not 0: the same answer in all processes."""
-    return bool(distributed.whole(grad.any()))
-
-
-class SteppingOptimizer(SavedOptimizer):
-    """An optimizer that makes the steps of its rules, of which an algorithm says what it says below."""
+class SteppingOptimizer(PlanningOptimizer):
+    """An optimizer that makes the steps that are planned."""
 
     _made_of: tuple[object, ...] = ()  # what stands for the batches of the last step
     _repetition: Repetition | None = None
     _is_new: bool = True  # what it was made of: not yet looked at
-
-    # What an algorithm states.
-
-    @abstractmethod
-    def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
-        """The rule of a group, or of a parameter in it, if they differ."""
-
-    @abstractmethod
-    def _rule_scalars(self, group: Group, rule: Rule, step: int) -> dict[str, float]:
-        """The rule's scalars for a parameter that has seen ``step`` gradients, this one included."""
-
-    @abstractmethod
-    def _beta(self, group: Group) -> float:
-        """The interpolation beta that the group states."""
-
-    @abstractmethod
-    def _check_rule(self, group: Group) -> None:
-        """Raise ValueError if one of the algorithm's own options is out of its range."""
-
-    def _lr_factor(self, group: Group, step: int) -> float:
-        """The rule's own factor on the learning rate after ``step`` gradients."""
-        return 1.0
-
-    def _move_scalars(self, group: Group, lr: float) -> tuple[float, float]:
-        """gamma and lambda of the move gamma (d + lambda w), at a step of the size ``lr``."""
-        return lr, group["weight_decay"]
-
-    def _next_beta(self, group: Group, step: int) -> float:
-        beta: Any = group["interpolation"](self._beta(group), step)
-        if not isinstance(beta, DeviceNumber) and not 0.0 <= beta <= 1.0:
-            require_within("[0, 1]", f"beta of {group['interpolation']}", beta, "it has to stay between z and x")
-        return cast(float, beta)
-
-    def _check_step_size(self, group: Group) -> None:
-        """Raise ValueError if there is no Polyak step for the rule of a group that is to have it."""
-        if not isinstance(group["step_size"], PolyakStep):
-            return
-        if self.capturable:
-            raise ValueError(
-                f"capturable = True, step_size = {group['step_size']} exclude each other, since that is computed on "
-                "the host: use ConstantStep() and a learning rate"
-            )
-        if self._rule(group).size is None:
-            raise ValueError(
-                f"step_size = {group['step_size']} is not there for {type(self).__name__}: "
-                "use AdamWScheduleFree or SGDScheduleFree, or ConstantStep() and a learning rate"
-            )
-
-    # The step.
-
-    def _nothing_to_learn(self, group: Group) -> bool:
-        counters = self._counters_of(group)
-        if counters is not None and counters.steps_were_made:
-            return False
-        gradients = (param.grad for param in cast(list[Tensor], group["params"]) if param.grad is not None)
-        return group["step"] == 0 and float(group["lr"]) == 0.0 and not any(map(_any_of_whole, gradients))
 
     def _update(self, loss: Loss | None, grad_norm: Number | None) -> None:
         """Make a step. Within ``torch.compile``, the graph is what stands between the two other parts."""
@@ -224,128 +136,9 @@ class SteppingOptimizer(SavedOptimizer):
             self._rule(group) is rule and type(group["step_size"]) is ConstantStep for group in self.param_groups
         )
 
-    def _gathered(self, group: Group) -> Plan:
-        """The gradients of a group; sparse ones are refused."""
-        params, grads = with_gradients(group["params"])
-        contiguous = all_contiguous(grads)  # which sparse tensors never are
-        if not contiguous and set(map(LAYOUT, grads)) != {torch.strided}:
-            sparse = next(param for param, grad in zip(params, grads, strict=True) if grad.layout != torch.strided)
-            raise RuntimeError(
-                f"the gradient of {self._find(sparse)[1]} is sparse, but every step averages every weight: "
-                "make it dense, as with torch.nn.Embedding(sparse=False)"
-            )
-        found: list[Any] = list(map(self.state.get, params))
-        states: list[State] = found if all(found) else [state or {} for state in found]  # which the step puts there
-        if params and is_capturing(params[0].device):
-            self._refuse_capture(states)
-        return Plan(group, params, grads, contiguous, states, self._nothing_to_learn(group))
-
-    def _refuse_capture(self, states: list[State]) -> None:
-        """Raise RuntimeError if a step that is captured in a CUDA graph could not be replayed."""
-        if not self.capturable:
-            raise RuntimeError(
-                "step() is captured in a CUDA graph, but its numbers are on the host, so that every replay would be "
-                "the same step: make the optimizer with capturable=True"
-            )
-        if not all(states):
-            raise RuntimeError(
-                "the first step of a parameter cannot be captured, since every replay would make its buffers anew: "
-                "make a step with these gradients before the capture"
-            )
-
-    def _polyak_factor(self, plans: list[Plan], loss: Loss | None, grad_norm: Number | None) -> tuple[float, Group]:
-        """The step size's factor on every learning rate, and what the groups keep of it."""
-        first = self.param_groups[0]
-        step_size = first["step_size"]
-        if any(group["step_size"] is not step_size and group["step_size"] != step_size for group in self.param_groups):
-            raise ValueError(f"step_size = {step_size} in group 0, but another in some group: give all the same")
-        if not isinstance(step_size, PolyakStep) or all(plan.only_initialises for plan in plans):
-            return 1.0, {}
-        self._check_step_size(first)
-        parts = [
-            Part(
-                plan.grads,
-                [precision.wide(state, "gap") if state else None for state in plan.states],
-                plan.group["beta"],
-                cast(Any, self._rule(plan.group).size),
-            )
-            for plan in plans
-            if plan.grads
-        ]
-        before = NormAverage(*(first[name] for name in NORM_AVERAGE))
-        factor, average = polyak_step(step_size, parts, self._rule(first).degree, loss, grad_norm, before)
-        return factor, dict(zip(NORM_AVERAGE, average, strict=True))
-
-    def _planned(self, index: int, plan: Plan, factor: float, average: Group) -> Plan:
-        """The plan with its learning rate and the counters after the step: nothing is changed yet."""
-        try:
-            self._refuse_other_rules(index, plan)
-        except ValueError as error:
-            raise ValueError(f"parameter group {index}: {error}") from None
-        warm_lr, counters = self._next_counters(index, plan.group, factor)
-        return plan._replace(warm_lr=warm_lr, counters=counters | average)
-
-    def _refuse_other_rules(self, index: int, plan: Plan) -> None:
-        """Raise ValueError if the states are those of another rule than the group now has."""
-        parts = self._divided(plan)
-        for rule, some in parts:
-            known = self._batches.get((index, 0)) if len(parts) == 1 else None
-            if known is not None and known.rule is rule:
-                continue
-            for state in filter(None, some.states):
-                kept = precision.buffers(state) - {"step", "kept", "low", "y", "z"}
-                if kept != {"gap", *rule.buffers}:
-                    raise ValueError(
-                        f"the state of a parameter has {sorted(kept)}, but the options of the group ask for "
-                        f"{sorted({'gap', *rule.buffers})}: set them back, or make a new optimizer with them"
-                    )
-
-    def _next_counters(self, index: int, group: Group, factor: float) -> tuple[float, Group]:
-        """The learning rate of the next step, warmup and ``factor`` included, and the counters after it."""
-        try:
-            return self._counters_after(self._with_counters(group), factor)
-        except ValueError as error:
-            raise ValueError(f"parameter group {index}: {error}") from None
-
-    def _counters_after(self, group: Group, factor: float) -> tuple[float, Group]:
-        step = group["step"] + 1
-        warm_lr = groups.warm_lr(group, step) * factor
-        effective_lr = warm_lr * self._lr_factor(group, step)
-        counters: Group = {
-            "step": step,
-            "c": 0.0,
-            "effective_lr": effective_lr,
-            "averaging_state": group["averaging_state"],
-            "weight_sum": group["weight_sum"],
-            "lr_max": group["lr_max"],
-            "beta": group["beta"],
-        }
-        moves = effective_lr > 0.0  # else z stays, and so do x and y
-        if moves is not False:
-            lr_max = greatest(group["lr_max"], effective_lr)
-            others: Group = {"beta": self._next_beta(group, step), "lr_max": lr_max}
-            averages = groups.averages(group["averaging_state"])
-            if averages is not False:
-                others |= chosen(averages, self._averaged_counters(group, step, effective_lr, lr_max), counters)
-            counters |= chosen(moves, others, counters)
-        return warm_lr, counters
-
-    def _averaged_counters(self, group: Group, step: int, lr: float, lr_max: float) -> Group:
-        """c, and the counters of the averaging after a step that enters the average."""
-        c: Any
-        c, weight_sum = group["averaging"](step - group["averaging_start"], lr, lr_max, group["weight_sum"])
-        if not isinstance(c, DeviceNumber) and not 0.0 <= c <= 1.0:  # else no time for the words
-            require_within("[0, 1]", f"c of {group['averaging']}", c, "it is the weight of z in a mean")
-        c, averaging_state = groups.averaged(group["averaging_state"], cast(float, c))
-        return {"c": c, "weight_sum": weight_sum, "averaging_state": averaging_state}
-
     def _moves(self, plans: list[Plan]) -> list[Plan]:
         """The plans with what the rule is to be given in place of the gradients."""
         return plans
-
-    def _divided(self, plan: Plan) -> list[tuple[Rule, Plan]]:
-        """The rules of a group, each with the part of the plan that it is for."""
-        return [(self._rule(plan.group), plan)]
 
     def _works(self, place: tuple[int, int], rule: Rule, plan: Plan) -> list[Work]:
         """What there is to compute for a rule of a group. Buffers are made where there are none."""

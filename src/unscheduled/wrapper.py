@@ -15,9 +15,9 @@ from unscheduled.interval import require_within
 from unscheduled.kernels import GIVEN, Implementation, Rule
 from unscheduled.loan import Loan, lent, widen
 from unscheduled.optimizer import ScheduleFreeOptimizer
+from unscheduled.planning import Plan, all_contiguous
 from unscheduled.precision import StatePrecision
 from unscheduled.state import fresh_state
-from unscheduled.stepping import Plan, all_contiguous
 
 REFUSED = {
     "LBFGS": "it evaluates the model at several points of its own in one step",
