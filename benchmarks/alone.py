@@ -25,12 +25,13 @@ def alone(
     process = context.Process(target=_raced, args=(sender, workload, family, rounds, threads), daemon=True)
     process.start()
     sender.close()
-    try:
-        while isinstance(told := receiver.recv(), tuple):
-            shown(*told)
-    except EOFError:
-        process.join()
-        raise RuntimeError(f"{workload.name}, {family}: the race ended with exit code {process.exitcode}") from None
+    with receiver:
+        try:
+            while isinstance(told := receiver.recv(), tuple):
+                shown(*told)
+        except EOFError:
+            process.join()
+            raise RuntimeError(f"{workload.name}, {family}: the race ended with exit code {process.exitcode}") from None
     process.join()
     return told
 

@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,6 @@ import torch
 from problems import make_params, set_gradients, train
 from registry import OPTIMIZERS
 from torch import Tensor
-from torch._dynamo.utils import counters
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -268,26 +267,38 @@ def test_each_parameter_counts_its_own_gradients(cls: Any) -> None:
     run.check()
 
 
+def record_each(run: Run, sets: Iterable[list[int]]) -> list[tuple[list[int], list[Any], Recording]]:
+    """Record a step without the gradients of each of these sets; with it, those that it is recorded with."""
+    recordings: list[tuple[list[int], list[Any], Recording]] = []
+    for missing in sets:
+        part(params_of(run.ours), run.step, missing)
+        recordings.append((missing, [param.grad for param in params_of(run.ours)], recorded(run.ours)))
+        step_of_loop(run, missing)
+    return recordings
+
+
+def replay_each(run: Run, recordings: Iterable[tuple[list[int], list[Any], Recording]]) -> None:
+    for missing, grads, recording in recordings:
+        for param, grad in zip(params_of(run.ours), grads, strict=True):
+            param.grad = grad
+        put_gradients(params_of(run.ours), run.step)
+        recording.replay()
+        step_of_loop(run, missing)
+
+
+def step_of_loop(run: Run, missing: list[int]) -> None:
+    part(params_of(run.loop), run.step, missing)
+    run.loop.step()
+    run.step += 1
+
+
 def test_recordings_of_different_gradients_take_turns() -> None:
     """Two parameters have been in as many recordings, but these are replayed a different number of times."""
     run = run_of().go(1, missing=[0]).go(1, missing=[1])
-    params, recordings = params_of(run.ours), list[tuple[list[int], list[Any], Recording]]()
-    for missing in ([0], [1]):
-        part(params, run.step, missing)
-        recordings.append((missing, [param.grad for param in params], recorded(run.ours)))
-        part(params_of(run.loop), run.step, missing)
-        run.loop.step()
-        run.step += 1
-    for missing, grads, recording in [recordings[0]] * 7 + [recordings[1]] * 2 + [recordings[0]]:
-        for param, grad in zip(params, grads, strict=True):
-            param.grad = grad
-        put_gradients(params, run.step)
-        recording.replay()
-        part(params_of(run.loop), run.step, missing)
-        run.loop.step()
-        run.step += 1
+    first, second = record_each(run, ([0], [1]))
+    replay_each(run, [first] * 7 + [second] * 2 + [first])
     run.go(4).check()
-    assert [run.ours.state[param]["step"] for param in params] == [8, 14, 18]
+    assert [run.ours.state[param]["step"] for param in params_of(run.ours)] == [8, 14, 18]
 
 
 @pytest.mark.parametrize(
@@ -296,24 +307,11 @@ def test_recordings_of_different_gradients_take_turns() -> None:
 )
 def test_parameters_that_have_seen_as_many_gradients_need_not_in_replays(change: Callable[[Any], Any]) -> None:
     """Each has moved in two of three steps when they are recorded."""
-    run, missing = run_of(), ([2], [0], [1])
-    for each in missing:
-        run.go(1, each)
-    params, recordings = params_of(run.both(change).ours), list[tuple[list[int], list[Any], Recording]]()
-    for each in missing:
-        part(params, run.step, each)
-        recordings.append((each, [param.grad for param in params], recorded(run.ours)))
-        part(params_of(run.loop), run.step, each)
-        run.loop.step()
-        run.step += 1
-    for each, grads, recording in [recordings[0]] * 2 + [recordings[1]] * 5 + [recordings[0]] * 3:
-        for param, grad in zip(params, grads, strict=True):
-            param.grad = grad
-        put_gradients(params, run.step)
-        recording.replay()
-        part(params_of(run.loop), run.step, each)
-        run.loop.step()
-        run.step += 1
+    run, sets = run_of(), ([2], [0], [1])
+    for missing in sets:
+        run.go(1, missing)
+    first, second, _ = record_each(run.both(change), sets)
+    replay_each(run, [first] * 2 + [second] * 5 + [first] * 3)
     run.check()
 
 
@@ -470,20 +468,17 @@ def test_buffers_that_are_only_initialised_count_no_step() -> None:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
-    """What torch counts of its compilations, from nothing."""
+def quick_graphs(graphs: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The same, by a compiler that takes less time."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    torch._dynamo.reset()
-    compiled._graph.cache_clear()  # pyright: ignore[reportPrivateUsage]
-    counters.clear()
-    yield counters["stats"]
-    torch._dynamo.reset()
-    compiled._graph.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    return graphs
 
 
 @pytest.mark.parametrize("of_step", [lambda step: step, lambda step: torch.compile(step)])
 @pytest.mark.parametrize("cls", CAPTURABLE)
-def test_compiled_it_is_one_graph_while_the_numbers_change(cls: Any, of_step: Any, graphs: dict[str, int]) -> None:
+def test_compiled_it_is_one_graph_while_the_numbers_change(
+    cls: Any, of_step: Any, quick_graphs: dict[str, int]
+) -> None:
     ours, loop = pair(cls, interpolation=AnnealedInterpolation(0.95, 30), warmup_steps=20, r=1.0, weight_decay=0.1)
     ours.implementation = "compiled"
     step_of_ours = of_step(ours.step)
@@ -493,13 +488,13 @@ def test_compiled_it_is_one_graph_while_the_numbers_change(cls: Any, of_step: An
             set_gradients(params_of(optimizer), step)
         step_of_ours()
         loop.step()
-    assert graphs["unique_graphs"] == 1
+    assert quick_graphs["unique_graphs"] == 1
     assert_equal(ours, loop, 1e-11)
 
 
 @pytest.mark.parametrize("cls", CAPTURABLE)
 def test_a_recorded_call_of_the_graph_that_is_made_again_is_the_next_step(
-    cls: Any, graphs: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    cls: Any, quick_graphs: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch compiles nothing while its operations are recorded, so the graph is recorded as one operation."""
     ours, loop = pair(cls, interpolation=AnnealedInterpolation(0.95, 30), warmup_steps=20, weight_decay=0.1)
@@ -516,7 +511,7 @@ def test_a_recorded_call_of_the_graph_that_is_made_again_is_the_next_step(
         put_gradients(params_of(ours), step)
         recording.replay()
         train(loop, [step])
-    assert graphs["unique_graphs"] == 1
+    assert quick_graphs["unique_graphs"] == 1
     assert_equal(ours, loop, 1e-11)
 
 

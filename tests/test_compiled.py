@@ -1,7 +1,7 @@
 """The compiled implementation, and compiled steps: the same as the loop, in one graph while the numbers change."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,18 +15,6 @@ from torch._dynamo.utils import counters
 from torch.nn import Parameter
 
 from unscheduled import AdamWScheduleFree, AnnealedInterpolation, PolyakStep, ScheduleFreeOptimizer
-from unscheduled.kernels import compiled
-
-
-@pytest.fixture
-def graphs() -> Iterator[dict[str, int]]:
-    """What torch counts of its compilations, from nothing."""
-    torch._dynamo.reset()
-    compiled._graph.cache_clear()  # pyright: ignore[reportPrivateUsage]
-    counters.clear()
-    yield counters["stats"]
-    torch._dynamo.reset()
-    compiled._graph.cache_clear()  # pyright: ignore[reportPrivateUsage]
 
 
 def compare(

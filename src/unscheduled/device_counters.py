@@ -105,10 +105,7 @@ class DeviceCounters:
         They have seen as many gradients, however often the steps that were made until now are replayed.
         """
         if not all_same(params, self._moved):
-            moved = set(params)
-            self._kinds = _firsts(
-                [(kind, param in moved) for kind, param in zip(self._kinds, self.params, strict=True)]
-            )
+            self._part(set(params))
             self._moved = list(params)
         if len(params) == len(self.params):
             return self._kinds
@@ -118,8 +115,8 @@ class DeviceCounters:
     def start(self, params: Iterable[Tensor]) -> None:
         """Note that these parameters, which have a new state, have seen no gradient."""
         new = set(params)
-        torch._foreach_zero_([n for param, n in zip(self.params, self._each_seen, strict=True) if param in new])
-        self._kinds = _firsts([(kind, param in new) for kind, param in zip(self._kinds, self.params, strict=True)])
+        torch._foreach_zero_(self._seen_by(new))
+        self._part(new)
 
     def seen(self, kind: int) -> DeviceNumber:
         """How many gradients the parameters of a kind have seen."""
@@ -130,13 +127,17 @@ class DeviceCounters:
         if len(params) == len(self.params):
             self._seen += 1.0
         elif params:
-            moved = set(params)
-            torch._foreach_add_(
-                [n for param, n in zip(self.params, self._each_seen, strict=True) if param in moved], 1.0
-            )
+            torch._foreach_add_(self._seen_by(set(params)), 1.0)
         after = self._in_group | numbers
         self._numbers.copy_(torch.stack([as_tensor(after[name], self.device) for name in NUMBERS]))
         self.steps_were_made = True
+
+    def _part(self, some: set[Tensor]) -> None:
+        """Tell these parameters apart from the others from now on."""
+        self._kinds = _firsts([(kind, param in some) for kind, param in zip(self._kinds, self.params, strict=True)])
+
+    def _seen_by(self, some: set[Tensor]) -> list[Tensor]:
+        return [seen for param, seen in zip(self.params, self._each_seen, strict=True) if param in some]
 
 
 def check(group: Group, params: Iterable[Tensor]) -> None:

@@ -207,9 +207,8 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         """
         observed = torch.optim.Optimizer.profile_hook_step(func)
 
-        def unobserved(
-            *args: Any, **kwargs: Any
-        ) -> Value:  # one call deep as well, for warnings to point to the caller
+        def unobserved(*args: Any, **kwargs: Any) -> Value:
+            # one call, as torch's wrapper is, so that warnings point to the caller either way
             return func(*args, **kwargs)
 
         @functools.wraps(func)

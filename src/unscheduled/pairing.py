@@ -214,6 +214,10 @@ class PairedState(torch.optim.Optimizer):
             if "z" in state or (belongs(before, state, beta) if state else not attached):
                 param.copy_(before)
 
+    def _is_unsettled(self) -> bool:
+        """Whether a state or weights were loaded since the last step."""
+        return self._loaded_training is not None or self._loading is not None
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def _settle(self) -> None:

@@ -26,7 +26,7 @@ NORM_AVERAGE = ("norm_average", "norm_weight")
 
 
 class Plan(NamedTuple):
-    """The next step of a group: its parameters with gradients, the learning rate, and the counters after it."""
+    """The next step of a group: its parameters with gradients, the numbers of the step, and the counters after it."""
 
     group: Group
     params: list[Tensor]
@@ -35,6 +35,7 @@ class Plan(NamedTuple):
     states: list[State]
     only_initialises: bool
     warm_lr: float = 0.0
+    beta: float = 0.0  # that made the present y
     counters: Group = {}  # noqa: RUF012 (nobody writes to it)
 
 
@@ -169,8 +170,8 @@ class PlanningOptimizer(SavedOptimizer):
             self._refuse_other_rules(index, plan)
         except ValueError as error:
             raise ValueError(f"parameter group {index}: {error}") from None
-        warm_lr, counters = self._next_counters(index, plan.group, factor)
-        return plan._replace(warm_lr=warm_lr, counters=counters | average)
+        warm_lr, beta, counters = self._next_counters(index, plan.group, factor)
+        return plan._replace(warm_lr=warm_lr, beta=beta, counters=counters | average)
 
     def _refuse_other_rules(self, index: int, plan: Plan) -> None:
         """Raise ValueError if the states are those of another rule than the group now has."""
@@ -187,10 +188,12 @@ class PlanningOptimizer(SavedOptimizer):
                         f"{sorted({'gap', *rule.buffers})}: set them back, or make a new optimizer with them"
                     )
 
-    def _next_counters(self, index: int, group: Group, factor: float) -> tuple[float, Group]:
-        """The learning rate of the next step, warmup and ``factor`` included, and the counters after it."""
+    def _next_counters(self, index: int, group: Group, factor: float) -> tuple[float, float, Group]:
+        """The learning rate of the next step, with warmup and ``factor``, beta before it, and the counters after it."""
         try:
-            return self._counters_after(self._with_counters(group), factor)
+            before = self._with_counters(group)
+            warm_lr, counters = self._counters_after(before, factor)
+            return warm_lr, before["beta"], counters
         except ValueError as error:
             raise ValueError(f"parameter group {index}: {error}") from None
 

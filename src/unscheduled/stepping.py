@@ -57,7 +57,7 @@ class SteppingOptimizer(PlanningOptimizer):
         if not any(plan.grads for plan in plans):
             self._look_for_other_parameters()
         self._copied = False
-        if self._loaded_training is not None or self._loading is not None:
+        if self._is_unsettled():
             self._settle()
         factor, average = self._polyak_factor(plans, loss, grad_norm)
         plans = [self._planned(index, plan, factor, average) for index, plan in enumerate(plans)]
@@ -91,7 +91,7 @@ class SteppingOptimizer(PlanningOptimizer):
     def _repeated(self) -> bool:
         """Make the step, if it is like the one before in all but its numbers."""
         repetition = self._repetition
-        if repetition is None or self._loaded_training is not None or self._loading is not None:
+        if repetition is None or self._is_unsettled():
             return False
         self._refuse_gradients_at_average()
         if repetition.implementation != self.implementation or not self._has_one_part_each(repetition.rule):
@@ -164,8 +164,7 @@ class SteppingOptimizer(PlanningOptimizer):
 
     def _scalars(self, plan: Plan, rule: Rule, seen: Any) -> Scalars:
         """The numbers of the step, for parameters that have seen so many gradients, these included."""
-        group = self._with_counters(plan.group)
-        beta = group["beta"]
+        group, beta = plan.group, plan.beta
         lr, weight_decay = self._move_scalars(group, plan.warm_lr * self._lr_factor(group, seen))
         return Scalars(
             step=seen,
@@ -189,7 +188,7 @@ class SteppingOptimizer(PlanningOptimizer):
     def _note(self, plan: Plan) -> None:
         """Note the numbers of the group after the step."""
         group, counters = plan.group, self._counters_of(plan.group)
-        beta, next_beta = self._with_counters(group)["beta"], plan.counters["beta"]
+        beta, next_beta = plan.beta, plan.counters["beta"]
         if counters is not None:  # then nobody knows whether they differ
             beta, next_beta = as_tensor(beta, counters.device), as_tensor(next_beta, counters.device)
         if (counters is not None or next_beta != beta) and len(plan.params) < len(group["params"]):
