@@ -344,7 +344,8 @@ def test_inputs_are_kept_without_their_graph() -> None:
     AdamWScheduleFree(model.parameters()).attach(model, bn_batches=2)
     inputs = (torch.ones(3, 4, requires_grad=True) * 2.0,)
     model(*inputs)
-    ((kept,), _) = model._unscheduled_attachments[0]._recent._inputs[0]
+    (entry,) = model._unscheduled_attachments[0]._entries.values()
+    ((kept,), _) = entry.recent._inputs[0]
     assert not kept.requires_grad
     assert kept.data_ptr() == inputs[0].data_ptr()
 

@@ -2,8 +2,9 @@
 
 The attached module gets a subclass of its own class whose ``training`` is a property, so that the parameters follow the
 flag however it is set, at no cost in the forward pass. Hooks on its modules make ``state_dict`` give the average x in
-either mode, and take what ``load_state_dict`` brings as the new x. Modules that come later get
-theirs from torch's hook on the registration of modules.
+either mode, and take what ``load_state_dict`` brings as the new x. They are there once, however many optimizers are
+attached. Modules that come later get theirs from torch's hook on the registration of modules, or, if that does not see
+them, before the model is next switched, saved or loaded.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import functools
 import sys
 import warnings
 import weakref
-from collections.abc import Callable
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,67 +24,59 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from unscheduled.attached import ATTACHMENTS, Attached, Followed, attached_class, attachments, own_class
-from unscheduled.batchnorm import RecentBatches, Switching
-
-alive: weakref.WeakSet[Attachment] = weakref.WeakSet()
-
-
-class Follower(Followed, Switching, Protocol):
-    """What an attachment asks of its optimizer."""
-
-    def eval(self) -> Any:
-        """Put x into all parameters."""
-        ...
-
-    def detach(self) -> Any:
-        """Take every attachment off."""
-        ...
-
-    def shared(self, params: set[Tensor]) -> set[Tensor]:
-        """Which of the parameters are this optimizer's too."""
-        ...
-
-    def steps(self) -> int:
-        """How many steps were made, or 0 if none was since a state was loaded."""
-        ...
-
-    def before_load(self, module: nn.Module, call: object) -> None:
-        """Expect weights to be written into the parameters."""
-        ...
-
-    def after_load(self, module: nn.Module, call: object) -> None:
-        """Take the weights that were written, if this module was the first of the call."""
-        ...
+from unscheduled.attachable import check_class
+from unscheduled.attached import (
+    ATTACHMENTS,
+    COPYING,
+    LOADING,
+    PARTS,
+    AverageReader,
+    attachments,
+    has_own,
+    tie,
+    untie,
+)
+from unscheduled.batchnorm import RecentBatches
 
 
-def others_of(optimizer: Follower, params: set[Tensor]) -> list[Follower]:
-    """The other optimizers of any of these parameters that are attached to a model."""
-    found = [attachment.optimizer for attachment in alive if attachment.optimizer.shared(params)]
-    return [other for other in dict.fromkeys(found) if other is not optimizer]
+@dataclass(frozen=True, eq=False)
+class Follower:
+    """An optimizer, as the models that it is attached to know it."""
+
+    optimizer: Any
+    params: Callable[[], list[Tensor]]
+    """Its parameters, but for those that another optimizer has taken."""
+
+    follow: Callable[[], None]
+    """Puts into the parameters what the flags of the attached models ask for."""
+
+    averages: Callable[[], AverageReader]
+    """Gives a function that gives the average x of a parameter, each time the same; None if it needs none."""
+
+    steps: Callable[[], int]
+    """How many steps were made, or 0 if none was since a state was loaded."""
+
+    before_load: Callable[[nn.Module, object], None]
+    """Expects weights to be written into the parameters: the first module of a call, and the call."""
+
+    after_load: Callable[[nn.Module, object], None]
+    """Takes the weights that were written, if this module was the first of the call."""
+
+    end_load: Callable[[], None]
+    """Notes that loading has ended, in whatever way."""
+
+    give_up: Callable[[set[Tensor], bool], None]
+    """Leaves parameters to another optimizer: at x if the second argument is True, else as they are."""
 
 
-@functools.cache
-def hook_newcomers() -> None:
-    """Have modules hooked from the moment that they become a part of an attached model."""
+@dataclass
+class Entry:
+    """What a model keeps of an optimizer that is attached to it."""
 
-    def hook(parent: nn.Module, _: str, module: nn.Module | None) -> None:
-        for attachment in tuple(alive):
-            if module is not None and attachment.has_hooked(parent):
-                attachment.hook(module)
-
-    register_module_module_registration_hook(hook)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module within ``torch.compile`` and data parallelism, whose flag they set and whose parameters they use."""
-    while True:
-        if isinstance(model, (DistributedDataParallel, DataParallel)):
-            model = cast(nn.Module, model.module)
-        elif (inner := dict(model.named_children()).get("_orig_mod")) is not None:
-            model = inner
-        else:
-            return model
+    steps: int
+    recent: RecentBatches | None = None
+    params: dict[Tensor, str] = field(default_factory=dict[Tensor, str])
+    """Those that were in the model when it was last looked at."""
 
 
 class Hook:
@@ -101,32 +96,67 @@ def nothing(*_: Any) -> None:
     """The hook of a copy."""
 
 
-class Attachment:
-    """The tie between an optimizer and a module that holds parameters of it."""
+class AttachedModel:
+    """A model, and the optimizers of its parameters that are attached to it."""
 
-    def __init__(self, optimizer: Follower, model: nn.Module, bn_batches: int) -> None:
-        self.optimizer = optimizer
+    def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.training = model.training
+        """The flag that the parameters follow: that of the model, but while it is being changed."""
+        self._entries: dict[Follower, Entry] = {}
         self._handles: dict[nn.Module, list[RemovableHandle]] = {}
+        self._parts: list[nn.Module] = []  # those whose class is ours
+        self._params: dict[Tensor, str] = {}  # of the model, when it was last looked at
+        self._put_off, self._leads, self._heard = 0, False, False
         self._saving: nn.Module | None = None  # the first module of a call of state_dict
         self._into: dict[str, Any] | None = None  # what it fills
-        self._average_of: Callable[[Tensor], Tensor | None] = nothing  # the same for tied weights
+        self._average_of: AverageReader = nothing  # the same for tied weights
+        self._load: tuple[nn.Module, object] | None = None  # the first module of a call of load_state_dict, and it
+        self._loads_itself = False
         self._hooks = tuple(map(Hook, (self._before_save, self._save, self._before_load, self._after_load)))
-        self._params: dict[Tensor, str] = {}
-        self._steps = optimizer.steps()
-        model.__dict__[ATTACHMENTS] = (*attachments(model), self)
-        if not isinstance(model, Attached):
-            model.__class__ = attached_class(type(model))
-        self._recent = RecentBatches(model, bn_batches, optimizer) if bn_batches else None
-        self.hook()
-        self._check_parameters()
-        hook_newcomers()
+
+    # Attaching.
+
+    def add(self, follower: Follower, bn_batches: int) -> None:
+        """Attach an optimizer."""
+        recent = RecentBatches(self.model, bn_batches, self) if bn_batches else None
+        self._entries[follower] = Entry(follower.steps(), recent)
+        if recent:
+            recent.watch()
+        if any(param not in self._params for param in follower.params()):
+            self.hook()
+        self._entries[follower].params = self._params_of(follower)
+        count_attachment()
+
+    def remove(self, follower: Follower) -> None:
+        """Detach an optimizer. With the last one, the model is its own again."""
+        entry = self._entries.pop(follower)
+        if entry.recent:
+            entry.recent.ignore()
+        if not self._entries:
+            self.let_go()
+
+    def followers(self) -> list[Follower]:
+        """The optimizers."""
+        return list(self._entries)
+
+    def params(self) -> dict[Tensor, Follower]:
+        """The parameters of all optimizers, and whose each is."""
+        return {param: follower for follower in self._entries for param in follower.params()}
+
+    def knows(self, params: set[Tensor]) -> bool:
+        """Whether one of these was in the model when it was last looked at."""
+        return any(param in self._params for param in params)
 
     def hook(self, part: nn.Module | None = None) -> None:
         """Put hooks on the modules of the model, or of a part that has come to it, that have none yet."""
         alive.add(self)
-        if self._recent:
-            self._recent.watch()
+        if part is None:
+            tie(self.model, self, ATTACHMENTS)
+            self._params = {param: name for name, param in self.model.named_parameters()}
+            for entry in self._entries.values():
+                if entry.recent:
+                    entry.recent.watch()
         before_save, save, before_load, after_load = self._hooks
         for module in cast(Any, self.model if part is None else part).modules():  # torch does not type the hooks
             if module not in self._handles:
@@ -138,45 +168,93 @@ class Attachment:
                     module.register_load_state_dict_pre_hook(before_load),
                     module.register_load_state_dict_post_hook(after_load),
                 ]
+                if module is not self.model and has_own(module, (*COPYING, "state_dict", *LOADING)):
+                    tie(module, self, PARTS)
+                    self._parts.append(module)
 
     def has_hooked(self, module: nn.Module) -> bool:
         """Whether the module is a part of the model."""
         return module in self._handles
 
     def let_go(self) -> None:
-        """Give the module its own class back, and take the hooks off."""
+        """Give the modules their own classes back, and take the hooks off."""
         alive.discard(self)
-        if self._recent:
-            self._recent.ignore()
+        for entry in self._entries.values():
+            if entry.recent:
+                entry.recent.ignore()
         for handles in self._handles.values():
             for handle in handles:
                 handle.remove()
         self._handles.clear()
-        others = tuple(attachment for attachment in attachments(self.model) if attachment is not self)
-        if others:
-            self.model.__dict__[ATTACHMENTS] = others
+        for module in self._parts:
+            untie(module, self, PARTS)
+        self._parts.clear()
+        untie(self.model, self, ATTACHMENTS)
+
+    # Switching.
+
+    def hears_the_flag(self) -> bool:
+        """Whether the flag of the model can be set, and comes here when it is."""
+        self._heard = False
+        try:
+            self.model.training = self.training
+        except Exception:  # whatever a class of its own kind raises
+            return False
+        return self._heard
+
+    def hear(self, mode: bool) -> None:
+        """Put into the parameters what the flag of the model asks for, unless that is put off."""
+        self._heard = True
+        if self._put_off or mode == self.training:
             return
-        self.model.__dict__.pop(ATTACHMENTS, None)
-        self.model.__class__ = own_class(type(self.model))
+        before, self.training, self._leads = self.training, mode, True
+        done: list[Follower] = []
+        try:
+            for follower in self._entries:
+                done.append(follower)
+                follower.follow()
+        except BaseException:  # out of memory, or interrupted
+            self.training = before
+            for follower in done:
+                follower.follow()
+            raise
+        finally:
+            self._leads = False
+        self.switched()
+
+    @contextmanager
+    def putting_off(self) -> Generator[None, None, None]:
+        """Within it a change of the flag moves nothing."""
+        self._put_off += 1
+        try:
+            yield
+        finally:
+            self._put_off -= 1
+
+    @contextmanager
+    def averaged_parameters(self) -> Generator[None, None, None]:
+        """Within it the parameters of all optimizers hold x."""
+        with ExitStack() as stack:
+            for follower in self._entries:
+                stack.enter_context(follower.optimizer.averaged_parameters())
+            yield
 
     def switched(self) -> None:
         """The parameters have been moved, or none has a gradient: the model may have others by now."""
+        if self._leads:  # then all optimizers switch, and this is called once they have
+            return
         self.hook()
         for module in self._sharded():
             module.reshard()  # the root keeps them gathered after a forward pass without backward
-        self._check_parameters()
-        if self._recent and self._recent.blind and self.optimizer.steps() > self._steps and not self.model.training:
-            self._steps = self.optimizer.steps()
-            warnings.warn(
-                f"no training batch was kept for BatchNorm, since {type(self.model).__name__} was never called in the "
-                "steps that were made: attach the module that is called in training, or use update_bn()",
-                stacklevel=2,
-            )
-
-    def before_copy(self) -> None:
-        """The model is about to be saved or copied."""
-        if self._recent and not self.model.training:
-            self._recent.refresh()
+        self._look_for_others()
+        for follower, entry in self._entries.items():
+            if entry.recent and entry.recent.blind and follower.steps() > entry.steps and not self.training:
+                entry.steps = follower.steps()
+                warnings.warn(
+                    f"no training batch was kept for BatchNorm, since {type(self.model).__name__} was never called in "
+                    "the steps that were made: attach the module that is called in training, or use update_bn()",
+                    stacklevel=2,
+                )
 
     def _sharded(self) -> list[Any]:
         """The modules that FSDP2 gathers the parameters of."""
@@ -185,29 +263,61 @@ class Attachment:
             return []
         return [module for module in self.model.modules() if isinstance(module, fsdp.FSDPModule)]
 
-    def _check_parameters(self) -> None:
-        """Say it, once, if parameters of the optimizer have left the model, and it has some that are not trained."""
-        names: dict[Tensor, str] = {param: name for name, param in self.model.named_parameters()}
-        gone = [name for param, name in self._params.items() if param not in names]
-        shared = self.optimizer.shared(set(names))
-        self._params = {param: name for param, name in names.items() if param in shared}
-        if gone and any(param.requires_grad for param in names if param not in shared):
-            warnings.warn(
-                f"parameters of the optimizer ({len(gone)}, from {gone[0]} on) are no longer in the attached model, "
-                "which has others that are not averaged: make the optimizer of the present ones, or add them to it",
-                stacklevel=2,
-            )
+    def _params_of(self, follower: Follower) -> dict[Tensor, str]:
+        """The parameters of an optimizer that are in the model, and their names there."""
+        return {param: self._params[param] for param in follower.params() if param in self._params}
+
+    def _look_for_others(self) -> None:
+        """Say it, once, if parameters of an optimizer have left the model, and it has some that nobody trains."""
+        names = self._params
+        for follower, entry in self._entries.items():
+            gone = [name for param, name in entry.params.items() if param not in names]
+            entry.params = self._params_of(follower)
+            if gone and any(param.requires_grad for param in names.keys() - self.params().keys()):
+                warnings.warn(
+                    f"parameters of the optimizer ({len(gone)}, from {gone[0]} on) are no longer in the attached "
+                    "model, which has others that are not averaged: make the optimizer of the present ones, or add "
+                    "them to it",
+                    stacklevel=2,
+                )
+
+    # Saving and copying.
+
+    def before_copy(self) -> None:
+        """The model is about to be saved or copied."""
+        for entry in self._entries.values():
+            if entry.recent and not self.model.training:
+                entry.recent.refresh()
+
+    def reader(self) -> AverageReader:
+        """A function that gives the average x of a parameter, each time the same; None for one that needs none.
+
+        It is called before anything is changed.
+        """
+        owners, readers = self.params(), dict[Follower, AverageReader]()
+
+        def average_of(param: Tensor) -> Tensor | None:
+            owner = owners.get(param)
+            if owner is None:
+                return None
+            if owner not in readers:
+                readers[owner] = owner.averages()
+            return readers[owner](param)
+
+        return average_of
 
     def _before_save(self, module: nn.Module, *_: Any) -> None:
         if self._saving is None or self._saving is module:
             self._saving, self._into = module, None
+            self.hook(module)
             self.before_copy()
         if module is self.model and not self._sharded():  # which may be gathered, and have others meanwhile
-            self._check_parameters()
+            self._params = {param: name for name, param in self.model.named_parameters()}
+            self._look_for_others()
 
     def _save(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
         if self._into is not state_dict:
-            self._into, self._average_of = state_dict, self.optimizer.averages()
+            self._into, self._average_of = state_dict, self.reader()
         for name, param in module.named_parameters(recurse=False, remove_duplicate=False):
             key = prefix + name
             if key in state_dict and state_dict[key] is not param:  # else keep_vars=True asks for the parameter itself
@@ -216,6 +326,8 @@ class Attachment:
                     state_dict[key] = average
         if module is self._saving:
             self._saving, self._into, self._average_of = None, None, nothing
+
+    # Loading.
 
     def _before_load(
         self,
@@ -232,10 +344,112 @@ class Attachment:
                 "load_state_dict(assign=True) would put new parameters into the model, and the optimizer would go on "
                 "with the old ones: load with assign=False, or load before the optimizer is made"
             )
-        self.optimizer.before_load(module, missing_keys)
+        if not self._loads_itself and (self._load is None or self._load[1] is not missing_keys):
+            self._begin_load(module, missing_keys)
+
+    def _begin_load(self, module: nn.Module, call: object) -> None:
+        self._load = module, call
+        self.hook(module)
+        for follower in self._entries:
+            follower.before_load(module, call)
 
     def _after_load(self, module: nn.Module, keys: Any) -> None:
-        self.optimizer.after_load(module, keys.missing_keys)
+        if self._load is not None and self._load[0] is module and self._load[1] is keys.missing_keys:
+            self._load = None
+            for follower in self._entries:
+                follower.after_load(module, keys.missing_keys)
+
+    @contextmanager
+    def loading(self, module: nn.Module) -> Generator[None, None, None]:
+        """Within it weights are loaded into a module in whatever way."""
+        if self._loads_itself:
+            yield
+            return
+        self._loads_itself = True
+        try:
+            self._begin_load(module, object())
+            yield
+        finally:
+            self._loads_itself = False
+            self.end_load()
+
+    def end_load(self) -> None:
+        """Loading has ended, in whatever way."""
+        if not self._loads_itself:
+            self._load = None
+            for follower in self._entries:
+                follower.end_load()
+
+
+# All attached models.
+
+alive: weakref.WeakSet[AttachedModel] = weakref.WeakSet()
+
+
+def attached_model(model: nn.Module) -> AttachedModel:
+    """The tie of a model, which is made if there is none.
+
+    Raises:
+        TypeError: if its class cannot be attached; nothing is changed.
+    """
+    for known in attachments(model):
+        return cast(AttachedModel, known)
+    check_class(model)
+    attached = AttachedModel(model)
+    attached.hook()
+    if not attached.hears_the_flag():
+        attached.let_go()
+        raise TypeError(
+            f"{type(model).__name__} cannot be attached: it keeps its flag 'training' in its own way. Attach a "
+            "module that it is a part of, or call train() and eval() of the optimizer"
+        )
+    hook_newcomers()
+    return attached
+
+
+def owners_of(params: set[Tensor], but: object) -> dict[Follower, set[Tensor]]:
+    """The optimizers that are attached to a model and have some of these parameters, and which; but for one."""
+    found: dict[Follower, set[Tensor]] = {}
+    for attached in tuple(alive):
+        owners = attached.params()
+        for param in params & owners.keys():
+            if owners[param].optimizer is not but:
+                found.setdefault(owners[param], set()).add(param)
+    return found
+
+
+class Clock:
+    """Counts how often an optimizer was attached to a model, in this process."""
+
+    time = 0
+
+
+def count_attachment() -> None:
+    """Note that an optimizer was attached: from now on, others that make a step are looked at once more."""
+    Clock.time += 1
+
+
+@functools.cache
+def hook_newcomers() -> None:
+    """Have modules hooked from the moment that they become a part of an attached model."""
+
+    def hook(parent: nn.Module, _: str, module: nn.Module | None) -> None:
+        for attached in tuple(alive):
+            if module is not None and attached.has_hooked(parent):
+                attached.hook(module)
+
+    register_module_module_registration_hook(hook)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module within ``torch.compile`` and data parallelism, whose flag they set and whose parameters they use."""
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel)):
+            model = cast(nn.Module, model.module)
+        elif (inner := dict(model.named_children()).get("_orig_mod")) is not None:
+            model = inner
+        else:
+            return model
 
 
 def check(model: Any, params: set[Tensor]) -> nn.Module:
@@ -248,7 +462,8 @@ def check(model: Any, params: set[Tensor]) -> nn.Module:
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"attach() takes the torch.nn.Module that the parameters are of, but got {type(model)}")
     inner = unwrapped(model)
-    if not params.intersection(inner.parameters()):
+    is_known = any(cast(AttachedModel, known).knows(params) for known in attachments(inner))
+    if not is_known and not params.intersection(inner.parameters()):
         raise ValueError(
             f"{type(inner).__name__} holds none of this optimizer's parameters: attach the model that they are of, "
             "after it was sharded, moved or loaded, and make the optimizer of its present parameters"

@@ -28,7 +28,7 @@ def averaged_state_dict(model: nn.Module, optimizer: ScheduleFreeOptimizer) -> d
         >>> sorted(unscheduled.averaged_state_dict(model, optimizer))
         ['bias', 'weight']
     """
-    average_of = optimizer.averages()
+    average_of = optimizer._averages()  # pyright: ignore[reportPrivateUsage]  (of this package)
     snapshots: dict[int, Tensor] = {}
 
     def snapshot(entry: Any) -> Any:

@@ -30,6 +30,16 @@ from unscheduled.step_size import ConstantStep, PolyakStep, linear_warmup
 Group: TypeAlias = dict[str, Any]
 
 AXES = ("averaging", "interpolation", "step_size")
+PLAIN_AXES: Group = {
+    "averaging": PolynomialAveraging(),
+    "interpolation": ConstantInterpolation(),
+    "step_size": ConstantStep(),
+}
+"""The axes of Schedule-Free learning without more."""
+
+OF_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
+"""What schedulers keep in groups."""
+
 FROZEN = {"running": "frozen", "restarting": "frozen restarting"}
 """What a state of the averaging becomes when it is frozen, and is again afterwards."""
 
@@ -48,8 +58,7 @@ def resolved(options: Group, defaults: Group) -> Group:
     """
     given = {name: value for name, value in options.items() if value is not None or name not in AXES + POWERS}
     powers = {name: given.pop(name) for name in POWERS if name in given}
-    plain = {"averaging": PolynomialAveraging(), "interpolation": ConstantInterpolation(), "step_size": ConstantStep()}
-    completed = plain | defaults | given
+    completed = PLAIN_AXES | defaults | given
     if powers and "averaging" in given:
         both = [f"{name} = {value}" for name, value in powers.items()] + [f"averaging = {given['averaging']}"]
         raise ValueError(f"{', '.join(both)} exclude each other: give averaging alone")
@@ -218,16 +227,37 @@ def described_axes(group: Group) -> Group:
 def restored_axes(saved: Group, group: Group) -> Group:
     """The axes described in a checkpoint; like every number of a group, those in the checkpoint hold.
 
+    A field that the checkpoint lacks, since its version did not have it, has its default.
+
     Raises:
-        ValueError: if an axis is of another kind than the group's.
+        ValueError: if an axis is of another kind than the group's, lacks a field without a default, or has an unknown
+            one that may change the run.
     """
     axes: Group = {}
     for axis in AXES:
         name, arguments = saved[axis]["name"], saved[axis].get("arguments", {})  # torch's DCP drops empty ones
-        if name != type(group[axis]).__name__ or set(arguments) != set(dataclasses.asdict(group[axis])):
+        cls = cast(Any, type(group[axis]))
+        fields = {field.name: field for field in dataclasses.fields(group[axis]) if field.init}
+        needed = {name for name, field in fields.items() if _has_no_default(field)}
+        surplus = [field for field in arguments if field not in fields and not is_off(arguments[field])]
+        if name != cls.__name__ or not needed <= set(arguments):
             raise ValueError(
                 f"it was made with {axis} = {name}({', '.join(arguments)}), this optimizer has {group[axis]}: "
                 "construct it likewise, and change the axis in param_groups after loading"
             )
-        axes[axis] = type(group[axis])(**arguments)
+        if surplus:
+            raise ValueError(
+                f"it was made with {axis} = {name}({surplus[0]}={arguments[surplus[0]]!r}), of which this version has "
+                f"no {surplus[0]!r}: load it with the version that it was made by, or a later one"
+            )
+        axes[axis] = cls(**{field: value for field, value in arguments.items() if field in fields})
     return axes
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def is_off(value: Any) -> bool:
+    """Whether an option that is unknown has a value at which it has no effect, as options are added: None or False."""
+    return value is None or value is False

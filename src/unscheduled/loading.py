@@ -1,5 +1,6 @@
 """What may be loaded into an optimizer: everything is checked before anything is changed."""
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Set
 from typing import Any, NamedTuple, cast
 
@@ -9,8 +10,19 @@ from torch import Tensor
 from unscheduled import groups
 from unscheduled.groups import Group
 from unscheduled.kernels import Rule
-from unscheduled.precision import StatePrecision, has_codes, is_split, problem_of_scales, restored
+from unscheduled.live import refuse_moved
+from unscheduled.migration import KINDS
+from unscheduled.precision import StatePrecision, has_codes, is_split, problem_of_scales, restored, with_whole_y
 from unscheduled.state import State, dtype_of_y, state_dtype, stored_dtypes
+
+VERSION = 1
+"""The format of a state dict: 0, without a number, had y in float32 beside parameters of 16 bits."""
+
+ESSENTIAL = ("averaging", "step", "lr", "weight_sum", "lr_max", "beta")
+"""What every version has in its groups, and no default can stand for."""
+
+OF_OTHERS = {"differentiable"}
+"""What torch has in groups, and has no bearing here."""
 
 
 class Loaded(NamedTuple):
@@ -64,6 +76,28 @@ def counterparts(names: Collection[str], others: Set[str]) -> Iterator[dict[str,
             found = {name: name[len(prefix) :] for name in names if prefix and name.startswith(prefix)}
         if len(found) == len(names) and others >= set(found.values()):
             yield found
+
+
+def check_form(state_dict: Any) -> None:
+    """Raise ValueError if a state dict is not that of an optimizer, or of one that has made a step since."""
+    _groups_of(state_dict)
+    version = state_dict.get("version", 0)
+    if not isinstance(version, int) or version < 0:
+        raise ValueError(f"the state dict is damaged: its version is {version!r}")
+    refuse_moved(state_dict["state"])
+
+
+def class_defaults(cls: type, defaults: Group) -> Group:
+    """The options of an optimizer's groups, as they are if nothing is given: what an older file lacks is as it was.
+
+    What the class gives no default for itself is as this optimizer was made.
+    """
+    given = {name: each.default for name, each in inspect.signature(cls.__init__).parameters.items()}
+    known = {name: given[name] for name in defaults if given.get(name, inspect.Parameter.empty) not in NO_DEFAULTS}
+    return defaults | groups.PLAIN_AXES | known
+
+
+NO_DEFAULTS = (None, inspect.Parameter.empty)
 
 
 def regrouped(state_dict: dict[str, Any], param_groups: list[Group], names: dict[Tensor, str]) -> dict[str, Any]:
@@ -155,7 +189,7 @@ def checked(
     Args:
         state_dict: what ``state_dict()`` gave.
         param_groups: the groups to load it into.
-        options: what each group must have, by name.
+        options: what each group has, with the defaults of the class.
         rule: the rule of a parameter in a group.
         check: raises ValueError if an option of a group is out of its range.
         state_precision: how the buffers are to be stored, whatever they are in the state dict.
@@ -173,14 +207,15 @@ def checked(
     if any(bool(saved.get("training", True)) != loaded.training for saved in saved_groups):
         raise ValueError("the state dict is damaged: some of its groups are in train mode and some in eval mode")
     for index, (saved, group) in enumerate(zip(saved_groups, param_groups, strict=True)):
-        expected = {*options, *groups.fresh_counters(0.0, True)} - {"differentiable"}  # which is torch's
-        missing = sorted(expected - set(saved))
+        missing = [name for name in ESSENTIAL if name not in saved]
         if missing:
             raise ValueError(
                 f"the state dict is of another kind of optimizer: parameter group {index} has no {missing[0]!r}"
             )
         _check_count(saved, group, index)
+        described = options | groups.described_axes(options) | groups.fresh_counters(0.0, loaded.training)
         try:
+            saved = described | _known(saved, {*described, *group}, index)
             groups.check_counters(saved)
             restored = saved | groups.restored_axes(saved, group)
             check(restored)
@@ -198,6 +233,22 @@ def checked(
     return loaded
 
 
+def _known(saved: Group, known: Set[str], index: int) -> Group:
+    """A saved group without what is unknown here, if that would change nothing.
+
+    Raises:
+        ValueError: if it may.
+    """
+    unknown = saved.keys() - known - OF_OTHERS - groups.OF_SCHEDULERS - {"param_names"}
+    for name in sorted(unknown):
+        if not groups.is_off(saved[name]) or name in KINDS:
+            raise ValueError(
+                f"{name} = {saved[name]!r} is unknown here: it was made by another kind of optimizer, or by a later "
+                "version of this one"
+            )
+    return {name: value for name, value in saved.items() if name not in unknown}
+
+
 def _check_count(saved: Group, group: Group, index: int) -> None:
     theirs, ours = len(saved["params"]), len(group["params"])
     if theirs != ours:
@@ -213,7 +264,7 @@ def _check_count(saved: Group, group: Group, index: int) -> None:
 
 def _check_state(state: State, buffers: set[str], param: Tensor, name: str) -> None:
     codes = {buffer for buffer in buffers if has_codes(state, buffer)}
-    kept = set(state) - {"y", "z"} - {f"{buffer}_scale" for buffer in codes}
+    kept = set(state) - {"y", "low", "z"} - {f"{buffer}_scale" for buffer in codes}
     if kept != {"step"} | buffers:
         raise ValueError(
             f"the state dict has {sorted(kept)} for {name}, this optimizer keeps {sorted({'step'} | buffers)}: "
@@ -222,7 +273,7 @@ def _check_state(state: State, buffers: set[str], param: Tensor, name: str) -> N
     if not float(state["step"]) >= 0.0:
         raise ValueError(f"the state dict is damaged: it has step = {state['step']} for {name}")
     for buffer, value in state.items():
-        if buffer not in buffers | {"y", "z"}:
+        if buffer not in buffers | {"y", "low", "z"}:
             continue
         if not isinstance(value, Tensor) or value.shape != param.shape:
             found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"of {type(value)}"
@@ -230,6 +281,8 @@ def _check_state(state: State, buffers: set[str], param: Tensor, name: str) -> N
                 f"the state dict has {buffer!r} {found} for {name}: "
                 "it was made for other parameters, or for these in another order"
             )
+    if "low" in state and ("y" not in state or not is_split(state["y"].dtype) or state["low"].dtype != torch.int16):
+        raise ValueError(f"the state dict is damaged: it has 'low' for {name}, but no 'y' of 16 bits beside it")
     for buffer in codes:
         problem = problem_of_scales(state[buffer], state.get(f"{buffer}_scale"))
         if problem:
@@ -238,6 +291,7 @@ def _check_state(state: State, buffers: set[str], param: Tensor, name: str) -> N
 
 def _placed(state: State, dtypes: dict[str, torch.dtype], param: Tensor) -> State:
     """A copy on the parameter's device, with the buffers stored as these dtypes."""
+    state = with_whole_y(state)
     placed: State = {"step": int(state["step"])}
     if is_split(param.dtype):  # until a y is put there, the parameter is y
         placed["low"] = torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)

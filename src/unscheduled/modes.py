@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from unscheduled import attachment
-from unscheduled.attachment import Attachment
+from unscheduled import attachment, takeover
+from unscheduled.attachment import AttachedModel, Follower
 from unscheduled.gradients import GradientWatch
 from unscheduled.groups import Group
 from unscheduled.interval import require_count
 from unscheduled.kernels import Implementation, untraced
+from unscheduled.live import LiveDicts
 from unscheduled.pairing import PairedState
-from unscheduled.state import put_averages, put_gradient_points
+from unscheduled.state import State, live_y, put_averages, put_gradient_points
 from unscheduled.swaps import Swaps
+from unscheduled.writes import WriteWatch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,9 +32,14 @@ class TwoModes(PairedState):
     implementation: Implementation
     """Which lowering of the update runs."""
 
-    _attachments: list[Attachment]
+    _attachments: list[AttachedModel]
+    _follower: Follower | None  # what the attached models know of it
+    _given_up: set[Tensor]  # parameters that another optimizer has taken, which count as holding x
+    _looked_at: int  # the clock of attachments when it was last known that no other optimizer has a parameter
     _gradients: GradientWatch
+    _live: LiveDicts
     _swaps: Swaps
+    _writes: WriteWatch
     _copied: bool  # from one that was attached, to a model that may have been copied apart from this one
 
     def __init__(self, params: Any, defaults: Group) -> None:
@@ -43,13 +51,18 @@ class TwoModes(PairedState):
         return {
             "_averaged": set(),
             "_attachments": [],
+            "_follower": None,
+            "_given_up": set(),
+            "_looked_at": 0,
             "_copied": False,
             "_device": [],
             "_loaded_training": None,
             "_loading": None,
             "_written": {},
             "_gradients": GradientWatch(),
+            "_live": LiveDicts(),
             "_swaps": Swaps(),
+            "_writes": WriteWatch(),
         }
 
     @property
@@ -104,10 +117,10 @@ class TwoModes(PairedState):
             if self._flags() == flags:
                 self._put(before)
             else:
-                self.follow()
+                self._follow()
 
     def _flags(self) -> list[bool]:
-        return [attached.model.training for attached in self._attachments]
+        return [attached.training for attached in self._attachments]
 
     # Attaching.
 
@@ -150,14 +163,18 @@ class TwoModes(PairedState):
             False
         """
         require_count(0, "bn_batches", bn_batches, "give the number of training batches to keep; 0 for none")
-        root = attachment.check(model, set(self._params()))
+        params = set(self._params())
+        root = attachment.check(model, params)
         if any(attached.model is root for attached in self._attachments):
             return self
-        for other in attachment.others_of(self, set(self._params())):
-            other.eval()
-            other.detach()
+        attached = attachment.attached_model(root)
+        for other, shared in attachment.owners_of(params, self).items():
+            other.give_up(shared, True)
         self._settle()
-        self._attachments.append(Attachment(self, root, bn_batches))
+        self._given_up.clear()
+        self._attachments.append(attached)
+        attached.add(self._as_follower(), bn_batches)
+        takeover.watch()
         self._copied = False
         self._put(self._wanted_averages())
         return self
@@ -165,35 +182,78 @@ class TwoModes(PairedState):
     def detach(self) -> Self:
         """Undo every :meth:`attach`: the parameters stay as they are, and are switched by hand from then on."""
         for attached in self._attachments:
-            attached.let_go()
+            attached.remove(self._as_follower())
         self._attachments.clear()
         return self
 
-    def shared(self, params: set[Tensor]) -> set[Tensor]:
-        """Which of the parameters are this optimizer's too."""
-        return params.intersection(self._params())
+    def _as_follower(self) -> Follower:
+        """This optimizer, as attached models know it."""
+        if self._follower is None:
+            self._follower = Follower(
+                optimizer=self,
+                params=self._followed,
+                follow=self._follow,
+                averages=self._averages,
+                steps=self._steps,
+                before_load=self._before_load,
+                after_load=self._after_load,
+                end_load=self._settle,
+                give_up=self._give_up,
+            )
+        return self._follower
 
-    def steps(self) -> int:
-        """How many steps were made, or 0 if none was since a state was loaded. Attached models call it."""
+    def _followed(self) -> list[Tensor]:
+        """The parameters, but for those that another optimizer has taken."""
+        params = self._params()
+        return [param for param in params if param not in self._given_up] if self._given_up else params
+
+    def _steps(self) -> int:
+        """How many steps were made, or 0 if none was since a state was loaded."""
         self.read_back()
         return 0 if self._loaded_training is not None else sum(group["step"] for group in self.param_groups)
 
     @untraced
-    def follow(self) -> None:
-        """Put into the parameters what the flags of the attached models ask for. Attached models call it."""
+    def _follow(self) -> None:
+        """Put into the parameters what the flags of the attached models ask for."""
         self._settle()
         self._put(self._wanted_averages())
 
     def _wanted_averages(self) -> set[Tensor]:
         """The parameters of models in eval mode, and those of no attached model if any is in eval mode."""
-        held = [(set(attached.model.parameters()), attached.model.training) for attached in self._attachments]
-        any_eval = not all(training for _, training in held)
+        any_eval = not all(self._flags())
         wanted: set[Tensor] = set()
         for param in self._params():
-            flags = [training for params, training in held if param in params]
+            flags = [attached.training for attached in self._attachments if attached.knows({param})]
             if not all(flags) or (not flags and any_eval):
                 wanted.add(param)
         return wanted
+
+    # Other optimizers of the same parameters.
+
+    @untraced
+    def _give_up(self, params: set[Tensor], at_average: bool) -> None:
+        """Leave parameters to another optimizer; if these are all, it is detached.
+
+        They are put at x, or (not ``at_average``) stay as they are. Weights that were written since the last step stay
+        in any case. What is there then counts as the x of this optimizer.
+        """
+        self._settle()
+        kept = {param for param in params - self._averaged if not at_average or self._writes.were_written(param)}
+        self._note_averaged(self._averaged | kept)
+        self._put(self._averaged | params)
+        self._given_up |= params
+        for group in self.param_groups:
+            group["training"] = self.training
+        if not self._followed():
+            self.detach()
+
+    @untraced
+    def _take_over(self) -> None:
+        """End the attachment of another optimizer to parameters that this one is about to move."""
+        for other, shared in attachment.owners_of(set(self._params()), self).items():
+            warnings.warn(takeover.message(self, other.optimizer), stacklevel=takeover.CALLER)
+            other.give_up(shared, False)
+        self._looked_at = attachment.Clock.time
 
     # Switching.
 
@@ -202,19 +262,29 @@ class TwoModes(PairedState):
     @torch.no_grad()
     def _put(self, averaged: set[Tensor]) -> None:
         """Put x into these parameters and y into the others."""
+        averaged = averaged | self._given_up
         if averaged != self._averaged:
             there, back = self._started(averaged - self._averaged), self._started(self._averaged - averaged)
             with self._swaps.averages(self.implementation, there, self._written) as others:
                 put_averages(others, self._written)
             with self._swaps.gradient_points(back, self._written) as others:
                 put_gradient_points(others, self._written)
-            self._gradients.watch(averaged)
+            self._gradients.watch(averaged - self._given_up)
             self._note_averaged(averaged)
+            self._writes.note(param for param, _, _ in back)
+            if self._live.are_out():
+                self._live.put_y(self._live_ys())
             for group in self.param_groups:
                 group["training"] = self.training
             torch.clear_autocast_cache()  # it may hold casts of the weights of the other mode
             for attached in self._attachments:
                 attached.switched()
+
+    @torch.no_grad()
+    def _live_ys(self) -> dict[Tensor, State]:
+        """y of each parameter that has seen a gradient, as it is saved."""
+        started = self._started(set(self._params()))
+        return {param: live_y(param, state, beta, param not in self._averaged) for param, state, beta in started}
 
     def _note_averaged(self, averaged: set[Tensor]) -> None:
         """These parameters hold x: noted in place, since a trainer's wrapper may have borrowed this method."""

@@ -23,7 +23,7 @@ def nest(state_dict: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
         group["base"]["optimizer"] = type(optimizer).__name__
         for key, base_key in zip(group["params"], base_group["params"], strict=True):
             if base_key in states:
-                state_dict["state"][key] = {**state_dict["state"].get(key, {}), "base": states.pop(base_key)}
+                state_dict["state"].setdefault(key, {})["base"] = states.pop(base_key)
     if states or base:  # what is of no parameter
         state_dict["base"] = {**base, "state": states}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast, overload
+from typing import Any, NoReturn, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks,  # pyright: ignore[reportPrivateUsage]
 )
 
-from unscheduled import device_counters, distributed, groups, kernels, precision
+from unscheduled import device_counters, distributed, groups, kernels, memory, precision, takeover
 from unscheduled.groups import Group
 from unscheduled.kernels import Implementation, untraced
 from unscheduled.planning import NORM_AVERAGE
@@ -64,6 +64,8 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     Source: Defazio et al., "The Road Less Scheduled", arXiv 2405.15682.
     """
 
+    _is_made: bool = True  # all groups of the constructor are there
+
     def __init__(
         self,
         params: ParamsT,
@@ -78,13 +80,15 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             raise ValueError(
                 f"foreach = {foreach} and implementation = {implementation!r} exclude each other: give one of them"
             )
-        self._batches = {}
+        self._batches, self._is_made = {}, False
         self.state_precision = state_precision
         self.capturable = capturable
         self.implementation = implementation if foreach is None else "foreach" if foreach else "loop"
         defaults = groups.resolved(options, defaults={})
         self._check(defaults)
         super().__init__(params, defaults)
+        self._check_memory(())
+        self._is_made = True
 
     # Groups.
 
@@ -103,7 +107,10 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         try:
             group = groups.resolved(param_group, self.defaults)
             group["params"] = groups.listed(group["params"])
-            self._check(group, groups.tensors(group["params"]))
+            params = groups.tensors(group["params"])
+            self._check(group, params)
+            if self._is_made:  # else all are looked at once, when all are there
+                self._check_memory(params)
             if group["step_size"] != self.defaults["step_size"]:
                 raise ValueError(
                     f"step_size = {group['step_size']} in a group: it is for all groups, so give it to the constructor"
@@ -117,9 +124,25 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         super().add_param_group(group | counters)
         if not training:
             self._averaged.update(self.param_groups[-1]["params"])
-            self._gradients.watch(self._averaged)
+            self._gradients.watch(self._averaged - self._given_up)
+        self._looked_at = -1
         for attached in self._attachments:  # the model may have new modules as well
             attached.hook()
+
+    def _check_memory(self, params: Sequence[Tensor]) -> None:
+        """Raise ValueError if two of the parameters, or of these that are to come, share memory."""
+        own = self._params()
+        every = [*own, *params]
+        found = memory.overlapping(every)
+        if found is not None:
+            first, second = (
+                self._find(every[at])[1] if at < len(own) else f"one to add (shape {tuple(every[at].shape)})"
+                for at in found
+            )
+            raise ValueError(
+                f"{first} and {second} share memory, so that each would be moved twice and have no average of its own: "
+                "share the Parameter itself, as in head.weight = embedding.weight, and give it once"
+            )
 
     def _check(self, group: Group, params: Sequence[Tensor] = ()) -> None:
         groups.check(group)
@@ -223,18 +246,27 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             or torch.autograd.profiler._is_profiler_enabled  # pyright: ignore[reportPrivateUsage]
             or self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
+            or len(_global_optimizer_pre_hooks) > takeover.hook_count()
             or _global_optimizer_post_hooks
         )
 
     def _check_mode(self) -> bool:
         """Whether an attached model is in eval mode, and the optimizer is not; in eval mode the step is refused."""
+        if self._given_up:
+            self._refuse_without_all_parameters()
         if not self.training and not self._only_initialises():
             raise RuntimeError(
                 "step() in eval mode, where the parameters hold the average x and not y: "
                 f"call {self._switch_name()}.train() before the forward pass of a training step"
             )
         return self.training and not all(self._flags())
+
+    def _refuse_without_all_parameters(self) -> NoReturn:
+        first = next(param for param in self._params() if param in self._given_up)
+        raise RuntimeError(
+            f"another optimizer has taken parameters of this one ({len(self._given_up)}, from {self._find(first)[1]} "
+            "on): make a new one of those that are left, or attach() this again to take them back"
+        )
 
     _check_mode_outside_the_graph = untraced(_check_mode)
 

@@ -25,6 +25,7 @@ from unscheduled.state import (
     put_gradient_points,
     read,
     settle,
+    without_y,
     written_average,
 )
 
@@ -117,7 +118,7 @@ class PairedState(torch.optim.Optimizer):
         return found
 
     @torch.no_grad()
-    def averages(self) -> Callable[[Tensor], Tensor | None]:
+    def _averages(self) -> Callable[[Tensor], Tensor | None]:
         """A function that gives a snapshot of the average x of a parameter, each time the same; None if it needs none.
 
         To be used before anything is changed. A parameter that has seen no gradient, or is another's, needs none. It
@@ -143,9 +144,8 @@ class PairedState(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _with_gradient_point(self, param: Tensor, state: State, beta: float) -> State:
-        """The state as it is saved: with the bits of y, so that it goes with weights at x as well as at y."""
-        saved = {name: value for name, value in state.items() if name not in ("kept", "low", "y", "z")}
-        return saved | {"y": gradient_point(param, state, beta, param not in self._averaged)}
+        """The state with a copy of y, so that it goes with weights at x as well as at y."""
+        return without_y(state) | {"y": gradient_point(param, state, beta, param not in self._averaged)}
 
     def _params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in cast(list[Tensor], group["params"])]
@@ -171,21 +171,17 @@ class PairedState(torch.optim.Optimizer):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def before_load(self, module: nn.Module, call: object) -> None:
-        """Expect weights to be written into the parameters, in any mode. Attached models call it for each module."""
+    def _before_load(self, module: nn.Module, call: object) -> None:
+        """Expect weights to be written into the parameters, in any mode: the first module of a call, and the call."""
         if self._loading is None or self._loading[1] is not call:
             self._settle()
             self._loading = module, call
             keep_gradient_points(self._started(set(self._params()) - self._averaged))
 
-    def after_load(self, module: nn.Module, call: object) -> None:
-        """Take the weights that were written as x, if this module is the first of the call. Attached models call it."""
+    def _after_load(self, module: nn.Module, call: object) -> None:
+        """Take the weights that were written as x, if this module is the first of the call."""
         if self._loading is not None and self._loading[0] is module and self._loading[1] is call:
             self._settle()
-
-    def end_load(self) -> None:
-        """Loading has ended, in whatever way. Attached models call it."""
-        self._settle()
 
     @torch.no_grad()
     def _weights_before_switches(self) -> dict[Tensor, Tensor]:
@@ -228,11 +224,26 @@ class PairedState(torch.optim.Optimizer):
             self._loading = None
 
     def _settle_state(self) -> None:
+        if self._loading is None:
+            self._notice_replaced()
         if self._loaded_training is not None:
             for param, state, beta in self._started(set(self._params())):
                 written = settle(param, state, beta, param not in self._averaged, self._loaded_training)
                 if written is not None:
                     self._written[param] = written
+
+    def _notice_replaced(self) -> None:
+        """Parameters that took the place of others while these held x, with their states, hold x as well.
+
+        Their states say so: y is kept aside in them.
+        """
+        params = self._params()
+        found = {param for param in params if param not in self._averaged and "kept" in self.state.get(param, ())}
+        if found:
+            self._averaged.intersection_update(params)
+            self._averaged.update(found)
+            for group in self.param_groups:
+                group["training"] = False
 
     def _refuse_average_for_gradient_point(self) -> None:
         """Raise RuntimeError if the weights that were loaded after the state are x, where y was to be trained."""

@@ -123,6 +123,12 @@ class PlanningOptimizer(SavedOptimizer):
                 "make it dense, as with torch.nn.Embedding(sparse=False)"
             )
         found: list[Any] = list(map(self.state.get, params))
+        if any("kept" in state for state in found if state):
+            held = next(param for param, state in zip(params, found, strict=True) if state and "kept" in state)
+            raise RuntimeError(
+                f"{self._find(held)[1]} holds the average x, since it replaced another parameter, with its state, in "
+                "eval mode: call train() of the optimizer before the forward pass of a training step"
+            )
         states: list[State] = found if all(found) else [state or {} for state in found]  # which the step puts there
         if params and is_capturing(params[0].device):
             self._refuse_capture(states)

@@ -205,9 +205,18 @@ def store(state: State, name: str, values: Tensor, rounding: Tensor | int = NEAR
 
 
 def wide_state(state: State) -> State:
-    """A state whose buffers are all in the precision of the arithmetic."""
+    """A saved state whose buffers and whose y are all in the precision of the arithmetic."""
+    state = with_whole_y(state)
     names = buffers(state)
     return {name: wide(state, name) if has_codes(state, name) else state[name] for name in state if name in names}
+
+
+def with_whole_y(state: State) -> State:
+    """A saved state whose y is one tensor: of 16 bits it is saved as two."""
+    if "low" not in state or "y" not in state:
+        return state
+    whole = {name: value for name, value in state.items() if name != "low"}
+    return whole | {"y": joined(state["y"], state["low"])}
 
 
 def buffers(state: State) -> set[str]:

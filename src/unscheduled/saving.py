@@ -14,6 +14,7 @@ from unscheduled.groups import Group
 from unscheduled.kernels import Rule
 from unscheduled.modes import TwoModes
 from unscheduled.precision import StatePrecision
+from unscheduled.state import without_y
 
 
 class SavedOptimizer(TwoModes, ABC):
@@ -37,19 +38,27 @@ class SavedOptimizer(TwoModes, ABC):
 
         Beside the gap and the buffers it has the bits of y, so that training resumes bit for bit whether the model's
         file holds x or y: ``training`` in its groups tells which (x where a model is attached). The names of the
-        parameters are in it if the optimizer was given names or the models that hold them are attached.
+        parameters are in it if the optimizer was given names or the models that hold them are attached, and so is the
+        ``version`` of its format.
+
+        As in torch, its tensors are the optimizer's own (y is the parameter's, or what is kept aside while it holds x;
+        of 16 bits it is ``y`` and ``low``), so that it needs no memory. To keep it while training goes on, copy it at
+        once, with ``copy.deepcopy``; to save it from a thread, use ``torch.distributed.checkpoint.async_save``.
         """
 
         def describe(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
             self._settle()
+            state_dict["version"] = loading.VERSION
             names = self._names()
             if names:  # beside the groups: in them, DCP would look for them in the files of unattached optimizers
                 state_dict["param_names"] = dict(enumerate(names[param] for param in self._params()))
+            ys = self._live_ys()
+            entries = self._live.give_out({param: without_y(self.state[param]) | ys[param] for param in ys})
             for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
                 saved.update(groups.described_axes(group), training=self.training and not self._attachments)
                 for param, key in zip(group["params"], saved["params"], strict=True):
-                    if state := self.state.get(param):
-                        state_dict["state"][key] = self._with_gradient_point(param, state, group["beta"])
+                    if param in entries:
+                        state_dict["state"][key] = entries[param]
             self._nest(state_dict)
 
         self.read_back()
@@ -65,7 +74,8 @@ class SavedOptimizer(TwoModes, ABC):
         Load the model before or after, and switch modes in between as you like: weights and state are matched until the
         first step. If the weights are, bit for bit, the y or the x of the state, the parameters get y or x, as the mode
         asks; otherwise they are taken as the new x, or, in a state of train mode, as y. The mode is that of the
-        attached models, if there are any, else that of the file. Parameters are found by their names, in whatever order
+        attached models, if there are any, else that of the file. What a file of an older version lacks takes its
+        default. Parameters are found by their names, in whatever order
         and groups, if both sides have names (on one side all may have a further prefix). They are found by their order
         if a side has no names, or has one for two parameters; then the order of the names has to be the same.
 
@@ -75,19 +85,26 @@ class SavedOptimizer(TwoModes, ABC):
 
         Raises:
             ValueError: if it was made by another kind of optimizer, for other parameters (names, count or shape), with
-                other axes, or holds a number out of its range; the message names it, and nothing is changed.
+                other axes or options that are unknown here, holds a number out of its range, or is one of an optimizer
+                that has made a step since; the message names it, and nothing is changed.
         """
         loaded: list[loading.Loaded] = []
         weights: dict[Tensor, Tensor] = {}
 
         def check(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             try:
+                loading.check_form(state_dict)
                 state_dict = loading.regrouped(state_dict, self.param_groups, self._names())
                 state_dict, nested = self._without_nested(state_dict)
                 state_dict = migration.recognised(state_dict, self.param_groups, self._rule)
                 loaded.append(
                     loading.checked(
-                        state_dict, self.param_groups, self.defaults, self._rule, self._check, self.state_precision
+                        state_dict,
+                        self.param_groups,
+                        loading.class_defaults(type(self), self.defaults),
+                        self._rule,
+                        self._check,
+                        self.state_precision,
                     )
                 )
                 self._load_nested(nested)
@@ -97,6 +114,7 @@ class SavedOptimizer(TwoModes, ABC):
             return {"state": {}, "param_groups": loaded[0].param_groups}  # torch would cast the buffers
 
         def restore(_: torch.optim.Optimizer) -> None:
+            self._live.outdate()
             self.state.update(loaded[0].state)
             self._batches.clear()
             self._device.clear()

@@ -5,7 +5,7 @@
 | ``step`` | the number of gradients that the parameter has seen |
 | ``gap`` | z - x |
 | ``low`` | beside a parameter of 16 bits that holds y: what float32 has beyond it |
-| ``kept`` | y, bit for bit, kept aside while the parameter holds x |
+| ``kept`` | y, bit for bit, kept aside while the parameter holds x; of one of 16 bits, what it held beside ``low`` |
 | ``y`` | after loading until the first step: the y that belongs to the state |
 | ``z`` | after loading from the ``schedulefree`` package until the first step: z, from which the gap is made |
 | others | the buffers of the rule |
@@ -83,6 +83,38 @@ def bits_of_y(param: Tensor, state: State) -> Tensor:
     return param.detach().to(dtype_of_y(param), copy=True)
 
 
+def without_y(state: State) -> State:
+    """A state without what it holds of y."""
+    return {name: value for name, value in state.items() if name not in ("kept", "low", "y", "z")}
+
+
+def live_y(param: Tensor, state: State, beta: float, training: bool) -> State:
+    """y as it is saved, in the memory where it stands: ``y``, and ``low`` beside one of 16 bits.
+
+    If the parameter holds x (not ``training``) and y is nowhere, since other weights were written, y is formed.
+    """
+    if training or ("kept" in state and _is_y_of(param, kept_y(state), state, beta)):
+        y = param.detach() if training else state["kept"]
+        return {"y": y, "low": state["low"]} if is_split_y(state, y) else {"y": y}
+    y = gradient_point(param, state, beta, training=False)
+    if not precision.is_split(param.dtype):
+        return {"y": y}
+    high, low = torch.empty_like(param), _nothing_below(param)
+    precision.split(y, high, low)
+    return {"y": high, "low": low}
+
+
+def is_split_y(state: State, y: Tensor) -> bool:
+    """Whether a y has the parameter's 16 bits, and what it has beyond them stands beside it."""
+    return "low" in state and precision.is_split(y.dtype)
+
+
+def kept_y(state: State) -> Tensor:
+    """The y that is kept aside: a new tensor if it has 16 bits and the rest beside it."""
+    kept: Tensor = state["kept"]
+    return precision.joined(kept, state["low"]) if is_split_y(state, kept) else kept
+
+
 def put_y(param: Tensor, state: State, y: Tensor) -> None:
     """Put y into a parameter, and what it cannot hold beside it."""
     if precision.is_split(param.dtype):
@@ -155,18 +187,18 @@ def put_averages(started: list[Started], written: dict[Tensor, Tensor]) -> None:
     """
     kept: list[Tensor] = []
     try:
-        kept.extend(bits_of_y(param, state) for param, state, _ in started)
-        for (param, state, beta), y in zip(started, kept, strict=True):
+        kept.extend(param.detach().clone() for param, _, _ in started)
+        for param, state, beta in started:
             weights = written_average(param, written, state, beta, training=True)
             if weights is None:
-                _put_average(param, y, state, beta)
+                _put_average(param, bits_of_y(param, state), state, beta)
             else:
                 param.copy_(weights)
-        for (_, state, _), y in zip(started, kept, strict=True):
-            state["kept"] = y
+        for (_, state, _), each in zip(started, kept, strict=True):
+            state["kept"] = each
     except BaseException:  # out of memory, or interrupted
-        for (param, state, _), y in zip(started, kept, strict=False):
-            put_y(param, state, y)
+        for (param, state, _), each in zip(started, kept, strict=False):
+            param.copy_(each)
             state.pop("kept", None)
         raise
 
@@ -174,7 +206,7 @@ def put_averages(started: list[Started], written: dict[Tensor, Tensor]) -> None:
 def keep_gradient_points(started: list[Started]) -> None:
     """Keep the y of parameters that hold it aside, since weights may be written over them."""
     for param, state, _ in started:
-        state["kept"] = bits_of_y(param, state)
+        state["kept"] = param.detach().clone()
 
 
 def put_gradient_points(started: list[Started], written: dict[Tensor, Tensor], loading: bool = False) -> None:
@@ -218,7 +250,7 @@ def gradient_point(param: Tensor, state: State, beta: float, training: bool) -> 
 
 def average(param: Tensor, state: State, beta: float, training: bool) -> Tensor:
     """A copy of the bits of x of a parameter that holds y (``training``; maybe not if y is kept aside) or x."""
-    if not training or ("kept" in state and not _holds(param, state["kept"])):
+    if not training or ("kept" in state and not _holds(param, kept_y(state))):
         return param.detach().clone()
     x = torch.empty_like(param)
     _put_average(x, bits_of_y(param, state), state, beta)
@@ -242,10 +274,23 @@ def read(param: Tensor, state: State | None, beta: float, training: bool) -> Ite
 
 def known_gradient_point(param: Tensor, state: State, beta: float) -> Tensor | None:
     """The y kept aside or loaded that belongs to what the parameter holds: to its x, or y itself, put there already."""
-    for y in (cast(Tensor | None, state.get("kept")), cast(Tensor | None, state.get("y"))):
-        if y is not None and (_holds_average(param, y, state, beta) or _holds(param, y)):
+    for y in known_ys(state):
+        if _is_y_of(param, y, state, beta):
             return y
     return None
+
+
+def known_ys(state: State) -> Iterator[Tensor]:
+    """The y kept aside, and the loaded one, as far as there are any."""
+    if "kept" in state:
+        yield kept_y(state)
+    if "y" in state:
+        yield state["y"]
+
+
+def _is_y_of(param: Tensor, y: Tensor, state: State, beta: float) -> bool:
+    """Whether a parameter holds the x that belongs to y, or y itself."""
+    return _holds_average(param, y, state, beta) or _holds(param, y)
 
 
 # Loading.
@@ -292,7 +337,7 @@ def belongs(weights: Tensor, state: State, beta: float) -> bool:
     """Whether weights are the y that a state knows, its x, or what that y was formed from as x."""
     if known_gradient_point(weights, state, beta) is not None:
         return True
-    return any(name in state and makes(weights, state[name], state, beta) for name in ("kept", "y"))
+    return any(makes(weights, y, state, beta) for y in known_ys(state))
 
 
 def makes(weights: Tensor, y: Tensor, state: State, beta: float) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unscheduled import kernels
+from unscheduled.attachment import Clock
 from unscheduled.batches import Batches
 from unscheduled.device_number import as_tensor
 from unscheduled.iterates import coefficients
@@ -38,6 +39,8 @@ class SteppingOptimizer(PlanningOptimizer):
     def _update(self, loss: Loss | None, grad_norm: Number | None) -> None:
         """Make a step. Within ``torch.compile``, the graph is what stands between the two other parts."""
         compiling = torch.compiler.is_compiling()
+        if self._looked_at != Clock.time:
+            self._take_over()
         if not compiling and self._repeated():
             return
         with torch.no_grad():
@@ -83,6 +86,8 @@ class SteppingOptimizer(PlanningOptimizer):
         begun.widths.close()
         for plan in begun.plans:
             self._count(plan)
+        self._live.outdate()
+        self._writes.note_step([param for plan in begun.plans for param in plan.params])
         for place in [place for place in self._batches if place[0] >= len(begun.plans)]:  # of groups that are gone
             del self._batches[place]
 
@@ -112,6 +117,8 @@ class SteppingOptimizer(PlanningOptimizer):
             for state in plan.states:
                 state["step"] = count
             self._note(plan)
+        self._live.outdate()
+        self._writes.note_repeated()
         return True
 
     def _remember(self, plans: list[Plan], works: dict[Rule, list[Work]]) -> None:

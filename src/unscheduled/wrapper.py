@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from unscheduled import groups, nesting
+from unscheduled import groups, nesting, takeover
 from unscheduled.averaging import Averaging
 from unscheduled.groups import Group
 from unscheduled.interpolation import Interpolation
@@ -211,7 +211,8 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
                     loans.append(Loan(param, state, plan.group["beta"]))
             with lent(self.base, {loan.param: loan.z for loan in loans if loan.z is not loan.param}):
                 self._give_lrs(plans)
-                self.base.step()
+                with takeover.of_base():
+                    self.base.step()
             moves = iter([loan.move() for loan in loans])
         finally:
             for loan in loans:

@@ -1,0 +1,80 @@
+"""Optimizers that make a step on parameters that another one is attached to: that one must not decide what is saved."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import weakref
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from unscheduled import attachment
+
+CALLER = 5
+"""How many calls lie between the warning of a step and the line that made the step."""
+
+
+class Watch:
+    """Warns when an optimizer that is not schedule-free moves the parameters of one that is attached."""
+
+    def __init__(self) -> None:
+        self._time = 0
+        self._seen: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self.is_base = 0
+        """How many steps of a wrapper are being made, whose base is to move the parameters."""
+
+    def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Look at the parameters of an optimizer at its first step, or its first after an optimizer was attached."""
+        if self._time != attachment.Clock.time:
+            self._time = attachment.Clock.time
+            self._seen.clear()
+        if optimizer in self._seen:
+            return
+        self._seen.add(optimizer)
+        if self.is_base or hasattr(optimizer, "averaged_parameters"):
+            return
+        params = {param for group in optimizer.param_groups for param in group["params"]}
+        for other in attachment.owners_of(params, optimizer):
+            name, its = type(optimizer).__name__, type(other.optimizer).__name__
+            warnings.warn(
+                f"{name} moves parameters that {its} is attached to, which goes on to put its y and x into them: call "
+                f"eval() and detach() of {its} before {name} takes over",
+                stacklevel=4,
+            )
+
+
+watching = Watch()
+
+
+@functools.cache
+def watch() -> None:
+    """Look at every optimizer that makes a step from now on."""
+    register_optimizer_step_pre_hook(watching)
+
+
+def hook_count() -> int:
+    """How many of torch's hooks before all steps are ours, which our own optimizers do without."""
+    return watch.cache_info().currsize
+
+
+@contextmanager
+def of_base() -> Generator[None, None, None]:
+    """Within it the optimizer that makes a step is the base of a wrapper."""
+    watching.is_base += 1
+    try:
+        yield
+    finally:
+        watching.is_base -= 1
+
+
+def message(optimizer: object, other: object) -> str:
+    """The warning that a schedule-free optimizer takes parameters of another."""
+    name, its = type(optimizer).__name__, type(other).__name__
+    return (
+        f"{name} trains parameters that another {its} is attached to, which is detached from them now: call attach() "
+        f"of the {name}, so that the model evaluates and saves its average, or detach() of the {its} before"
+    )

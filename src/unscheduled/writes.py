@@ -1,0 +1,73 @@
+"""Whether parameters were written since an optimizer moved them last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import NamedTuple
+
+from torch import Tensor
+
+from unscheduled.kernels import all_same
+
+VERSION = attrgetter("_version")
+
+
+class Noted(NamedTuple):
+    """Parameters, how often each had been written, and where each was."""
+
+    params: list[Tensor]
+    versions: list[int]
+    places: list[int]
+
+
+def _noted(params: list[Tensor]) -> Noted:
+    try:
+        versions: list[int] = list(map(VERSION, params))
+    except RuntimeError:  # tensors of inference mode do not count
+        versions = [0 if param.is_inference() else param._version for param in params]
+    return Noted(params, versions, list(map(Tensor.data_ptr, params)))
+
+
+class WriteWatch:
+    """Remembers how often the parameters of an optimizer had been written, and where they were, when it moved them.
+
+    A write past the notice of autograd, as in place through ``.data``, is not seen.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Tensor, tuple[int, int]] = {}
+        self._step = Noted([], [], [])  # of the last step
+        self._repeated = 0  # how often that step was made once more, each time with one write
+
+    def note_step(self, params: list[Tensor]) -> None:
+        """These were moved by a step."""
+        if not all_same(params, self._step.params):
+            self._fold()
+        self._step, self._repeated = _noted(params), 0
+
+    def note_repeated(self) -> None:
+        """The last step was made once more."""
+        self._repeated += 1
+
+    def note(self, params: Iterable[Tensor]) -> None:
+        """These were moved between steps."""
+        self._fold()
+        noted = _noted(list(params))
+        self._seen.update(zip(noted.params, zip(noted.versions, noted.places, strict=True), strict=True))
+        if self._step.params:
+            versions, places = zip(*map(self._seen.__getitem__, self._step.params), strict=True)
+            self._step = Noted(self._step.params, list(versions), list(places))
+
+    def were_written(self, param: Tensor) -> bool:
+        """Whether somebody else has written to a parameter since it was moved; not before it was moved first."""
+        self._fold()
+        (now,) = zip(*_noted([param])[1:], strict=True)
+        return self._seen.get(param, now) != now
+
+    def _fold(self) -> None:
+        """Bring what is known of the last step to the rest."""
+        params, versions, places = self._step
+        versions = [version + self._repeated for version in versions]
+        self._seen.update(zip(params, zip(versions, places, strict=True), strict=True))
+        self._step, self._repeated = Noted(params, versions, places), 0
