@@ -206,12 +206,6 @@ def spoil(name: str, value: Any) -> Any:
     return change
 
 
-def age_averaging(state: dict[str, Any]) -> dict[str, Any]:
-    """As a version with one more field would write it."""
-    state["param_groups"][0]["averaging"]["arguments"]["window"] = 3
-    return state
-
-
 def drop_gap(state: dict[str, Any]) -> dict[str, Any]:
     del state["state"][1]["gap"]
     return state
@@ -242,13 +236,8 @@ def drop_gap(state: dict[str, Any]) -> dict[str, Any]:
             r"weight_sum = nan is outside \[0, inf\): the state dict is damaged",
         ),
         (MODEL, spoil("step", -3), r"step = -3 is no integer >= 0"),
-        (
-            MODEL,
-            age_averaging,
-            r"made with averaging = PolynomialAveraging\(r, .*, cooldown_start, window\)",
-        ),
     ],
-    ids=["more", "fewer", "shape", "buffer", "square", "y", "lr", "beta", "sum", "step", "axis"],
+    ids=["more", "fewer", "shape", "buffer", "square", "y", "lr", "beta", "sum", "step"],
 )
 def test_a_state_dict_of_other_parameters_is_refused(shapes: Any, change: Any, match: str) -> None:
     theirs = AdamWScheduleFree(named(shapes))
@@ -271,6 +260,22 @@ def refused(params: list[tuple[str, Parameter]], state: dict[str, Any], match: s
     optimizer.load_state_dict(before)  # and a right one still loads
 
 
+def age_averaging(state: dict[str, Any]) -> dict[str, Any]:
+    """As a version with one field less, or with one more that is off, writes it."""
+    arguments = state["param_groups"][0]["averaging"]["arguments"]
+    del arguments["cooldown_start"]
+    arguments["window"] = None
+    return state
+
+
+def test_a_state_dict_of_another_age_is_loaded() -> None:
+    theirs = AdamWScheduleFree(named(MODEL))
+    train(theirs, range(3))
+    optimizer = AdamWScheduleFree(named(MODEL))
+    optimizer.load_state_dict(age_averaging(theirs.eval().state_dict()))
+    assert optimizer.param_groups[0]["averaging"] == theirs.param_groups[0]["averaging"]
+
+
 def test_the_state_of_other_optimizers_is_refused() -> None:
     params = named(MODEL)
     plain = torch.optim.SGD(params)
@@ -282,7 +287,7 @@ def test_the_state_of_other_optimizers_is_refused() -> None:
         train(each, range(2))
     refused(named(MODEL), {"model": {}}, r"not that of an optimizer: it has \['model'\]")
     refused(named(MODEL), plain.state_dict(), r"another kind of optimizer: parameter group 0 has no 'averaging'")
-    refused(named(MODEL), sgd.state_dict(), r"another kind of optimizer: parameter group 0 has no 'betas'")
+    refused(named(MODEL), sgd.state_dict(), r"parameter group 0: momentum = 0\.9 is unknown here: .* by another kind")
     refused(
         named(MODEL),
         exponential.state_dict(),
