@@ -411,10 +411,10 @@ def owners_of(params: set[Tensor], but: object) -> dict[Follower, set[Tensor]]:
     """The optimizers that are attached to a model and have some of these parameters, and which; but for one."""
     found: dict[Follower, set[Tensor]] = {}
     for attached in tuple(alive):
-        owners = attached.params()
-        for param in params & owners.keys():
-            if owners[param].optimizer is not but:
-                found.setdefault(owners[param], set()).add(param)
+        for follower in attached.followers():
+            shared = params.intersection(follower.params())
+            if shared and follower.optimizer is not but:
+                found[follower] = shared
     return found
 
 

@@ -18,7 +18,7 @@ from unscheduled.interval import require_count
 from unscheduled.kernels import Implementation, untraced
 from unscheduled.live import LiveDicts
 from unscheduled.pairing import PairedState
-from unscheduled.state import State, live_y, put_averages, put_gradient_points
+from unscheduled.state import State, known_gradient_point, live_y, put_averages, put_gradient_points
 from unscheduled.swaps import Swaps
 from unscheduled.writes import WriteWatch
 
@@ -39,7 +39,6 @@ class TwoModes(PairedState):
     _gradients: GradientWatch
     _live: LiveDicts
     _swaps: Swaps
-    _writes: WriteWatch
     _copied: bool  # from one that was attached, to a model that may have been copied apart from this one
 
     def __init__(self, params: Any, defaults: Group) -> None:
@@ -168,12 +167,13 @@ class TwoModes(PairedState):
         if any(attached.model is root for attached in self._attachments):
             return self
         attached = attachment.attached_model(root)
-        for other, shared in attachment.owners_of(params, self).items():
-            other.give_up(shared, True)
+        owners = attachment.owners_of(params, self)
         self._settle()
         self._given_up.clear()
         self._attachments.append(attached)
-        attached.add(self._as_follower(), bn_batches)
+        attached.add(self._as_follower(), bn_batches)  # before the others go, with the last of which the tie would
+        for other, shared in owners.items():
+            other.give_up(shared, True)
         takeover.watch()
         self._copied = False
         self._put(self._wanted_averages())
@@ -238,7 +238,7 @@ class TwoModes(PairedState):
         in any case. What is there then counts as the x of this optimizer.
         """
         self._settle()
-        kept = {param for param in params - self._averaged if not at_average or self._writes.were_written(param)}
+        kept = params - self._averaged if not at_average else self._written_since(params - self._averaged)
         self._note_averaged(self._averaged | kept)
         self._put(self._averaged | params)
         self._given_up |= params
@@ -247,7 +247,14 @@ class TwoModes(PairedState):
         if not self._followed():
             self.detach()
 
-    @untraced
+    def _written_since(self, params: set[Tensor]) -> set[Tensor]:
+        """Which of these parameters, which are to hold y, somebody else has written to since the last step."""
+        if self._loaded_training is None:
+            return {param for param in params if self._writes.were_written(param)}
+        return {
+            param for param, state, beta in self._started(params) if known_gradient_point(param, state, beta) is None
+        }
+
     def _take_over(self) -> None:
         """End the attachment of another optimizer to parameters that this one is about to move."""
         for other, shared in attachment.owners_of(set(self._params()), self).items():

@@ -28,6 +28,7 @@ from unscheduled.state import (
     without_y,
     written_average,
 )
+from unscheduled.writes import WriteWatch
 
 
 class PairedState(torch.optim.Optimizer):
@@ -37,6 +38,7 @@ class PairedState(torch.optim.Optimizer):
     _loaded_training: bool | None  # the mode of a loaded file, until the first step after it
     _loading: tuple[nn.Module, object] | None  # the module that weights are loaded into, and the call
     _written: dict[Tensor, Tensor]  # weights that were taken as a new x, until the first step after it
+    _writes: WriteWatch
 
     capturable: bool = False
     """Whether the numbers of the step are on the device, so that it may be captured in a CUDA graph."""
@@ -220,7 +222,9 @@ class PairedState(torch.optim.Optimizer):
         """Bring a loaded state together with the weights, and end the loading of weights, also one that has failed."""
         self._settle_state()
         if self._loading is not None:
-            put_gradient_points(self._started(set(self._params()) - self._averaged), self._written, loading=True)
+            started = self._started(set(self._params()) - self._averaged)
+            put_gradient_points(started, self._written, loading=True)
+            self._writes.note(param for param, _, _ in started)
             self._loading = None
 
     def _settle_state(self) -> None:

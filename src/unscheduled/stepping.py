@@ -40,7 +40,7 @@ class SteppingOptimizer(PlanningOptimizer):
         """Make a step. Within ``torch.compile``, the graph is what stands between the two other parts."""
         compiling = torch.compiler.is_compiling()
         if self._looked_at != Clock.time:
-            self._take_over()
+            self._take_over_outside_the_graph() if compiling else self._take_over()
         if not compiling and self._repeated():
             return
         with torch.no_grad():
@@ -92,6 +92,7 @@ class SteppingOptimizer(PlanningOptimizer):
             del self._batches[place]
 
     _begin_outside_the_graph, _end_outside_the_graph = untraced(_begin), untraced(_end)
+    _take_over_outside_the_graph = untraced(PlanningOptimizer._take_over)
 
     def _repeated(self) -> bool:
         """Make the step, if it is like the one before in all but its numbers."""

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from unscheduled import attachment
 
-CALLER = 5
+CALLER = 6
 """How many calls lie between the warning of a step and the line that made the step."""
 
 
@@ -43,7 +43,7 @@ class Watch:
             warnings.warn(
                 f"{name} moves parameters that {its} is attached to, which goes on to put its y and x into them: call "
                 f"eval() and detach() of {its} before {name} takes over",
-                stacklevel=4,
+                stacklevel=3,
             )
 
 
