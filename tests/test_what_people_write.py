@@ -1,6 +1,7 @@
 """What people write around an optimizer, as they do with torch's own: it changes no bit, or it is refused in words."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -8,15 +9,17 @@ from typing import Any
 import pytest
 import torch
 from problems import make_params, set_gradients
-from registry import ALL, OPTIMIZERS, OptimizerInfo
+from registry import ALL, OPTIMIZERS
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from unscheduled import (
     AdamWScheduleFree,
+    ConstantStep,
     LionScheduleFree,
     MuonScheduleFree,
     PolyakStep,
+    RAdamScheduleFree,
     ScheduleFreeOptimizer,
     ScheduleFreePlus,
     SGDScheduleFree,
@@ -26,7 +29,7 @@ from unscheduled import (
     to_torch,
     update_bn,
 )
-from unscheduled.kernels import compiled, has_numba, headers
+from unscheduled.kernels import Rule, compiled, has_numba, headers
 
 IMPLEMENTATIONS = ["auto", "loop", "foreach", "compiled"]
 SHAPES = ((4, 3), (7,), (130,), ())
@@ -220,3 +223,113 @@ def test_a_default_device_or_dtype_changes_no_statistics(around: Around) -> None
             update_bn(inputs, model, optimizer)
             results.append((kept, model.state_dict(), averaged_state_dict(model, optimizer)))
     assert_same_bits(*results)
+
+
+# One configuration for all classes.
+
+CLASSES = [*(info.cls for info in OPTIMIZERS), ScheduleFreePlus]
+classes = pytest.mark.parametrize("cls", CLASSES)
+
+
+@classes
+@pytest.mark.parametrize(
+    ("arguments", "implementation"),
+    [
+        ({}, "auto"),
+        ({"foreach": None, "fused": None}, "auto"),
+        ({"foreach": True}, "foreach"),
+        ({"foreach": False}, "loop"),
+        ({"fused": False}, "foreach"),
+        ({"fused": False, "foreach": True}, "foreach"),
+        ({"fused": False, "foreach": False}, "loop"),
+        ({"fused": False, "capturable": True}, "auto"),
+        ({"foreach": False, "capturable": True}, "loop"),
+        pytest.param({"fused": True}, "fused", marks=pytest.mark.skipif(not has_numba(), reason="needs Numba")),
+        pytest.param(
+            {"fused": True, "foreach": False}, "fused", marks=pytest.mark.skipif(not has_numba(), reason="needs Numba")
+        ),
+    ],
+)
+def test_the_implementation_by_the_arguments_of_torch(cls: Any, arguments: dict[str, Any], implementation: str) -> None:
+    params = make_params()
+    optimizer = cls(params, **{"step_size": ConstantStep()} | arguments)
+    assert optimizer.implementation == implementation
+    set_gradients(params, 0)
+    optimizer.step()
+
+
+def test_without_the_fused_kernel_a_rule_without_foreach_is_a_loop() -> None:
+    class Plain(AdamWScheduleFree):
+        def _rule(self, group: Any, param: Tensor | None = None) -> Rule:
+            return dataclasses.replace(super()._rule(group, param), foreach=None)
+
+    assert Plain(make_params(), fused=False).implementation == "loop"
+    with pytest.raises(ValueError, match=r"^foreach = True is not there for this rule: use implementation = 'auto'"):
+        Plain(make_params(), foreach=True)
+
+
+@classes
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"foreach": True, "fused": True}, "foreach = True and fused = True exclude each other: give one of them"),
+        ({"fused": False, "implementation": "loop"}, "fused = False and implementation = 'loop' exclude each other"),
+        (
+            {"fused": False, "foreach": True, "implementation": "fused"},
+            "foreach = True and fused = False and implementation = 'fused' exclude each other",
+        ),
+        ({"fused": 1}, "fused = 1 is neither True, False nor None"),
+        ({"foreach": "yes"}, "foreach = 'yes' is neither True, False nor None"),
+        ({"capturable": 1}, "capturable = 1 is neither True nor False"),
+        ({"capturable": None}, "capturable = None is neither True nor False"),
+        ({"capturable": True, "fused": True}, "capturable = True, fused = True exclude each other"),
+        ({"step_size": ConstantStep}, "step_size = ConstantStep is a class: make an object of it"),
+    ],
+)
+def test_arguments_that_exclude_each_other(cls: Any, arguments: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=f"^{match}"):
+        cls(make_params(), **{"step_size": ConstantStep()} | arguments)
+
+
+def test_what_is_not_there_is_called_by_what_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = [Parameter(torch.zeros(2, device="meta"))]
+    if has_numba():
+        with pytest.raises(ValueError, match="fused = True is for the CPU, but the parameters are on meta"):
+            AdamWScheduleFree(params, fused=True)
+    optimizer = AdamWScheduleFree(params, foreach=True)
+    optimizer.implementation = "unknown"  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValueError, match="implementation = 'unknown' is unknown"):
+        optimizer.add_param_group({"params": make_params()})
+    monkeypatch.setattr("unscheduled.kernels.has_numba", lambda: False)
+    with pytest.raises(ImportError, match=r"^fused = True needs Numba"):
+        AdamWScheduleFree(params, fused=True)
+
+
+@pytest.mark.parametrize("cls", [LionScheduleFree, MuonScheduleFree, RAdamScheduleFree])
+@pytest.mark.parametrize("own", [{}, {"use_muon": False}])
+def test_a_polyak_step_where_there_is_none(cls: Any, own: dict[str, Any]) -> None:
+    match = rf"step_size = PolyakStep\(.*\) is not there for {cls.__name__}: use AdamWScheduleFree or SGDScheduleFree"
+    with pytest.raises(ValueError, match=match):
+        cls(make_params(), step_size=PolyakStep(), **(own if cls is MuonScheduleFree else {}))
+
+
+def test_schedule_free_plus_with_a_learning_rate_is_adamw() -> None:
+    ours, others = make_params(), make_params()
+    plus = ScheduleFreePlus(ours, step_size=ConstantStep(), warmup_steps=0, betas=(0.9, 0.999), weight_decay=0.1)
+    adamw = AdamWScheduleFree(others, weight_decay=0.1, corrected_decay=True)
+    for step in range(5):
+        for params, optimizer in ((ours, plus), (others, adamw)):
+            set_gradients(params, step)
+            optimizer.step()
+    assert_same_bits(ours, others)
+    assert_same_bits(plus.state_dict(), adamw.state_dict())
+    with pytest.raises(ValueError, match=r"capturable = True, step_size = PolyakStep\(.*computed on the host"):
+        ScheduleFreePlus(ours, capturable=True)
+    assert ScheduleFreePlus(ours).param_groups[0]["lr"] == 1.0
+
+
+@classes
+def test_a_copy_is_made_by_the_same_implementation(cls: Any) -> None:
+    optimizer = copy.deepcopy(cls(make_params(), fused=False))
+    assert optimizer.implementation == "foreach"
+    optimizer.add_param_group({"params": make_params()})

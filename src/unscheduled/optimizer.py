@@ -49,6 +49,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         capturable: whether a step may be captured in a CUDA graph and replayed, see
             :mod:`unscheduled.device_counters`.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``: for code written for ``schedulefree``.
+        fused: True is ``implementation="fused"``, False is the fastest other: for code written for ``torch.optim``.
         options: the defaults of the groups, see :mod:`unscheduled.groups`, and the algorithm's own.
 
     Raises:
@@ -64,6 +65,9 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     Source: Defazio et al., "The Road Less Scheduled", arXiv 2405.15682.
     """
 
+    _chosen: tuple[Implementation, str] = ("auto", "")
+    """What the constructor's arguments asked for, and the one that did."""
+
     def __init__(
         self,
         params: ParamsT,
@@ -71,19 +75,21 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         implementation: Implementation,
         foreach: bool | None,
         options: dict[str, Any],
+        fused: bool | None = None,
         state_precision: StatePrecision = "float32",
         capturable: bool = False,
     ) -> None:
-        if foreach is not None and implementation != "auto":
-            raise ValueError(
-                f"foreach = {foreach} and implementation = {implementation!r} exclude each other: give one of them"
-            )
+        if not isinstance(capturable, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"capturable = {capturable!r} is neither True nor False")
+        self._chosen = kernels.chosen(implementation, foreach, fused)
         self._batches = {}
         self.state_precision = state_precision
         self.capturable = capturable
-        self.implementation = implementation if foreach is None else "foreach" if foreach else "loop"
+        self.implementation = self._chosen[0]
         defaults = groups.resolved(options, defaults={})
         self._check(defaults)
+        if fused is False and foreach is None and not capturable:  # captured steps are not made by the fused kernel
+            self.implementation = kernels.unfused(self._rule(defaults))
         super().__init__(params, defaults)
 
     # Groups.
@@ -124,18 +130,18 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     def _check(self, group: Group, params: Sequence[Tensor] = ()) -> None:
         groups.check(group)
         self._check_rule(group)
-        kernels.check(self.implementation, self._rule(group), params)
+        implementation, written = self._chosen
+        written = written if self.implementation == implementation else ""
+        kernels.check(self.implementation, self._rule(group), params, written)
         self._check_step_size(group)
         precision.check(self.state_precision, params, self._rule(group).compact is not None)
         self._next_beta(group, 0)
         if self.capturable:
+            kernels.check_capturable(self.implementation, written)
             self._check_capturable(group, params)
 
     def _check_capturable(self, group: Group, params: Sequence[Tensor]) -> None:
         """Raise ValueError if a step of a group cannot be captured."""
-        if self.capturable is not True:
-            raise ValueError(f"capturable = {self.capturable!r} is neither True nor False")
-        kernels.check_capturable(self.implementation)
         if self.state_precision == "compact":
             raise ValueError("capturable = True, state_precision = 'compact' exclude each other: use 'float32'")
         device_counters.check(group, params)

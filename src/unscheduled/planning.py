@@ -97,11 +97,14 @@ class PlanningOptimizer(SavedOptimizer):
                 f"capturable = True, step_size = {group['step_size']} exclude each other, since that is computed on "
                 "the host: use ConstantStep() and a learning rate"
             )
-        if self._rule(group).size is None:
+        if not self._has_polyak_step(group):
             raise ValueError(
                 f"step_size = {group['step_size']} is not there for {type(self).__name__}: "
                 "use AdamWScheduleFree or SGDScheduleFree, or ConstantStep() and a learning rate"
             )
+
+    def _has_polyak_step(self, group: Group) -> bool:
+        return self._rule(group).size is not None
 
     # The plan.
 
