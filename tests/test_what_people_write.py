@@ -2,16 +2,18 @@
 
 import copy
 import dataclasses
+import pickle
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
-from problems import make_params, set_gradients
-from registry import ALL, OPTIMIZERS
+from problems import copies, make_params, set_gradients, train
+from registry import ALL, OPTIMIZERS, OptimizerInfo, built_in, optimizers
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.optim import lr_scheduler, swa_utils
 
 from unscheduled import (
     AdamWScheduleFree,
@@ -29,6 +31,7 @@ from unscheduled import (
     to_torch,
     update_bn,
 )
+from unscheduled.groups import unknown_entries
 from unscheduled.kernels import Rule, compiled, has_numba, headers
 
 IMPLEMENTATIONS = ["auto", "loop", "foreach", "compiled"]
@@ -333,3 +336,119 @@ def test_a_copy_is_made_by_the_same_implementation(cls: Any) -> None:
     optimizer = copy.deepcopy(cls(make_params(), fused=False))
     assert optimizer.implementation == "foreach"
     optimizer.add_param_group({"params": make_params()})
+
+
+# Entries of a group that no step reads.
+
+UNKNOWN = [
+    ("r", 5, r"r = 5 is no option of a group: set group\['averaging'\] = dataclasses\.replace\(.*, r=5\) instead"),
+    ("weight_lr_power", 0.0, r"weight_lr_power = 0\.0 is no option .*\(group\['averaging'\], weight_lr_power=0\.0\)"),
+    ("weight_dacay", 0.1, r"weight_dacay = 0\.1 is no option of a group: use 'weight_decay', and remove 'weight_dacay'"),
+    ("lr_scale", 0.5, r"lr_scale = 0\.5 is no option of a group: multiply group\['lr'\] by it, and remove 'lr_scale'"),
+    ("nesterov", True, r"nesterov = True is no option of a group: the options are averaging, .*; a label can .* under 'name'"),
+    ("fused", True, "fused = True in a group: it is for all groups, so give it to the constructor"),
+    ("state_precision", "compact", "state_precision = 'compact' in a group: it is for all groups"),
+    ("capturable", False, "capturable = False in a group: it is for all groups"),
+]
+unknown = pytest.mark.parametrize(("name", "value", "match"), UNKNOWN, ids=[name for name, _, _ in UNKNOWN])
+
+
+@optimizers
+@unknown
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_an_unknown_entry_at_a_step(info: OptimizerInfo, name: str, value: Any, match: str, steps: int) -> None:
+    """Also at a step that is like the one before, and at one of several groups."""
+    first, second = make_params()
+    optimizer = info.make([{"params": [first]}, {"params": [second]}])
+    train(optimizer, range(steps))
+    optimizer.param_groups[1][name] = value
+    before, state = copies([first, second]), copy.deepcopy(list(optimizer.state.values()))
+    set_gradients([first, second], steps)
+    with pytest.raises(ValueError, match=f"^parameter group 1: {match}"):
+        optimizer.step()
+    assert optimizer.param_groups[0]["step"] == steps
+    assert_same_bits([first.detach(), second.detach()], before)
+    assert_same_bits(list(optimizer.state.values()), state)
+    del optimizer.param_groups[1][name]
+    optimizer.step()
+    assert optimizer.param_groups[1]["step"] == steps + 1
+
+
+@optimizers
+@unknown
+def test_an_unknown_entry_of_a_new_group(info: OptimizerInfo, name: str, value: Any, match: str) -> None:
+    first, second = make_params()
+    optimizer = info.make([first])
+    if name not in ("r", "weight_lr_power"):  # which a new group may have
+        with pytest.raises(ValueError, match=f"^parameter group 1: {match}"):
+            optimizer.add_param_group({"params": [second], name: value})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [second]})
+    train(optimizer, range(2))
+
+
+@built_in
+def test_an_unknown_entry_at_construction(info: OptimizerInfo) -> None:
+    with pytest.raises(ValueError, match="parameter group 0: momentun = 0.9 is no option of a group"):
+        info.make([{"params": make_params(), "momentun": 0.9}])
+
+
+def test_an_unknown_entry_of_a_capturable_or_a_compiled_optimizer() -> None:
+    for arguments in ({"capturable": True}, {"implementation": "compiled"}, {"step_size": PolyakStep()}):
+        params = make_params()
+        optimizer = AdamWScheduleFree(params, **arguments)
+        optimizer.param_groups[0]["r"] = 1
+        set_gradients(params, 0)
+        with pytest.raises(ValueError, match="parameter group 0: r = 1 is no option of a group"):
+            optimizer.step(loss=1.0)
+
+
+@optimizers
+def test_the_averaging_that_takes_the_place_of_r(info: OptimizerInfo) -> None:
+    ours, others = make_params(), make_params()
+    optimizer, other = info.make(ours), info.make(others, r=5.0)
+    group = optimizer.param_groups[0]
+    group["averaging"] = dataclasses.replace(group["averaging"], r=5.0)
+    for each in (optimizer, other):
+        train(each, range(5))
+    assert_same_bits(ours, others)
+
+
+SCHEDULERS: list[Callable[[Any], Any]] = [
+    lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=9, cycle_momentum=True),
+    lambda optimizer: lr_scheduler.CyclicLR(optimizer, 1e-4, 0.01, step_size_up=4, cycle_momentum=True),
+    lambda optimizer: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 3),
+    lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer),
+    lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer, [lr_scheduler.ConstantLR(optimizer), lr_scheduler.ExponentialLR(optimizer, 0.9)], [3]
+    ),
+    lambda optimizer: swa_utils.SWALR(optimizer, swa_lr=0.001),
+]
+
+
+@optimizers
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+def test_what_schedulers_and_labels_put_there_is_known(info: OptimizerInfo, scheduler: Any) -> None:
+    params = make_params()
+    optimizer = info.make(params)
+    optimizer.param_groups[0]["name"] = "all"
+    schedule = scheduler(optimizer)
+    for step in range(6):
+        set_gradients(params, step)
+        optimizer.step()
+        schedule.step(*([1.0] if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) else []))
+    assert set(unknown_entries(optimizer.param_groups[0], optimizer.defaults)) == set()
+    copied = pickle.loads(pickle.dumps(optimizer))
+    train(copied, range(2))
+    copied.load_state_dict(optimizer.state_dict())
+    train(copied, range(2))
+
+
+def test_groups_of_another_optimizer_make_a_new_one() -> None:
+    first, second = make_params()
+    old = AdamWScheduleFree([{"params": [first], "lr": 0.1}, {"params": [("second", second)]}][:1])
+    train(old, range(3))
+    new = AdamWScheduleFree(old.param_groups)
+    assert new.param_groups[0]["step"] == 0
+    train(new, range(3))

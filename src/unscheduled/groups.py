@@ -14,7 +14,9 @@
 """
 
 import dataclasses
-from collections.abc import Iterable, Set
+import difflib
+import reprlib
+from collections.abc import Collection, Iterable, Set
 from math import inf
 from typing import Any, TypeAlias, cast
 
@@ -38,6 +40,18 @@ AVERAGING_STATES = (*FROZEN, *THAWED)
 """Their names on the host; on a device a state is its position here."""
 
 POWERS = ("r", "weight_lr_power")
+
+FOR_ALL_GROUPS = ("capturable", "foreach", "fused", "implementation", "state_precision")
+"""Arguments of constructors that no group has."""
+
+OF_OTHERS = frozenset(
+    (
+        *("params", "param_names", "differentiable"),  # torch.optim.Optimizer
+        *("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"),  # torch's schedulers
+        "name",  # a label, which Lightning's LearningRateMonitor shows
+    )
+)
+"""Entries of a group beside the options and the counters, which no step reads."""
 
 
 def resolved(options: Group, defaults: Group) -> Group:
@@ -107,6 +121,43 @@ def fresh_counters(beta: float, training: bool) -> Group:
     }
 
 
+COUNTERS = frozenset(fresh_counters(0.0, training=True))
+
+
+def known_entries(defaults: Collection[str]) -> frozenset[str]:
+    """What a group may have, if these are the options of its optimizer."""
+    return frozenset(defaults) | COUNTERS | OF_OTHERS
+
+
+def unknown_entries(group: Group, defaults: Collection[str]) -> list[str]:
+    """The keys of a group that no step reads: none of these options, no counter, nothing of torch's.
+
+    Example:
+        >>> unknown_entries({"lr": 0.1, "step": 7, "initial_lr": 0.1, "name": "head", "rho": 0.5}, {"lr": 0.0025})
+        ['rho']
+    """
+    known = known_entries(defaults)
+    return [name for name in group if name not in known]
+
+
+def refuse_unknown(group: Group, defaults: Collection[str]) -> None:
+    """Raise ValueError if a group has an entry that would be ignored."""
+    for name in unknown_entries(group, defaults):
+        value = reprlib.repr(group[name])
+        closest = difflib.get_close_matches(str(name), defaults, n=1, cutoff=0.75)
+        if name in FOR_ALL_GROUPS:
+            raise ValueError(f"{name} = {value} in a group: it is for all groups, so give it to the constructor")
+        if name in POWERS:
+            remedy = f"set group['averaging'] = dataclasses.replace(group['averaging'], {name}={value}) instead"
+        elif name in ("lr_scale", "lr_mult"):
+            remedy = "multiply group['lr'] by it"
+        elif closest:
+            remedy = f"use {closest[0]!r}"
+        else:
+            remedy = f"the options are {', '.join(defaults)}; a label can stand under 'name'"
+        raise ValueError(f"{name} = {value} is no option of a group: {remedy}, and remove {name!r}")
+
+
 def check(group: Group) -> None:
     """Raise ValueError if an option is out of its range."""
     check_lr(group["lr"])
@@ -124,11 +175,6 @@ def check(group: Group) -> None:
             raise ValueError(f"{axis} = {group[axis]!r} is no {axis}: use an object of a class of unscheduled.{axis}")
     if isinstance(group["step_size"], PolyakStep) and group["maximize"]:
         raise ValueError(f"maximize = True, step_size = {group['step_size']} exclude each other: minimize the negative")
-    for name in ("capturable", "foreach", "implementation"):
-        if name in group:
-            raise ValueError(
-                f"{name} = {group[name]!r} in a group: it is for all groups, so give it to the constructor"
-            )
 
 
 def check_betas(group: Group, remedy: str) -> None:

@@ -102,13 +102,15 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
 
         Raises:
             TypeError: if it is no dictionary, or its ``params`` are no tensors.
-            ValueError: if an option is out of its range or a parameter is in a group already; nothing is changed.
+            ValueError: if an option is out of its range, an entry is no option, or a parameter is in a group already;
+                nothing is changed.
         """
         if not isinstance(param_group, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"param_group must be a dict with the key 'params', but got {type(param_group)}")
         try:
             group = groups.resolved(param_group, self.defaults)
             group["params"] = groups.listed(group["params"])
+            self._refuse_unknown_entries(group)
             self._check(group, groups.tensors(group["params"]))
             if group["step_size"] != self.defaults["step_size"]:
                 raise ValueError(
@@ -180,9 +182,9 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
 
         Raises:
             RuntimeError: in eval mode without a closure, or if a gradient is sparse; nothing is changed.
-            ValueError: if the learning rate or the beta of a group has left its range, or, with :class:`PolyakStep`, if
-                the loss is missing, no scalar, not finite or below f*, or the gradient is not finite; nothing is
-                changed.
+            ValueError: if the learning rate or the beta of a group has left its range, a group has an entry that is no
+                option, or, with :class:`PolyakStep`, if the loss is missing, no scalar, not finite or below f*, or the
+                gradient is not finite; nothing is changed.
         """
         if closure is None:
             compiling = torch.compiler.is_compiling()
