@@ -31,7 +31,7 @@ from unscheduled import (
     to_torch,
     update_bn,
 )
-from unscheduled.groups import unknown_entries
+from unscheduled.groups import COUNTERS, unknown_entries
 from unscheduled.kernels import Rule, compiled, has_numba, headers
 
 IMPLEMENTATIONS = ["auto", "loop", "foreach", "compiled"]
@@ -343,9 +343,17 @@ def test_a_copy_is_made_by_the_same_implementation(cls: Any) -> None:
 UNKNOWN = [
     ("r", 5, r"r = 5 is no option of a group: set group\['averaging'\] = dataclasses\.replace\(.*, r=5\) instead"),
     ("weight_lr_power", 0.0, r"weight_lr_power = 0\.0 is no option .*\(group\['averaging'\], weight_lr_power=0\.0\)"),
-    ("weight_dacay", 0.1, r"weight_dacay = 0\.1 is no option of a group: use 'weight_decay', and remove 'weight_dacay'"),
+    (
+        "weight_dacay",
+        0.1,
+        r"weight_dacay = 0\.1 is no option of a group: use 'weight_decay', and remove 'weight_dacay'",
+    ),
     ("lr_scale", 0.5, r"lr_scale = 0\.5 is no option of a group: multiply group\['lr'\] by it, and remove 'lr_scale'"),
-    ("nesterov", True, r"nesterov = True is no option of a group: the options are averaging, .*; a label can .* under 'name'"),
+    (
+        "nesterov",
+        True,
+        r"nesterov = True is no option of a group: the options are averaging, .*; a label can .* under 'name'",
+    ),
     ("fused", True, "fused = True in a group: it is for all groups, so give it to the constructor"),
     ("state_precision", "compact", "state_precision = 'compact' in a group: it is for all groups"),
     ("capturable", False, "capturable = False in a group: it is for all groups"),
@@ -389,7 +397,7 @@ def test_an_unknown_entry_of_a_new_group(info: OptimizerInfo, name: str, value: 
 
 @built_in
 def test_an_unknown_entry_at_construction(info: OptimizerInfo) -> None:
-    with pytest.raises(ValueError, match="parameter group 0: momentun = 0.9 is no option of a group"):
+    with pytest.raises(ValueError, match=r"parameter group 0: momentun = 0\.9 is no option of a group"):
         info.make([{"params": make_params(), "momentun": 0.9}])
 
 
@@ -452,3 +460,78 @@ def test_groups_of_another_optimizer_make_a_new_one() -> None:
     new = AdamWScheduleFree(old.param_groups)
     assert new.param_groups[0]["step"] == 0
     train(new, range(3))
+
+
+# Autocast.
+
+OPTIONS: list[dict[str, Any]] = [
+    {"implementation": "auto"},
+    {"implementation": "loop"},
+    {"implementation": "foreach"},
+    {"implementation": "compiled"},
+    {"state_precision": "compact"},
+    {"capturable": True},
+]
+
+
+@pytest.mark.usefixtures("quick_graphs")
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@built_in
+def test_autocast_changes_no_bit(info: OptimizerInfo, options: dict[str, Any]) -> None:
+    own = {"inner_momentum": 0.9} if info.cls in (AdamWScheduleFree, LionScheduleFree) else {}
+    assert_same_bits(*runs(lambda params: info.make(params, **own, **options), lambda: torch.autocast("cpu")))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("of", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@optimizers
+def test_autocast_changes_no_bit_of_other_parameters(info: OptimizerInfo, dtype: torch.dtype, of: torch.dtype) -> None:
+    assert_same_bits(*runs(info.make, lambda: torch.autocast("cpu", dtype), dtype=of))
+
+
+@pytest.mark.parametrize("cls", [AdamWScheduleFree, SGDScheduleFree, ScheduleFreePlus])
+def test_autocast_changes_no_bit_of_a_polyak_step(cls: Any) -> None:
+    assert_same_bits(*runs(lambda params: cls(params, step_size=PolyakStep()), lambda: torch.autocast("cpu")))
+
+
+@pytest.mark.usefixtures("quick_graphs")
+@pytest.mark.parametrize("implementation", ["loop", "auto"])
+@built_in
+def test_autocast_changes_no_bit_of_a_compiled_step(info: OptimizerInfo, implementation: str) -> None:
+    def make(params: Any) -> Any:
+        optimizer = info.make(params, implementation=implementation)
+        optimizer.step = torch.compile(optimizer.step)  # pyright: ignore[reportAttributeAccessIssue]
+        return optimizer
+
+    assert_same_bits(*runs(make, lambda: torch.autocast("cpu")))
+
+
+@built_in
+def test_a_step_on_a_device_without_autocast(info: OptimizerInfo) -> None:
+    params = [Parameter(torch.zeros(3, 2, device="meta"))]
+    params[0].grad = torch.zeros(3, 2, device="meta")
+    optimizer = info.make(params, implementation="loop")
+    with torch.autocast("cpu"):
+        optimizer.step()
+    assert optimizer.param_groups[0]["step"] == 1
+
+
+# What is printed.
+
+
+@optimizers
+def test_it_is_printed_as_torch_prints_its_own_without_counters(info: OptimizerInfo) -> None:
+    first, second = make_params()
+    optimizer = info.make([{"params": [("first", first)]}, {"params": [("second", second)], "lr": 0.5}])
+    train(optimizer, range(3))
+    before = repr(optimizer)
+    kept = [
+        {name: value for name, value in group.items() if name not in COUNTERS | {"param_names"}}
+        for group in optimizer.param_groups
+    ]
+    plain = torch.optim.SGD([first])
+    plain.param_groups = kept
+    assert before == repr(plain).replace("SGD", info.cls.__name__, 1)
+    assert "    lr: 0.5\n" in before
+    assert all(f"    {name}: " in before for name in set(optimizer.defaults) - {"differentiable"})
+    assert not any(f"    {name}: " in before for name in (*COUNTERS, "params", "param_names"))

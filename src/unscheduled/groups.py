@@ -16,8 +16,9 @@
 import dataclasses
 import difflib
 import reprlib
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from math import inf
+from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
 from torch import Tensor
@@ -158,10 +159,16 @@ def refuse_unknown(group: Group, defaults: Collection[str]) -> None:
         raise ValueError(f"{name} = {value} is no option of a group: {remedy}, and remove {name!r}")
 
 
-def check(group: Group) -> None:
-    """Raise ValueError if an option is out of its range."""
+def check(group: Group, written_as: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Raise ValueError if an option is out of its range.
+
+    Args:
+        group: the options of a group.
+        written_as: what the constructor calls an option, where that is not its name in the group.
+    """
     check_lr(group["lr"])
-    require_within("[0, inf)", "weight_decay", group["weight_decay"], "use 0 for none, 0.1 for language models")
+    weight_decay = written_as.get("weight_decay", "weight_decay")
+    require_within("[0, inf)", weight_decay, group["weight_decay"], "use 0 for none, 0.1 for language models")
     require_count(0, "warmup_steps", group["warmup_steps"], "give a number of steps, not a fraction; 0 is no warmup")
     if group["decay_at"] not in ("y", "z"):
         raise ValueError(f"decay_at = {group['decay_at']!r} is neither 'y' nor 'z': use 'y', or 'z' for very long runs")

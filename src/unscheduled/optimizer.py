@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar, cast, overload
 
 import torch
@@ -68,6 +69,9 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     _chosen: tuple[Implementation, str] = ("auto", "")
     """What the constructor's arguments asked for, and the one that did."""
 
+    _written_as: Mapping[str, str] = MappingProxyType({})
+    """What the constructor calls an option, where that is not its name in a group."""
+
     def __init__(
         self,
         params: ParamsT,
@@ -130,17 +134,25 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             attached.hook()
 
     def _check(self, group: Group, params: Sequence[Tensor] = ()) -> None:
-        groups.check(group)
+        groups.check(group, self._written_as)
         self._check_rule(group)
         implementation, written = self._chosen
         written = written if self.implementation == implementation else ""
         kernels.check(self.implementation, self._rule(group), params, written)
         self._check_step_size(group)
         precision.check(self.state_precision, params, self._rule(group).compact is not None)
-        self._next_beta(group, 0)
+        self._check_beta(group)
         if self.capturable:
             kernels.check_capturable(self.implementation, written)
             self._check_capturable(group, params)
+
+    def _check_beta(self, group: Group) -> None:
+        """Raise ValueError if the interpolation of a group does not take its beta."""
+        try:
+            self._next_beta(group, 0)
+        except ValueError as error:
+            given = [f"{name} = {group[name]}" for name in ("momentum", "betas", "interpolation") if name in group]
+            raise ValueError(f"{', '.join(given)}: {error}") from None
 
     def _check_capturable(self, group: Group, params: Sequence[Tensor]) -> None:
         """Raise ValueError if a step of a group cannot be captured."""
@@ -285,6 +297,15 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         self._write_counters()
 
     # Looking at it.
+
+    def __repr__(self) -> str:
+        """The options of each group, as ``torch.optim`` has them; the counters are in its state dict."""
+        text = f"{type(self).__name__} ("
+        for index, group in enumerate(self.param_groups):
+            shown = set(group) - groups.COUNTERS - {"params", "param_names"}
+            text += f"\nParameter Group {index}\n"
+            text += "".join(f"    {name}: {group[name]}\n" for name in sorted(shown))
+        return f"{text})"
 
     def metrics(self, closure: Callable[[], Number] | None = None) -> dict[str, float]:
         """Numbers to log, of the last step; with several groups each name is preceded by ``group0/``, ``group1/``, …
