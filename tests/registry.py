@@ -182,7 +182,8 @@ OPTIMIZERS = (
             Refused({"momentum": 1.5}, r"momentum = 1\.5 is outside \[0, 1\]"),
             Refused({"momentum": -0.5}, r"momentum = -0\.5 is outside \[0, 1\]"),
             Refused(
-                {"momentum": 1.0, "interpolation": AnnealedInterpolation(0.9, 9)}, r"beta = 1\.0 is outside \[0, 1\)"
+                {"momentum": 1.0, "interpolation": AnnealedInterpolation(0.9, 9)},
+                r"momentum = 1\.0, interpolation = Annealed.*: beta = 1\.0 is outside \[0, 1\)",
             ),
         ),
         buffers=frozenset({"gap"}),

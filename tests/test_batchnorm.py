@@ -355,3 +355,67 @@ def test_a_number_of_batches_that_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"bn_batches = -1 is no integer >= 0"):
         AdamWScheduleFree(model.parameters()).attach(model, bn_batches=-1)
     assert type(model) is nn.Sequential
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+@pytest.mark.parametrize("attach", [True, False])
+def test_batches_are_moved_to_a_device_as_torch_moves_them(device: Any, attach: bool) -> None:
+    model, optimizer = trained(attach)
+    update_bn(batches(), model, optimizer)
+    expected = copy.deepcopy(model[2].state_dict())
+    moved: list[Any] = []
+
+    class Moving(Tensor):
+        def to(self, *args: Any, **kwargs: Any) -> Any:
+            moved.append(args[0])
+            return self.as_subclass(Tensor)
+
+    update_bn([(batch.as_subclass(Moving), None) for batch in batches()], model, optimizer, device)
+    assert moved == [torch.device("cpu")] * len(batches())
+    assert all(torch.equal(value, expected[name]) for name, value in model[2].state_dict().items())
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        update_bn(batches(), model, optimizer, device="meta")
+    assert all(torch.equal(value, expected[name]) for name, value in model[2].state_dict().items())
+
+
+def test_a_model_without_parameters() -> None:
+    _, optimizer = trained()
+    model = nn.BatchNorm1d(4, affine=False)
+    update_bn(batches(), model, optimizer)
+    assert model.running_mean is not None
+    torch.testing.assert_close(model.running_mean, torch.cat(batches()).mean(0))
+
+
+@pytest.mark.parametrize("given", [torch.device("cpu"), "cuda", None, 0], ids=str)
+def test_a_device_in_place_of_the_optimizer(given: Any) -> None:
+    model, _ = trained()
+    with pytest.raises(TypeError, match=r"^optimizer = .* is no schedule-free optimizer: .*a device comes after it"):
+        update_bn(batches(), model, given)
+
+
+def test_arguments_that_are_none() -> None:
+    model, optimizer = trained()
+    before = copy.deepcopy(model.state_dict())
+    swapped: Any = (
+        (
+            model,
+            batches(),
+            optimizer,
+            r"model = list\(\.\.\.\) is no torch\.nn\.Module: the order is update_bn\(loader, model,",
+        ),
+        (batches(), optimizer, model, r"model = AdamWScheduleFree\(\.\.\.\) is no torch\.nn\.Module: give the model"),
+        (batches(), "model", optimizer, r"model = str\(\.\.\.\) is no torch\.nn\.Module: give the model"),
+        (model, model, optimizer, r"loader = Sequential\(\.\.\.\) gives no batches: give a DataLoader"),
+        (None, model, optimizer, r"loader = NoneType\(\.\.\.\) gives no batches"),
+        ({"a": batches()}, model, optimizer, r"loader = dict\(\.\.\.\) gives no batches"),
+        (
+            batches(),
+            model,
+            torch.optim.SGD(model.parameters()),
+            r"optimizer = SGD\(\.\.\.\) is no schedule-free optimizer",
+        ),
+    )
+    for loader, its_model, its_optimizer, match in swapped:
+        with pytest.raises(TypeError, match=f"^{match}"):
+            update_bn(loader, its_model, its_optimizer)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -305,7 +305,9 @@ def test_importing_does_not_import_numba() -> None:
 
 def test_without_numba_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "has_numba", lambda: False)
-    with pytest.raises(ImportError, match=r"'fused' needs Numba: pip install 'unscheduled\[fused\]', or use 'auto'"):
+    with pytest.raises(
+        ImportError, match=r"'fused' needs Numba: pip install 'unscheduled\[fused\]', or use implementation = 'auto'"
+    ):
         AdamWScheduleFree(make_params(), implementation="fused")
     train(AdamWScheduleFree(make_params()), range(3))
 

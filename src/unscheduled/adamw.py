@@ -162,6 +162,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         r: power of the step in the averaging weights, in (-1, 32]; None is 0.
         weight_lr_power: power of the learning rate's running maximum in the averaging weights, in [0, 8]; None is 2.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``.
+        fused: True is ``implementation="fused"``, False is the fastest implementation beside it.
         inner_momentum: beta1, in [0, 1), Adam's own momentum; 0 keeps no buffer for it. For very large batches.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
@@ -209,6 +210,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         weight_lr_power: float | None = None,
         foreach: bool | None = None,
         *,
+        fused: bool | None = None,
         inner_momentum: float = 0.0,
         averaging: Averaging | None = None,
         interpolation: Interpolation | None = None,
@@ -242,6 +244,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
             state_precision=state_precision,
             capturable=capturable,
             foreach=foreach,
+            fused=fused,
             options=options,
         )
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol, cast
 
 import torch
@@ -112,7 +113,12 @@ def reestimate(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> None:
         recent.stale = False
 
 
-def update_bn(loader: Iterable[Any], model: nn.Module, optimizer: Switching) -> None:
+def update_bn(
+    loader: Iterable[Any],
+    model: nn.Module,
+    optimizer: Switching,
+    device: torch.device | str | int | None = None,
+) -> None:
     """Re-estimate the running statistics of every BatchNorm at the average x, in either mode of the optimizer.
 
     Frozen ones, which are in eval mode while the model is in train mode, keep theirs. With the model in eval mode they
@@ -125,11 +131,14 @@ def update_bn(loader: Iterable[Any], model: nn.Module, optimizer: Switching) -> 
 
     Args:
         loader: batches: tensors; tuples or lists, whose first element is the input; or mappings of keyword arguments.
-            The input is moved to the device of the model's parameters. With data parallelism each process has its own.
+            With data parallelism each process has its own.
         model: the model, attached or not. Batches that ``attach`` keeps are not used until training goes on.
         optimizer: the schedule-free optimizer of its parameters.
+        device: where the inputs are moved to; None is the device of the model's parameters.
 
     Raises:
+        TypeError: if the loader gives no batches, ``model`` is no module or ``optimizer`` no schedule-free optimizer;
+            ``torch.optim.swa_utils.update_bn`` has the device in its place.
         ValueError: if the loader has no batch.
 
     Example:
@@ -143,9 +152,10 @@ def update_bn(loader: Iterable[Any], model: nn.Module, optimizer: Switching) -> 
 
     Source: the need is noted in the README of the authors' ``schedulefree`` package.
     """
+    _check(loader, model, optimizer)
     if not trained(model):
         return
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers())).device if device is None else torch.device(device)
     found = 0
 
     def passes() -> Generator[Callable[[], Any], None, None]:
@@ -158,6 +168,25 @@ def update_bn(loader: Iterable[Any], model: nn.Module, optimizer: Switching) -> 
 
     with optimizer.averaged_parameters():
         reestimate(model, passes())
+
+
+def _check(loader: Any, model: Any, optimizer: Any) -> None:
+    """Raise TypeError unless the arguments of :func:`update_bn` are what they are to be."""
+    if not isinstance(model, nn.Module):
+        swapped = ": the order is update_bn(loader, model, optimizer)" if isinstance(loader, nn.Module) else ""
+        raise TypeError(f"model = {type(model).__name__}(...) is no torch.nn.Module{swapped or ': give the model'}")
+    if not hasattr(optimizer, "averaged_parameters"):
+        is_device = optimizer is None or isinstance(optimizer, (str, int, torch.device))
+        given = repr(optimizer) if is_device else f"{type(optimizer).__name__}(...)"
+        raise TypeError(
+            f"optimizer = {given} is no schedule-free optimizer: give that of the model's parameters, which puts the "
+            "average into them; a device comes after it, as in update_bn(loader, model, optimizer, device)"
+        )
+    is_iterable = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
+    if not is_iterable or issubclass(type(loader), (nn.Module, Mapping, str)):
+        raise TypeError(
+            f"loader = {type(loader).__name__}(...) gives no batches: give a DataLoader, or a list of batches"
+        )
 
 
 def call(model: nn.Module, batch: Any, device: torch.device) -> Any:

@@ -130,14 +130,14 @@ def export_adamw_state_dict(optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
     for key, param, state, group in _started(optimizer, exported):
         momentum = state["exp_avg"] if _inner_momentum(group) > 0.0 else torch.zeros_like(param)
         states[key] = {
-            "step": torch.tensor(float(state["step"]), dtype=torch.float32),
+            "step": torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu"),
             "exp_avg": momentum.detach().to(param.dtype, copy=True),
             "exp_avg_sq": state["exp_avg_sq"].to(param.dtype, copy=True),
         }
     param_groups: list[Group] = []
     for group, saved in zip(optimizer.param_groups, exported["param_groups"], strict=True):
         adamw = torch.optim.AdamW(  # whose group has what this version of torch wants
-            [torch.zeros(1)],
+            [torch.zeros(1, device="cpu")],
             lr=last_lr(group) if isinstance(group["step_size"], PolyakStep) else float(saved["lr"]),
             betas=(_inner_momentum(saved) or 0.9, saved["betas"][1]),
             eps=saved["eps"],

@@ -64,7 +64,7 @@ class DeviceCounters:
         self._known = {name: self.group[name] for name in NUMBERS}
         state = AVERAGING_STATES.index(self.group["averaging_state"])
         numbers = [self._known[name] if name != "averaging_state" else state for name in NUMBERS]
-        self._all.copy_(torch.tensor([*numbers, *seen], dtype=torch.float64))
+        self._all.copy_(torch.tensor([*numbers, *seen], dtype=torch.float64, device="cpu"))
 
     def read_back(self, states: Mapping[Tensor, State]) -> None:
         """Bring the numbers of the device to the host, but for those that were set there; it waits for the device."""
@@ -163,7 +163,7 @@ def check_lr(lr: float | Tensor, device: torch.device) -> None:
 
 def tried(group: Group) -> Group:
     """A group before its first step with numbers that the host does not know, to see whether its formulas allow it."""
-    numbers = dict.fromkeys(NUMBERS, DeviceNumber(torch.zeros((), dtype=torch.float64)))
+    numbers = dict.fromkeys(NUMBERS, DeviceNumber(torch.zeros((), dtype=torch.float64, device="cpu")))
     return group | numbers | {"lr": 1.0}
 
 

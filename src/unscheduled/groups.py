@@ -14,8 +14,11 @@
 """
 
 import dataclasses
-from collections.abc import Iterable, Set
+import difflib
+import reprlib
+from collections.abc import Collection, Iterable, Mapping, Set
 from math import inf
+from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
 from torch import Tensor
@@ -37,9 +40,6 @@ PLAIN_AXES: Group = {
 }
 """The axes of Schedule-Free learning without more."""
 
-OF_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
-"""What schedulers keep in groups."""
-
 FROZEN = {"running": "frozen", "restarting": "frozen restarting"}
 """What a state of the averaging becomes when it is frozen, and is again afterwards."""
 
@@ -48,6 +48,18 @@ AVERAGING_STATES = (*FROZEN, *THAWED)
 """Their names on the host; on a device a state is its position here."""
 
 POWERS = ("r", "weight_lr_power")
+
+FOR_ALL_GROUPS = ("capturable", "foreach", "fused", "implementation", "state_precision")
+"""Arguments of constructors that no group has."""
+
+OF_OTHERS = frozenset(
+    (
+        *("params", "param_names", "differentiable"),  # torch.optim.Optimizer
+        *("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"),  # torch's schedulers
+        "name",  # a label, which Lightning's LearningRateMonitor shows
+    )
+)
+"""Entries of a group beside the options and the counters, which no step reads."""
 
 
 def resolved(options: Group, defaults: Group) -> Group:
@@ -116,10 +128,53 @@ def fresh_counters(beta: float, training: bool) -> Group:
     }
 
 
-def check(group: Group) -> None:
-    """Raise ValueError if an option is out of its range."""
+COUNTERS = frozenset(fresh_counters(0.0, training=True))
+
+
+def known_entries(defaults: Collection[str]) -> frozenset[str]:
+    """What a group may have, if these are the options of its optimizer."""
+    return frozenset(defaults) | COUNTERS | OF_OTHERS
+
+
+def unknown_entries(group: Group, defaults: Collection[str]) -> list[str]:
+    """The keys of a group that no step reads: none of these options, no counter, nothing of torch's.
+
+    Example:
+        >>> unknown_entries({"lr": 0.1, "step": 7, "initial_lr": 0.1, "name": "head", "rho": 0.5}, {"lr": 0.0025})
+        ['rho']
+    """
+    known = known_entries(defaults)
+    return [name for name in group if name not in known]
+
+
+def refuse_unknown(group: Group, defaults: Collection[str]) -> None:
+    """Raise ValueError if a group has an entry that would be ignored."""
+    for name in unknown_entries(group, defaults):
+        value = reprlib.repr(group[name])
+        closest = difflib.get_close_matches(str(name), defaults, n=1, cutoff=0.75)
+        if name in FOR_ALL_GROUPS:
+            raise ValueError(f"{name} = {value} in a group: it is for all groups, so give it to the constructor")
+        if name in POWERS:
+            remedy = f"set group['averaging'] = dataclasses.replace(group['averaging'], {name}={value}) instead"
+        elif name in ("lr_scale", "lr_mult"):
+            remedy = "multiply group['lr'] by it"
+        elif closest:
+            remedy = f"use {closest[0]!r}"
+        else:
+            remedy = f"the options are {', '.join(defaults)}; a label can stand under 'name'"
+        raise ValueError(f"{name} = {value} is no option of a group: {remedy}, and remove {name!r}")
+
+
+def check(group: Group, written_as: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Raise ValueError if an option is out of its range.
+
+    Args:
+        group: the options of a group.
+        written_as: what the constructor calls an option, where that is not its name in the group.
+    """
     check_lr(group["lr"])
-    require_within("[0, inf)", "weight_decay", group["weight_decay"], "use 0 for none, 0.1 for language models")
+    weight_decay = written_as.get("weight_decay", "weight_decay")
+    require_within("[0, inf)", weight_decay, group["weight_decay"], "use 0 for none, 0.1 for language models")
     require_count(0, "warmup_steps", group["warmup_steps"], "give a number of steps, not a fraction; 0 is no warmup")
     if group["decay_at"] not in ("y", "z"):
         raise ValueError(f"decay_at = {group['decay_at']!r} is neither 'y' nor 'z': use 'y', or 'z' for very long runs")
@@ -133,11 +188,6 @@ def check(group: Group) -> None:
             raise ValueError(f"{axis} = {group[axis]!r} is no {axis}: use an object of a class of unscheduled.{axis}")
     if isinstance(group["step_size"], PolyakStep) and group["maximize"]:
         raise ValueError(f"maximize = True, step_size = {group['step_size']} exclude each other: minimize the negative")
-    for name in ("capturable", "foreach", "implementation"):
-        if name in group:
-            raise ValueError(
-                f"{name} = {group[name]!r} in a group: it is for all groups, so give it to the constructor"
-            )
 
 
 def check_betas(group: Group, remedy: str) -> None:

@@ -195,4 +195,5 @@ def sign(value: Array) -> Array:
         >>> sign(-0.25), sign(0.0), sign(3.0)
         (-1.0, 0.0, 1.0)
     """
-    return 1.0 * (value > 0.0) - 1.0 * (value < 0.0) + (value - value)
+    zero = value - value  # a literal times a condition would have torch's default dtype
+    return (zero + (value > 0.0)) - (zero + (value < 0.0))

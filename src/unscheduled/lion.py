@@ -16,6 +16,7 @@ from unscheduled.iterates import Array, sign
 from unscheduled.kernels import Implementation, Rule, Tensors
 from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.precision import StatePrecision
+from unscheduled.step_size import StepSize
 
 
 def lion_direction(
@@ -86,15 +87,19 @@ class LionScheduleFree(ScheduleFreeOptimizer):
         r: power of the step in the averaging weights, in (-1, 32]; None is 0.
         weight_lr_power: power of the learning rate's running maximum in the averaging weights, in [0, 8]; None is 2.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``.
+        fused: True is ``implementation="fused"``, False is the fastest implementation beside it.
         inner_momentum: beta1, in [0, 1), how much of m is in the sign; 0 keeps no m. Lion has 0.9.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
+        step_size: :class:`ConstantStep`, as None is; there is no Polyak step for this rule.
         decay_at: the point that weight decay is proportional to, ``"y"`` or ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
             :mod:`unscheduled.kernels`.
         state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 2.03 bytes a parameter, 4.1 with
             an inner momentum.
+        capturable: whether a step may be captured in a CUDA graph and replayed: the numbers of the step are on the
+            device then, see :mod:`unscheduled.device_counters`.
 
     Raises:
         ValueError: if an argument is out of its range, or two of them exclude each other.
@@ -127,13 +132,16 @@ class LionScheduleFree(ScheduleFreeOptimizer):
         weight_lr_power: float | None = None,
         foreach: bool | None = None,
         *,
+        fused: bool | None = None,
         inner_momentum: float = 0.0,
         averaging: Averaging | None = None,
         interpolation: Interpolation | None = None,
+        step_size: StepSize | None = None,
         decay_at: Literal["y", "z"] = "y",
         maximize: bool = False,
         implementation: Implementation = "auto",
         state_precision: StatePrecision = "float32",
+        capturable: bool = False,
     ) -> None:
         options = {
             "lr": lr,
@@ -145,11 +153,18 @@ class LionScheduleFree(ScheduleFreeOptimizer):
             "inner_momentum": inner_momentum,
             "averaging": averaging,
             "interpolation": interpolation,
+            "step_size": step_size,
             "decay_at": decay_at,
             "maximize": maximize,
         }
         super().__init__(
-            params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
+            params,
+            implementation=implementation,
+            state_precision=state_precision,
+            capturable=capturable,
+            foreach=foreach,
+            fused=fused,
+            options=options,
         )
 
     def _rule(self, group: Group, param: Tensor | None = None) -> Rule:

@@ -21,9 +21,6 @@ VERSION = 1
 ESSENTIAL = ("averaging", "step", "lr", "weight_sum", "lr_max", "beta")
 """What every version has in its groups, and no default can stand for."""
 
-OF_OTHERS = {"differentiable"}
-"""What torch has in groups, and has no bearing here."""
-
 
 class Loaded(NamedTuple):
     """A checked state dict, ready to be put in: groups with axes, state by parameter in its own memory, the mode."""
@@ -215,7 +212,7 @@ def checked(
         _check_count(saved, group, index)
         described = options | groups.described_axes(options) | groups.fresh_counters(0.0, loaded.training)
         try:
-            saved = described | _known(saved, {*described, *group}, index)
+            saved = described | _known(saved, options)
             groups.check_counters(saved)
             restored = saved | groups.restored_axes(saved, group)
             check(restored)
@@ -233,14 +230,14 @@ def checked(
     return loaded
 
 
-def _known(saved: Group, known: Set[str], index: int) -> Group:
+def _known(saved: Group, options: Group) -> Group:
     """A saved group without what is unknown here, if that would change nothing.
 
     Raises:
         ValueError: if it may.
     """
-    unknown = saved.keys() - known - OF_OTHERS - groups.OF_SCHEDULERS - {"param_names"}
-    for name in sorted(unknown):
+    unknown = groups.unknown_entries(saved, options)
+    for name in unknown:
         if not groups.is_off(saved[name]) or name in KINDS:
             raise ValueError(
                 f"{name} = {saved[name]!r} is unknown here: it was made by another kind of optimizer, or by a later "

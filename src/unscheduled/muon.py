@@ -21,6 +21,7 @@ from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.planning import Plan
 from unscheduled.precision import StatePrecision
 from unscheduled.state import State
+from unscheduled.step_size import StepSize
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """The coefficients of the quintic that pushes singular values towards 1, steepest at 0 (Jordan et al.)."""
@@ -101,17 +102,21 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
         r: power of the step in the averaging weights, in (-1, 32]; None is 0.
         weight_lr_power: power of the learning rate's running maximum in the averaging weights, in [0, 8]; None is 2.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``.
+        fused: True is ``implementation="fused"``, False is the fastest implementation beside it.
         inner_momentum: beta1 of Muon, in [0, 1).
         ns_steps: Newton-Schulz iterations, an integer >= 1.
         use_muon: whether all parameters are trained by Muon (True) or AdamW (False); None: Muon for the matrices.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
+        step_size: :class:`ConstantStep`, as None is; there is no Polyak step for this rule.
         decay_at: the point that weight decay is proportional to, ``"z"`` or ``"y"``.
         maximize: follow the gradient upwards.
         implementation: of all but the orthogonal matrices: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or
             ``"fused"``, see :mod:`unscheduled.kernels`.
         state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 4.1 bytes per parameter trained
             by Muon, 3.1 by AdamW.
+        capturable: whether a step may be captured in a CUDA graph and replayed: the numbers of the step are on the
+            device then, see :mod:`unscheduled.device_counters`.
 
     Raises:
         ValueError: if an argument is out of its range, two of them exclude each other, or a parameter for Muon is
@@ -143,15 +148,18 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
         weight_lr_power: float | None = None,
         foreach: bool | None = None,
         *,
+        fused: bool | None = None,
         inner_momentum: float = 0.95,
         ns_steps: int = 5,
         use_muon: bool | None = None,
         averaging: Averaging | None = None,
         interpolation: Interpolation | None = None,
+        step_size: StepSize | None = None,
         decay_at: Literal["y", "z"] = "z",
         maximize: bool = False,
         implementation: Implementation = "auto",
         state_precision: StatePrecision = "float32",
+        capturable: bool = False,
     ) -> None:
         options = {
             "lr": lr,
@@ -166,11 +174,18 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
             "use_muon": use_muon,
             "averaging": averaging,
             "interpolation": interpolation,
+            "step_size": step_size,
             "decay_at": decay_at,
             "maximize": maximize,
         }
         super().__init__(
-            params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
+            params,
+            implementation=implementation,
+            state_precision=state_precision,
+            capturable=capturable,
+            foreach=foreach,
+            fused=fused,
+            options=options,
         )
 
     def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
@@ -202,6 +217,9 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
 
     def _beta(self, group: Group) -> float:
         return float(group["betas"][0])
+
+    def _has_polyak_step(self, group: Group) -> bool:
+        return False  # nor with use_muon=False, since other groups may have matrices
 
     def _check_rule(self, group: Group) -> None:
         check_adam(group)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar, cast, overload
 
 import torch
@@ -49,6 +50,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         capturable: whether a step may be captured in a CUDA graph and replayed, see
             :mod:`unscheduled.device_counters`.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``: for code written for ``schedulefree``.
+        fused: True is ``implementation="fused"``, False is the fastest other: for code written for ``torch.optim``.
         options: the defaults of the groups, see :mod:`unscheduled.groups`, and the algorithm's own.
 
     Raises:
@@ -64,6 +66,12 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     Source: Defazio et al., "The Road Less Scheduled", arXiv 2405.15682.
     """
 
+    _chosen: tuple[Implementation, str] = ("auto", "")
+    """What the constructor's arguments asked for, and the one that did."""
+
+    _written_as: Mapping[str, str] = MappingProxyType({})
+    """What the constructor calls an option, where that is not its name in a group."""
+
     _is_made: bool = True  # all groups of the constructor are there
 
     def __init__(
@@ -73,19 +81,21 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         implementation: Implementation,
         foreach: bool | None,
         options: dict[str, Any],
+        fused: bool | None = None,
         state_precision: StatePrecision = "float32",
         capturable: bool = False,
     ) -> None:
-        if foreach is not None and implementation != "auto":
-            raise ValueError(
-                f"foreach = {foreach} and implementation = {implementation!r} exclude each other: give one of them"
-            )
+        if not isinstance(capturable, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"capturable = {capturable!r} is neither True nor False")
+        self._chosen = kernels.chosen(implementation, foreach, fused)
         self._batches, self._is_made = {}, False
         self.state_precision = state_precision
         self.capturable = capturable
-        self.implementation = implementation if foreach is None else "foreach" if foreach else "loop"
+        self.implementation = self._chosen[0]
         defaults = groups.resolved(options, defaults={})
         self._check(defaults)
+        if fused is False and foreach is None and not capturable:  # captured steps are not made by the fused kernel
+            self.implementation = kernels.unfused(self._rule(defaults))
         super().__init__(params, defaults)
         self._check_memory(())
         self._is_made = True
@@ -100,7 +110,8 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
 
         Raises:
             TypeError: if it is no dictionary, or its ``params`` are no tensors.
-            ValueError: if an option is out of its range or a parameter is in a group already; nothing is changed.
+            ValueError: if an option is out of its range, an entry is no option, or a parameter is in a group already;
+                nothing is changed.
         """
         if not isinstance(param_group, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"param_group must be a dict with the key 'params', but got {type(param_group)}")
@@ -108,6 +119,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             group = groups.resolved(param_group, self.defaults)
             group["params"] = groups.listed(group["params"])
             params = groups.tensors(group["params"])
+            self._refuse_unknown_entries(group)
             self._check(group, params)
             if self._is_made:  # else all are looked at once, when all are there
                 self._check_memory(params)
@@ -145,20 +157,28 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             )
 
     def _check(self, group: Group, params: Sequence[Tensor] = ()) -> None:
-        groups.check(group)
+        groups.check(group, self._written_as)
         self._check_rule(group)
-        kernels.check(self.implementation, self._rule(group), params)
+        implementation, written = self._chosen
+        written = written if self.implementation == implementation else ""
+        kernels.check(self.implementation, self._rule(group), params, written)
         self._check_step_size(group)
         precision.check(self.state_precision, params, self._rule(group).compact is not None)
-        self._next_beta(group, 0)
+        self._check_beta(group)
         if self.capturable:
+            kernels.check_capturable(self.implementation, written)
             self._check_capturable(group, params)
+
+    def _check_beta(self, group: Group) -> None:
+        """Raise ValueError if the interpolation of a group does not take its beta."""
+        try:
+            self._next_beta(group, 0)
+        except ValueError as error:
+            given = [f"{name} = {group[name]}" for name in ("momentum", "betas", "interpolation") if name in group]
+            raise ValueError(f"{', '.join(given)}: {error}") from None
 
     def _check_capturable(self, group: Group, params: Sequence[Tensor]) -> None:
         """Raise ValueError if a step of a group cannot be captured."""
-        if self.capturable is not True:
-            raise ValueError(f"capturable = {self.capturable!r} is neither True nor False")
-        kernels.check_capturable(self.implementation)
         if self.state_precision == "compact":
             raise ValueError("capturable = True, state_precision = 'compact' exclude each other: use 'float32'")
         device_counters.check(group, params)
@@ -197,9 +217,9 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
 
         Raises:
             RuntimeError: in eval mode without a closure, or if a gradient is sparse; nothing is changed.
-            ValueError: if the learning rate or the beta of a group has left its range, or, with :class:`PolyakStep`, if
-                the loss is missing, no scalar, not finite or below f*, or the gradient is not finite; nothing is
-                changed.
+            ValueError: if the learning rate or the beta of a group has left its range, a group has an entry that is no
+                option, or, with :class:`PolyakStep`, if the loss is missing, no scalar, not finite or below f*, or the
+                gradient is not finite; nothing is changed.
         """
         if closure is None:
             compiling = torch.compiler.is_compiling()
@@ -309,6 +329,15 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         self._write_counters()
 
     # Looking at it.
+
+    def __repr__(self) -> str:
+        """The options of each group, as ``torch.optim`` has them; the counters are in its state dict."""
+        text = f"{type(self).__name__} ("
+        for index, group in enumerate(self.param_groups):
+            shown = set(group) - groups.COUNTERS - {"params", "param_names"}
+            text += f"\nParameter Group {index}\n"
+            text += "".join(f"    {name}: {group[name]}\n" for name in sorted(shown))
+        return f"{text})"
 
     def metrics(self, closure: Callable[[], Number] | None = None) -> dict[str, float]:
         """Numbers to log, of the last step; with several groups each name is preceded by ``group0/``, ``group1/``, …

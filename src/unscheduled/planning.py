@@ -97,11 +97,14 @@ class PlanningOptimizer(SavedOptimizer):
                 f"capturable = True, step_size = {group['step_size']} exclude each other, since that is computed on "
                 "the host: use ConstantStep() and a learning rate"
             )
-        if self._rule(group).size is None:
+        if not self._has_polyak_step(group):
             raise ValueError(
                 f"step_size = {group['step_size']} is not there for {type(self).__name__}: "
                 "use AdamWScheduleFree or SGDScheduleFree, or ConstantStep() and a learning rate"
             )
+
+    def _has_polyak_step(self, group: Group) -> bool:
+        return self._rule(group).size is not None
 
     # The plan.
 
@@ -197,11 +200,20 @@ class PlanningOptimizer(SavedOptimizer):
     def _next_counters(self, index: int, group: Group, factor: float) -> tuple[float, float, Group]:
         """The learning rate of the next step, with warmup and ``factor``, beta before it, and the counters after it."""
         try:
+            self._refuse_unknown_entries(group)
             before = self._with_counters(group)
             warm_lr, counters = self._counters_after(before, factor)
             return warm_lr, before["beta"], counters
         except ValueError as error:
             raise ValueError(f"parameter group {index}: {error}") from None
+
+    _known_entries: frozenset[str] = frozenset()  # not yet looked at
+
+    def _refuse_unknown_entries(self, group: Group) -> None:
+        """Raise ValueError if a group has an entry that no step reads."""
+        if not self._known_entries.issuperset(group):
+            groups.refuse_unknown(group, self.defaults)
+            self._known_entries = groups.known_entries(self.defaults)
 
     def _counters_after(self, group: Group, factor: float) -> tuple[float, Group]:
         step = group["step"] + 1

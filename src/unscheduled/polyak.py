@@ -109,15 +109,16 @@ def _sums(parts: Sequence[Part], clipped: bool) -> dict[Sharding, Tensor]:
                 for grad, gap in pairs
                 if gap is not None
             ]
+            nothing = torch.zeros((), dtype=torch.float64, device=device)
             vector = torch.stack(
                 [
-                    part.beta * torch.stack(dots).sum(dtype=torch.float64) if dots else torch.zeros((), device=device),
+                    part.beta * torch.stack(dots).sum(dtype=torch.float64) if dots else nothing,
                     part.size(grads),
-                    squares(grads) if clipped else torch.zeros((), device=device),
+                    squares(grads) if clipped else nothing,
                 ]
             ).double()
             sums[sharding] = sums[sharding] + vector.to(sums[sharding].device) if sharding in sums else vector
-    return sums or {Sharding(): torch.zeros(3, dtype=torch.float64)}
+    return sums or {Sharding(): torch.zeros(3, dtype=torch.float64, device="cpu")}
 
 
 def squares(tensors: Tensors) -> Tensor:

@@ -20,7 +20,7 @@ from unscheduled.iterates import Array
 from unscheduled.kernels import Implementation, Rule, Tensors
 from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.precision import StatePrecision
-from unscheduled.step_size import TOO_SHORT, is_rectified, largest_moving_average, rectification
+from unscheduled.step_size import TOO_SHORT, StepSize, is_rectified, largest_moving_average, rectification
 
 
 def radam_direction(
@@ -97,9 +97,11 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         weight_lr_power: power of the learning rate's running maximum in the averaging weights, in [0, 8]; None is 2.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``.
         silent_sgd_phase: whether to stand still, rather than to make steps of SGD, until r_t exists.
+        fused: True is ``implementation="fused"``, False is the fastest implementation beside it.
         warmup_steps: steps of linear warmup besides, an integer >= 0.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
+        step_size: :class:`ConstantStep`, as None is; there is no Polyak step for this rule.
         decay_at: the point that weight decay is proportional to, ``"y"`` or ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
@@ -140,9 +142,11 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         foreach: bool | None = None,
         silent_sgd_phase: bool = True,
         *,
+        fused: bool | None = None,
         warmup_steps: int = 0,
         averaging: Averaging | None = None,
         interpolation: Interpolation | None = None,
+        step_size: StepSize | None = None,
         decay_at: Literal["y", "z"] = "y",
         maximize: bool = False,
         implementation: Implementation = "auto",
@@ -160,6 +164,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
             "silent_sgd_phase": silent_sgd_phase,
             "averaging": averaging,
             "interpolation": interpolation,
+            "step_size": step_size,
             "decay_at": decay_at,
             "maximize": maximize,
         }
@@ -169,6 +174,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
             state_precision=state_precision,
             capturable=capturable,
             foreach=foreach,
+            fused=fused,
             options=options,
         )
 

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from unscheduled.adamw import AdamWScheduleFree
@@ -9,7 +10,7 @@ from unscheduled.averaging import Averaging
 from unscheduled.interpolation import Interpolation
 from unscheduled.kernels import Implementation
 from unscheduled.precision import StatePrecision
-from unscheduled.step_size import PolyakStep
+from unscheduled.step_size import PolyakStep, StepSize
 
 
 class ScheduleFreePlus(AdamWScheduleFree):
@@ -27,14 +28,18 @@ class ScheduleFreePlus(AdamWScheduleFree):
 
     Args:
         params: parameters, named parameters or parameter groups.
-        lr: a factor on the Polyak step, a float or a tensor of one element, >= 0; groups may have different ones.
+        lr: a factor on the Polyak step, a float or a tensor of one element, >= 0; groups may have different ones. None
+            is 1, or 0.0025 with a :class:`ConstantStep`.
         betas: (beta, beta2): the interpolation in [0, 1], and the average of the squared gradient in [0, 1), for which
             the paper has 0.95.
         eps: epsilon, >= 1e-30, added to the root.
         weight_decay: lambda of AdamC, >= 0; 5 to 50.
         warmup_steps: steps of linear warmup of the factor, an integer >= 0.
         r: power of the step in the averaging weights, in (-1, 32]; None is 0. 1 for long runs.
-        step_size: f*, the smoothing and the limit of the step.
+        foreach: True is ``implementation="foreach"``, False is ``"loop"``.
+        fused: True is ``implementation="fused"``, False is the fastest implementation beside it.
+        step_size: f*, the smoothing and the limit of the Polyak step. None is ``PolyakStep()``. With a
+            :class:`ConstantStep` the learning rate is the step size.
         inner_momentum: beta1, in [0, 1), Adam's own momentum; 0.75 to 0.9 for batches of millions of tokens, and 0 for
             others, which it ruins.
         averaging: the averaging weight c, instead of ``r``.
@@ -43,6 +48,9 @@ class ScheduleFreePlus(AdamWScheduleFree):
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
             :mod:`unscheduled.kernels`.
         state_precision: how the buffers are stored: ``"float32"``, or ``"compact"`` in 3.1 bytes a parameter.
+        capturable: whether a step may be captured in a CUDA graph and replayed, see
+            :mod:`unscheduled.device_counters`; only with a :class:`ConstantStep`, since the Polyak step is computed on
+            the host.
 
     Raises:
         ValueError: if an argument is out of its range, or two of them exclude each other.
@@ -67,20 +75,23 @@ class ScheduleFreePlus(AdamWScheduleFree):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1.0,
+        lr: float | Tensor | None = None,
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         warmup_steps: int = 200,
         r: float | None = None,
         *,
-        step_size: PolyakStep = PolyakStep(),  # noqa: B008 (frozen)
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        step_size: StepSize | None = None,
         inner_momentum: float = 0.0,
         averaging: Averaging | None = None,
         interpolation: Interpolation | None = None,
         decay_at: Literal["y", "z"] = "y",
         implementation: Implementation = "auto",
         state_precision: StatePrecision = "float32",
+        capturable: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -90,7 +101,9 @@ class ScheduleFreePlus(AdamWScheduleFree):
             weight_decay,
             warmup_steps,
             r,
-            step_size=step_size,
+            foreach=foreach,
+            fused=fused,
+            step_size=PolyakStep() if step_size is None else step_size,
             corrected_decay=True,
             inner_momentum=inner_momentum,
             averaging=averaging,
@@ -98,4 +111,5 @@ class ScheduleFreePlus(AdamWScheduleFree):
             decay_at=decay_at,
             implementation=implementation,
             state_precision=state_precision,
+            capturable=capturable,
         )

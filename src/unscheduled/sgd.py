@@ -40,6 +40,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
         r: power of the step in the averaging weights, in (-1, 32]; None is 0.
         weight_lr_power: power of the learning rate's running maximum in the averaging weights, in [0, 8]; None is 2.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``.
+        fused: True is ``implementation="fused"``, False is the fastest implementation beside it.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
         step_size: :class:`PolyakStep` for a step size from the loss, which ``step(loss=loss)`` is given: ``lr`` is a
@@ -83,6 +84,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
         weight_lr_power: float | None = None,
         foreach: bool | None = None,
         *,
+        fused: bool | None = None,
         averaging: Averaging | None = None,
         interpolation: Interpolation | None = None,
         step_size: StepSize | None = None,
@@ -111,6 +113,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
             state_precision=state_precision,
             capturable=capturable,
             foreach=foreach,
+            fused=fused,
             options=options,
         )
 

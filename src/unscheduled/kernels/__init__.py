@@ -73,37 +73,73 @@ def import_swap() -> ModuleType | None:
     return importlib.import_module("unscheduled.kernels.swap")
 
 
-def check(implementation: str, rule: Rule, params: Iterable[Tensor] = ()) -> None:
+def chosen(implementation: Implementation, foreach: bool | None, fused: bool | None) -> tuple[Implementation, str]:
+    """The implementation that the arguments of a constructor ask for, and the argument that does, for messages.
+
+    ``fused=False`` by itself asks for ``"auto"`` here: see :func:`unfused`.
+
+    Raises:
+        ValueError: if two of the arguments exclude each other, or ``foreach`` or ``fused`` is no bool.
+    """
+    flags = {"foreach": foreach, "fused": fused}
+    for name, value in flags.items():
+        if value is not None and not isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"{name} = {value!r} is neither True, False nor None")
+    given = [f"{name} = {value}" for name, value in flags.items() if value is not None]
+    if given and implementation != "auto":
+        given.append(f"implementation = {implementation!r}")
+    if len(given) > 1 and (implementation != "auto" or (foreach and fused)):
+        raise ValueError(f"{' and '.join(given)} exclude each other: give one of them")
+    if fused:
+        return "fused", "fused = True"
+    if foreach is not None:
+        return ("foreach" if foreach else "loop"), f"foreach = {foreach}"
+    return implementation, f"implementation = {implementation!r}"
+
+
+def unfused(rule: Rule) -> Implementation:
+    """What ``fused=False`` asks for: the fastest implementation of a rule beside the fused kernel."""
+    return "foreach" if rule.foreach is not None or not rule.elementwise else "loop"
+
+
+def check(implementation: str, rule: Rule, params: Iterable[Tensor] = (), written: str = "") -> None:
     """Raise unless an implementation can serve a rule and its parameters.
+
+    Args:
+        implementation: its name.
+        rule: that of the parameters.
+        params: some of the parameters.
+        written: the argument that asks for the implementation, where that is not ``implementation`` itself.
 
     Raises:
         ValueError: if there is no such implementation, the rule lacks it, or no parameter is on its device.
         ImportError: if it needs a library that is not installed.
     """
+    written = written or f"implementation = {implementation!r}"
     if implementation not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(f"implementation = {implementation!r} is unknown: use 'auto', {str(IMPLEMENTATIONS)[1:-1]}")
     if implementation == "foreach" and rule.foreach is None and rule.elementwise:
-        raise ValueError("implementation = 'foreach' is not there for this rule: use 'auto' or 'loop'")
+        raise ValueError(f"{written} is not there for this rule: use implementation = 'auto' or 'loop'")
     if implementation == "fused":
         if not has_numba():
             raise ImportError(
-                "implementation = 'fused' needs Numba: pip install 'unscheduled[fused]', or use 'auto', which does "
+                f"{written} needs Numba: pip install 'unscheduled[fused]', or use implementation = 'auto', which does "
                 "without where it is not installed"
             )
         devices = {param.device.type for param in params}
         if devices and "cpu" not in devices:
             raise ValueError(
-                f"implementation = 'fused' is for the CPU, but the parameters are on {' and '.join(sorted(devices))}: "
-                "use 'auto' or 'foreach'"
+                f"{written} is for the CPU, but the parameters are on {' and '.join(sorted(devices))}: "
+                "use implementation = 'auto' or 'foreach'"
             )
 
 
-def check_capturable(implementation: str) -> None:
-    """Raise ValueError unless an implementation can make steps that are captured."""
+def check_capturable(implementation: str, written: str = "") -> None:
+    """Raise ValueError unless an implementation, asked for by what is ``written``, can make captured steps."""
     if implementation not in ("auto", "compiled", "loop"):
         raise ValueError(
-            f"capturable = True, implementation = {implementation!r} exclude each other: use 'auto', 'compiled' or "
-            "'loop'"
+            f"capturable = True, {written or f'implementation = {implementation!r}'} exclude each other: "
+            "use implementation = 'auto', 'compiled' or 'loop'"
         )
 
 

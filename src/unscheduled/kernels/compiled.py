@@ -60,7 +60,7 @@ def _as_tensors(scalars: Scalars, like: Tensor) -> Any:
     if isinstance(scalars.step, DeviceNumber):  # then the host does not know all of them, and copies none
         together = torch.stack([as_tensor(number, like.device) for number in numbers]).to(like.dtype)
     else:
-        together = torch.tensor(numbers, dtype=like.dtype).to(like.device, non_blocking=True)
+        together = torch.tensor(numbers, dtype=like.dtype, device="cpu").to(like.device, non_blocking=True)
     tensors: list[Any] = list(together.unbind())
     lr, decay, decay_of_gap, *others = tensors
     count = len(scalars.coefficients)

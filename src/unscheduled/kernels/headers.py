@@ -102,9 +102,9 @@ def _methods() -> list[int]:
     except (OSError, AttributeError):
         return [0]
     calls = [ctypes.PYFUNCTYPE(result, ctypes.c_void_p)(place) for result, place in zip(RESULTS, found, strict=True)]
-    (grad_of, hold, release), param = calls, torch.ones(1, requires_grad=True)
+    (grad_of, hold, release), param = calls, torch.ones(1, dtype=torch.float32, device="cpu", requires_grad=True)
     without = ctypes.c_void_p.from_address(grad_of(HEADER(param))).value  # the tensor that stands for none
-    param.grad = torch.ones(1)
+    param.grad = torch.ones(1, dtype=torch.float32, device="cpu")
     header = ctypes.c_void_p.from_address(grad_of(HEADER(param))).value
     seen = hold(header)
     if seen:
@@ -115,7 +115,7 @@ def _methods() -> list[int]:
 @cache
 def _offset() -> int:
     """How far in an object of Python the address of its header stands."""
-    tensors = [torch.ones(1), torch.ones(2)]
+    tensors = [torch.ones(count, dtype=torch.float32, device="cpu") for count in (1, 2)]
     for offset in range(object.__basicsize__, Tensor.__basicsize__, 8):
         if all(ctypes.c_int64.from_address(id(tensor) + offset).value == HEADER(tensor) for tensor in tensors):
             return offset

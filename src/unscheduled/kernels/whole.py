@@ -1,5 +1,8 @@
 """Rules whose direction is no matter of single elements: computed tensor by tensor, and then given to a kernel."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +17,9 @@ def directed(rule: Rule, work: Work) -> Work:
     for grad, gap, state in zip(batch.grads, batch.gaps, batch.states, strict=True):
         grad = grad.to(torch.float32 if precision.is_narrow(gap.dtype) else gap.dtype)
         buffers = [precision.wide(state, name) for name in rule.buffers]
-        direction, *next_buffers = rule.direction(-grad if scalars.maximize else grad, *buffers, **scalars.direction)
+        with _without_autocast(grad.device.type):
+            signed = -grad if scalars.maximize else grad
+            direction, *next_buffers = rule.direction(signed, *buffers, **scalars.direction)
         directions.append(direction)
         for position, (name, values) in enumerate(zip(rule.buffers, next_buffers, strict=True), start=1):
             rounding = precision.random_rounding(state[name], scalars.step, position)
@@ -24,3 +29,10 @@ def directed(rule: Rule, work: Work) -> Work:
         batch._replace(grads=directions, buffers=[], contiguous=contiguous),
         scalars._replace(direction={}, maximize=False),
     )
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """A context in which matrix products have the precision of their operands, also where a step is in autocast."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
