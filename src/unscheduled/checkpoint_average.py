@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unscheduled import iterates, precision
-from unscheduled.checkpoint_content import Optimizer, State, Weights, is_dense, kind
+from unscheduled.checkpoint_content import ITERATES, REAL, Optimizer, State, Weights, is_dense, kind
 from unscheduled.checkpoint_file import Checkpoint
 from unscheduled.loading import counterparts, plain_name, saved_names
 from unscheduled.safe_loading import CheckpointError
@@ -153,17 +153,16 @@ def located(checkpoint: Checkpoint) -> Fit:
 
 def _parameters(optimizer: Optimizer) -> list[Parameter]:
     names, whose = saved_names(optimizer), kind(optimizer)
-    states: dict[Any, State] = optimizer["state"] if whose != "other" else {}
     return [
-        Parameter(whose, group, _iterates(states.get(key) or {}), names.get(key))
+        Parameter(whose, group, _iterates(optimizer["state"].get(key) or {}, whose), names.get(key))
         for group in optimizer["param_groups"]
         for key in group["params"]
     ]
 
 
-def _iterates(state: State) -> State:
-    """The tensors of a state that tell x and y."""
-    return {name: precision.wide(state, name) for name in ("gap", "y", "z") if name in state}
+def _iterates(state: State, whose: str) -> State:
+    """The tensors of a state that tell x and y; none before the first gradient."""
+    return {name: precision.wide(state, name) for name in ITERATES[whose] if state}
 
 
 def _fits(weights: Weights, parameters: list[Parameter]) -> list[Fit]:
@@ -206,8 +205,8 @@ def _mismatch(weights: Weights, way: dict[str, Parameter]) -> str:
                 f"{name} has shape {tuple(weights[name].shape)}, but {tuple(parameter.shape or ())} in the optimizer's "
                 "state: they are of different models"
             )
-        if parameter.state and not weights[name].is_floating_point():
-            return f"{name} has no real numbers, but the optimizer has a state of it: they are of different models"
+        if parameter.state and weights[name].dtype not in REAL:
+            return f"{name} has the dtype {weights[name].dtype}, in which nothing is trained"
     return ""
 
 
@@ -218,7 +217,7 @@ def _with_tied(weights: Weights, way: dict[str, Parameter]) -> dict[str, Paramet
         other: parameter
         for name, parameter in way.items()
         for other in alone
-        if torch.equal(weights[other], weights[name])
+        if weights[other].dtype == weights[name].dtype and torch.equal(weights[other], weights[name])
     }
 
 

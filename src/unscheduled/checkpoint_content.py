@@ -11,6 +11,10 @@ from torch import Tensor
 from unscheduled.precision import has_codes, problem_of_scales
 from unscheduled.safe_loading import CheckpointError
 
+REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+ITERATES = {"unscheduled": ("gap", "y"), "schedulefree": ("z",), "other": ()}
+"""What the commands read of the state of a parameter, by the kind of the optimizer."""
+
 Weights = dict[str, Tensor]
 State = dict[str, Any]
 Optimizer = dict[str, Any]
@@ -123,8 +127,7 @@ def _check(optimizer: Optimizer) -> None:
         for key in group["params"]:
             if states.get(key) is not None:
                 state = _dictionary(states[key], f"the state of parameter {key}")
-                names = ("gap", "y") if whose == "unscheduled" else ("z",)
-                _check_tensors(state, names if state else (), f"of parameter {key}")
+                _check_tensors(state, ITERATES[whose] if state else (), f"of parameter {key}")
 
 
 def _check_ours(group: dict[str, Any]) -> None:
@@ -158,7 +161,7 @@ def _check_tensors(state: State, names: tuple[str, ...], where: str) -> None:
             problem = problem_of_scales(cast(Tensor, tensor), state.get(f"{name}_scale"))
             _require(not problem, f"in '{name}_scale' {where} {problem}")
         else:
-            _require(cast(Tensor, tensor).is_floating_point(), f"{name} {where} is no tensor of real numbers")
+            _require(cast(Tensor, tensor).dtype in REAL, f"{name} {where} has the dtype {cast(Tensor, tensor).dtype}")
         _require(cast(Tensor, tensor).shape == state[names[0]].shape, f"{name} {where} has another shape than its gap")
 
 
