@@ -623,6 +623,8 @@ def test_other_optimizers_may_keep_anything(tmp_path: Path, capsys: pytest.Captu
     state = optimizer.state_dict()
     state["state"][0]["exp_avg"] = torch.ones(2, 3, dtype=torch.uint8)
     state["param_groups"][0]["lr"] = None
+    state["state"][1] = torch.ones(2)
+    state["param_groups"][0]["params"].append(1)
     torch.save({"model": model.state_dict(), "optimizer": state}, tmp_path / "file.pt")
     code, out, _ = run(capsys, "inspect", tmp_path / "file.pt")
     assert code == 0

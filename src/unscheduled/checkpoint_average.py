@@ -154,13 +154,13 @@ def located(checkpoint: Checkpoint) -> Fit:
 def _parameters(optimizer: Optimizer) -> list[Parameter]:
     names, whose = saved_names(optimizer), kind(optimizer)
     return [
-        Parameter(whose, group, _iterates(optimizer["state"].get(key) or {}, whose), names.get(key))
+        Parameter(whose, group, _iterates(optimizer["state"].get(key), whose), names.get(key))
         for group in optimizer["param_groups"]
         for key in group["params"]
     ]
 
 
-def _iterates(state: State, whose: str) -> State:
+def _iterates(state: Any, whose: str) -> State:
     """The tensors of a state that tell x and y; none before the first gradient."""
     return {name: precision.wide(state, name) for name in ITERATES[whose] if state}
 

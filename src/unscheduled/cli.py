@@ -47,6 +47,8 @@ def fail(command: str, message: str) -> NoReturn:
 def printable(text: str) -> str:
     """Text as one line without control characters: names in a file are whatever its author likes."""
     line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    line = line.encode(encoding, "backslashreplace").decode(encoding)
     half = LONGEST_LINE // 2
     return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
 
