@@ -71,7 +71,7 @@ class Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str, /) -> Any:
         if name in RECORDS.get(module, ()):
-            return type(name, (Record,), {})  # a class of its own, which the file may change
+            return type(name, (Record,), {})  # of its own: the file cannot change another
         if module == "torch" and name == "Size":
             return tuple
         if module == "torch" and isinstance(vars(torch).get(name), torch.dtype):

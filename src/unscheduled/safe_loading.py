@@ -14,6 +14,7 @@ import torch
 Source = Path | io.BytesIO
 
 OTHER_OBJECTS = "it has other objects than tensors, numbers and strings"
+REMEDY = "save the state dicts of the model and of the optimizer by themselves"
 
 
 class CheckpointError(Exception):
@@ -63,11 +64,8 @@ def _reason(source: Source) -> str:
     with suppress(Exception):  # it may be damaged, or of an old format
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(source))
         if names:
-            return f"{OTHER_OBJECTS}, such as {names[0]}: save the state dicts of the model and of the optimizer alone"
-    return (
-        f"it is damaged or no checkpoint, or {OTHER_OBJECTS}; then save the state dicts of the model and of the "
-        "optimizer by themselves"
-    )
+            return f"{OTHER_OBJECTS}, such as {names[0]}: {REMEDY}"
+    return f"it is damaged or no checkpoint, or {OTHER_OBJECTS}; then {REMEDY}"
 
 
 def safetensors() -> Any:
