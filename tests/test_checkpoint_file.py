@@ -11,13 +11,13 @@ import pytest
 import schedulefree
 import torch
 import torch.distributed.checkpoint as dcp
+from commands import run
 from problems import copies, equal
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
 from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, SGDScheduleFree, averaged_state_dict
-from unscheduled.cli import main
 
 
 class Net(nn.Module):
@@ -51,13 +51,6 @@ def trained(attach: bool = True, dtype: torch.dtype = torch.float32) -> tuple[Ne
         optimizer.attach(model)
     fit(model, optimizer)
     return model, optimizer
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as exit_info:
-        main([str(argument) for argument in arguments])
-    output = capsys.readouterr()
-    return int(exit_info.value.code or 0), output.out, output.err
 
 
 def average(capsys: pytest.CaptureFixture[str], tmp_path: Path, *arguments: Any) -> dict[str, torch.Tensor]:

@@ -24,6 +24,8 @@ from small_problem import averages, holds, same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unscheduled import ScheduleFreePlus
+from unscheduled.checkpoint_average import averaged
+from unscheduled.checkpoint_file import read
 
 makes = pytest.mark.parametrize("make", [adamw, wrapped])
 
@@ -80,6 +82,22 @@ def test_whatever_is_saved_is_x(mode: bool, tmp_path: Path) -> None:
     ):
         assert same({name: found[name] for name in expected}, expected)
     assert holds(model, plain_loop(adamw)[0] if mode else expected)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_the_command_reads_a_model_in_shards(safe: bool, tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=MICRO)
+    model, optimizer = prepared(accelerator, adamw)
+    fit(accelerator, model, optimizer, range(STEPS))
+    accelerator.save_model(model, str(tmp_path / "model"), max_shard_size=64, safe_serialization=safe)
+    accelerator.save_state(str(tmp_path / "state"))
+    assert len(list((tmp_path / "model").glob("*-of-*"))) > 1
+    for optimizer_path in (tmp_path / "state" / "optimizer.bin", None):
+        weights, count = averaged(read(tmp_path / "model", optimizer_path))
+        assert count > 1
+        expected = averages(*plain_loop(adamw))
+        assert same({name: weights[name] for name in expected}, expected)
+        (tmp_path / "model" / "optimizer.bin").write_bytes((tmp_path / "state" / "optimizer.bin").read_bytes())
 
 
 @makes

@@ -25,6 +25,8 @@ from transformers_problem import (
 )
 
 from unscheduled import ScheduleFreeOptimizer, ScheduleFreePlus
+from unscheduled.checkpoint_average import averaged
+from unscheduled.checkpoint_file import read
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
 
@@ -182,6 +184,21 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted(
     assert holds(resumed.eval(), model.eval())
     assert holds(resumed.train(), model.train())
     assert same(other.state_dict(), optimizer.state_dict())
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_the_command_reads_the_folder_of_a_checkpoint(shards: bool, tmp_path: Path) -> None:
+    model = make_model()
+    make_trainer(tmp_path, model, adamw(model).attach(model), save_strategy="steps", save_steps=6).train()
+    folder = tmp_path / "checkpoint-6"
+    if shards:  # as the Trainer writes a model that is larger than a shard
+        whole, folder = folder, tmp_path / "shards"
+        GPT2LMHeadModel.from_pretrained(whole).save_pretrained(folder, max_shard_size="8KB")
+        (whole / "optimizer.pt").rename(folder / "optimizer.pt")
+        assert len(list(folder.glob("model-*.safetensors"))) > 2
+    weights, count = averaged(read(folder))
+    assert count == len(weights)
+    assert same(weights, plain_loop().averages[6])
 
 
 # Logging.

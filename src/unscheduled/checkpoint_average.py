@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from unscheduled import iterates, precision
-from unscheduled.checkpoint_file import Checkpoint, CheckpointError, State, Weights
+from unscheduled.checkpoint_content import ITERATES, REAL, Optimizer, State, Weights, is_dense, kind
+from unscheduled.checkpoint_file import Checkpoint
 from unscheduled.loading import counterparts, plain_name, saved_names
+from unscheduled.safe_loading import CheckpointError
 
 BATCH_NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -75,13 +77,6 @@ class Fit:
     def at_gradient_point(self) -> int:
         """How many of the weights are not x."""
         return sum(not parameter.holds_average(weight) for weight, parameter in self.started)
-
-
-def kind(optimizer: dict[str, Any]) -> str:
-    """Whose state dict it is: ``unscheduled``, ``schedulefree`` or ``other``."""
-    if all("averaging" in group for group in optimizer["param_groups"]):
-        return "unscheduled"
-    return "schedulefree" if all("train_mode" in group for group in optimizer["param_groups"]) else "other"
 
 
 def averaged(checkpoint: Checkpoint) -> tuple[Weights, int]:
@@ -156,13 +151,18 @@ def located(checkpoint: Checkpoint) -> Fit:
     return min(fits, key=lambda fit: (fit.distance, fit.at_gradient_point))
 
 
-def _parameters(optimizer: dict[str, Any]) -> list[Parameter]:
-    names = saved_names(optimizer)
+def _parameters(optimizer: Optimizer) -> list[Parameter]:
+    names, whose = saved_names(optimizer), kind(optimizer)
     return [
-        Parameter(kind(optimizer), group, precision.wide_state(optimizer["state"].get(key) or {}), names.get(key))
+        Parameter(whose, group, _iterates(optimizer["state"].get(key), whose), names.get(key))
         for group in optimizer["param_groups"]
         for key in group["params"]
     ]
+
+
+def _iterates(state: Any, whose: str) -> State:
+    """The tensors of a state that tell x and y; none before the first gradient."""
+    return {name: precision.wide(state, name) for name in ITERATES[whose] if state}
 
 
 def _fits(weights: Weights, parameters: list[Parameter]) -> list[Fit]:
@@ -171,6 +171,7 @@ def _fits(weights: Weights, parameters: list[Parameter]) -> list[Fit]:
     Raises:
         CheckpointError: if there is none.
     """
+    _check_weights(weights)
     schedule_free = [parameter for parameter in parameters if parameter.kind != "other"]
     named = {parameter.name: parameter for parameter in schedule_free if parameter.name is not None}
     if len(named) == len(schedule_free):
@@ -190,6 +191,12 @@ def _fits(weights: Weights, parameters: list[Parameter]) -> list[Fit]:
     return fits
 
 
+def _check_weights(weights: Weights) -> None:
+    for name, weight in weights.items():
+        if not is_dense(weight):
+            raise CheckpointError(f"{name} is not a dense tensor: the commands read no sparse or quantized ones")
+
+
 def _mismatch(weights: Weights, way: dict[str, Parameter]) -> str:
     """What does not fit in the shapes; nothing if all do."""
     for name, parameter in way.items():
@@ -198,6 +205,8 @@ def _mismatch(weights: Weights, way: dict[str, Parameter]) -> str:
                 f"{name} has shape {tuple(weights[name].shape)}, but {tuple(parameter.shape or ())} in the optimizer's "
                 "state: they are of different models"
             )
+        if parameter.state and weights[name].dtype not in REAL:
+            return f"{name} has the dtype {weights[name].dtype}, in which nothing is trained"
     return ""
 
 
@@ -208,7 +217,7 @@ def _with_tied(weights: Weights, way: dict[str, Parameter]) -> dict[str, Paramet
         other: parameter
         for name, parameter in way.items()
         for other in alone
-        if torch.equal(weights[other], weights[name])
+        if weights[other].dtype == weights[name].dtype and torch.equal(weights[other], weights[name])
     }
 
 

@@ -2,12 +2,13 @@
 
 import math
 
-from unscheduled.checkpoint_average import Fit, beta_of, kind, located
+from unscheduled.checkpoint_average import Fit, beta_of, located
+from unscheduled.checkpoint_content import is_number, kind
 from unscheduled.checkpoint_file import Checkpoint
 
 
-def described(checkpoint: Checkpoint) -> str:
-    """The optimizers with their groups, and which weights are beside them.
+def described(checkpoint: Checkpoint) -> list[str]:
+    """The optimizers with their groups, and which weights are beside them, in lines.
 
     Raises:
         CheckpointError: if the weights are not those of the optimizers.
@@ -21,7 +22,7 @@ def described(checkpoint: Checkpoint) -> str:
     for optimizer in checkpoint.optimizers:
         lines.append(("optimizer", kind(optimizer)))
         for index, group in enumerate(optimizer["param_groups"]):
-            lr = float(group.get("lr", math.nan))
+            lr = float(group["lr"]) if is_number(group.get("lr")) else math.nan
             lines.append((f"group {index}", f"{len(group['params'])} parameters, lr {lr:g}"))
             if kind(optimizer) == "unscheduled":
                 c = float(group["c"])
@@ -32,7 +33,7 @@ def described(checkpoint: Checkpoint) -> str:
             elif kind(optimizer) == "schedulefree":
                 mode = "train" if group["train_mode"] else "eval"
                 lines += [("  mode", mode), ("  steps", f"{group['k']:,}"), ("  beta", f"{beta_of(group):g}")]
-    return "\n".join(f"{name:<16} {value}" for name, value in lines)
+    return [f"{name:<16} {value}" for name, value in lines]
 
 
 def _held(fit: Fit) -> str:

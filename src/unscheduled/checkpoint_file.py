@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import json
 import os
-import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
-Weights = dict[str, Tensor]
-State = dict[str, Any]
+from unscheduled import distributed_checkpoint
+from unscheduled.checkpoint_content import Optimizer, Weights, optimizers_in, weights_in
+from unscheduled.safe_loading import CheckpointError, check_file, inside, load, safetensors
 
-MODEL_FILES = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth")
+INDEX = ".index.json"
+MODEL_FILES = (
+    "model.safetensors",
+    f"model.safetensors{INDEX}",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{INDEX}",
+    "model.pt",
+    "model.pth",
+)
 OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
-
-
-class CheckpointError(Exception):
-    """What a file lacks, in one line."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Checkpoint:
     """Every set of named tensors that may be the weights, the largest first, and the optimizers' state dicts."""
 
     candidates: list[Weights]
-    optimizers: list[dict[str, Any]]
+    optimizers: list[Optimizer]
 
 
 # Reading.
@@ -39,6 +41,8 @@ class Checkpoint:
 def read(path: Path, optimizer_path: Path | None = None) -> Checkpoint:
     """Read a checkpoint: a file of ``torch.save``, or a folder of Transformers, Accelerate or torch's DCP.
 
+    Nothing in the files runs, so they may be from others.
+
     Args:
         path: what holds the weights, and the optimizer's state too, unless that is elsewhere.
         optimizer_path: the file with the optimizer's state.
@@ -46,14 +50,13 @@ def read(path: Path, optimizer_path: Path | None = None) -> Checkpoint:
     Raises:
         CheckpointError: if it cannot be read, or has no weights or no optimizer's state.
     """
-    tree = _read_folder(path) if path.is_dir() else _read_file(path)
-    source = _read_file(optimizer_path) if optimizer_path else tree
-    optimizers = list(_optimizers(source))
+    tree = _read_folder(path, optimizer_path is None) if path.is_dir() else _read_file(path)
+    optimizers = optimizers_in(load(optimizer_path) if optimizer_path else tree)
     if not optimizers:
         raise CheckpointError(
             f"{optimizer_path or path} has no state of an optimizer: give the file that has it with --optimizer"
         )
-    candidates = sorted(_weights(tree), key=len, reverse=True)
+    candidates = sorted(weights_in(tree), key=len, reverse=True)
     if not candidates:
         raise CheckpointError(
             f"{path} has no weights of a model: give the file that has them, and this one with --optimizer, "
@@ -63,105 +66,51 @@ def read(path: Path, optimizer_path: Path | None = None) -> Checkpoint:
 
 
 def _read_file(path: Path) -> Any:
+    return _read_shards(path) if path.name.endswith(INDEX) else load(path)
+
+
+def _read_folder(path: Path, with_optimizer: bool) -> Any:
+    if (path / distributed_checkpoint.METADATA).exists():
+        return distributed_checkpoint.read(path)
+    tree = {"model": _read_file(_first(path, MODEL_FILES, "give the file"))}
+    if with_optimizer:
+        tree["optimizer"] = load(_first(path, OPTIMIZER_FILES, "give the file that has its state with --optimizer"))
+    return tree
+
+
+def _first(folder: Path, names: tuple[str, ...], remedy: str) -> Path:
+    """The first of these files that is in a folder."""
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise CheckpointError(f"{folder} is a folder without {' or '.join(names)}: {remedy}")
+
+
+def _read_shards(path: Path) -> Weights:
+    """The weights that an index of Transformers finds in several files, in the order of the files."""
+    names: dict[str, set[str]] = defaultdict(set)
+    for name, shard in _weight_map(path).items():
+        names[str(inside(path.parent, shard, path).relative_to(path.parent))].add(name)
+    weights: Weights = {}
+    for shard in sorted(names):
+        tensors = load(path.parent / shard)
+        if not isinstance(tensors, dict) or not names[shard] <= cast(Weights, tensors).keys():
+            raise CheckpointError(f"{path.parent / shard} lacks weights that {path} finds in it")
+        weights |= {name: tensor for name, tensor in cast(Weights, tensors).items() if name in names[shard]}
+    return weights
+
+
+def _weight_map(path: Path) -> dict[str, Any]:
+    """The shards by the names of the weights in them."""
+    check_file(path)
     try:
-        if path.suffix == ".safetensors":
-            return _safetensors().load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is not there") from None
-    except Exception as error:  # the readers raise whatever a damaged file leads them to
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{path} cannot be read ({reason}): it is damaged or no checkpoint, or it has other objects than tensors, "
-            "numbers and strings; then save the state dicts of the model and of the optimizer by themselves"
-        ) from error
-
-
-def _read_folder(path: Path) -> Any:
-    if (path / ".metadata").exists():
-        return _read_distributed(path)
-    found = [[path / name for name in names if (path / name).exists()] for names in (MODEL_FILES, OPTIMIZER_FILES)]
-    if not all(found):
-        raise CheckpointError(
-            f"{path} is a folder without {' or '.join(MODEL_FILES if not found[0] else OPTIMIZER_FILES)}: give the file"
-        )
-    return {"model": _read_file(found[0][0]), "optimizer": _read_file(found[1][0])}
-
-
-def _read_distributed(path: Path) -> Any:
-    from torch.distributed.checkpoint import format_utils
-
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "checkpoint.pt"
-        try:
-            cast(Any, format_utils).dcp_to_torch_save(path, whole)
-        except Exception as error:  # as above
-            raise CheckpointError(f"{path} cannot be read as a distributed checkpoint ({error})") from error
-        return _read_file(whole)
-
-
-def _safetensors() -> Any:
-    if importlib.util.find_spec("safetensors") is None:
-        raise CheckpointError("files of safetensors need an extra: pip install 'unscheduled[checkpoints]'")
-    return importlib.import_module("safetensors.torch")
-
-
-def _entries(tree: Any) -> list[Any]:
-    if isinstance(tree, dict):
-        return list(cast(dict[Any, Any], tree).values())
-    return cast(list[Any], tree) if isinstance(tree, list) else []
-
-
-def _is_optimizer(tree: Any) -> bool:
-    entries = cast(dict[str, Any], tree) if isinstance(tree, dict) else {}
-    groups = cast(list[Any], entries.get("param_groups") or [])
-    return "state" in entries and bool(groups) and all("params" in group for group in groups)
-
-
-def _optimizers(tree: Any) -> Iterator[dict[str, Any]]:
-    if _is_optimizer(tree):
-        yield tree
-    elif flattened := _unflattened(tree):
-        yield flattened
-    else:
-        for entry in _entries(tree):
-            yield from _optimizers(entry)
-
-
-def _weights(tree: Any) -> Iterator[Weights]:
-    """Every dictionary of named tensors that is not the optimizer's."""
-    if _is_optimizer(tree):
-        return
-    if isinstance(tree, dict):
-        named = cast(dict[Any, Any], tree)
-        tensors = {
-            name: value
-            for name, value in named.items()
-            if isinstance(name, str) and isinstance(value, Tensor) and not name.startswith("state.")
-        }
-        if tensors:
-            yield tensors
-    for entry in _entries(tree):
-        yield from _weights(entry)
-
-
-def _unflattened(tree: Any) -> dict[str, Any] | None:
-    """The optimizer's state that DCP has flattened into ``state.NAME.KEY`` and ``param_groups.NAME.KEY``."""
-    if not isinstance(tree, dict):
-        return None
-    entries = cast(dict[str, Any], tree)
-    states: dict[str, State] = {}
-    groups: dict[str, dict[str, Any]] = {}
-    for key, value in entries.items():
-        section, _, rest = str(key).partition(".")
-        name, _, option = rest.rpartition(".")
-        if name and section in ("state", "param_groups"):
-            (states if section == "state" else groups).setdefault(name, {})[option] = value
-    if not groups:
-        return None
-    return {"state": states, "param_groups": [{**group, "params": [name]} for name, group in groups.items()]}
+        index = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged or no index: it is no JSON") from error
+    weight_map = cast(dict[str, Any], index).get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} is damaged or no index: it has no weight_map")
+    return cast(dict[str, Any], weight_map)
 
 
 # Writing.
@@ -173,12 +122,16 @@ def write(weights: Weights, path: Path) -> None:
     try:
         if path.suffix == ".safetensors":
             whole = {name: weight.clone().contiguous() for name, weight in weights.items()}
-            _safetensors().save_file(whole, partial, metadata={"format": "pt"})
+            safetensors().save_file(whole, partial, metadata={"format": "pt"})
         else:
             torch.save(weights, partial)
         os.replace(partial, path)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error}") from error
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+    except Exception as error:  # the writers raise errors of their own
+        raise CheckpointError(
+            f"{path} cannot be written: the disk is full, or the format has no room for the dtype of a tensor"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -192,4 +145,4 @@ def check_output(path: Path, *sources: Path | None) -> None:
     if not path.parent.is_dir():
         raise CheckpointError(f"-o {path}: there is no folder {path.parent}")
     if path.suffix == ".safetensors":
-        _safetensors()
+        safetensors()

@@ -4,11 +4,13 @@ import argparse
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+LONGEST_LINE = 2000
 LAB_LIBRARIES = ("jinja2", "joblib", "matplotlib", "numpy", "rich", "sklearn")
 
 RACE = """\
@@ -38,8 +40,17 @@ class OneLineParser(argparse.ArgumentParser):
 
 def fail(command: str, message: str) -> NoReturn:
     """Say in one line what is wrong, and exit with 2."""
-    print(f"{command}: {message}", file=sys.stderr)
+    print(printable(f"{command}: {message}"), file=sys.stderr)
     raise SystemExit(2)
+
+
+def printable(text: str) -> str:
+    """Text as one line without control characters: names in a file are whatever its author likes."""
+    line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    line = line.encode(encoding, "backslashreplace").decode(encoding)
+    half = LONGEST_LINE // 2
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,7 +96,9 @@ def parser() -> argparse.ArgumentParser:
     )
     for command in (average, inspect):
         command.add_argument(
-            "checkpoint", type=Path, help="a file of torch.save, or a folder of Transformers, Accelerate or torch's DCP"
+            "checkpoint",
+            type=Path,
+            help="a file of torch.save, or a folder of Transformers or Accelerate, in shards or not, or of torch's DCP",
         )
         command.add_argument(
             "--optimizer", type=Path, metavar="FILE", help="the optimizer's state, if it is not in the checkpoint"
@@ -136,7 +149,7 @@ def run_average(arguments: argparse.Namespace) -> int:
         check_output(arguments.output, arguments.checkpoint, arguments.optimizer)
         weights, count = averaged(read(arguments.checkpoint, arguments.optimizer))
         write(weights, arguments.output)
-        print(f"{arguments.output}: {len(weights)} tensors, of which {count} are the average x")
+    print(printable(f"{arguments.output}: {len(weights)} tensors, of which {count} are the average x"))
     return 0
 
 
@@ -145,21 +158,26 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     from unscheduled.checkpoint_file import read
 
     with checkpoint_failures("unscheduled inspect"):
-        print(described(read(arguments.checkpoint, arguments.optimizer)))
+        lines = described(read(arguments.checkpoint, arguments.optimizer))
+    print("\n".join(map(printable, lines)))
     return 0
 
 
 @contextmanager
 def checkpoint_failures(command: str) -> Generator[None, None, None]:
-    """Within the with block a checkpoint of another form than it should be is one line."""
-    from unscheduled.checkpoint_file import CheckpointError
+    """Within the with block a checkpoint of another form than it should be is one line, and nothing else is printed."""
+    from unscheduled.safe_loading import CheckpointError
 
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of torch are about how the file was made
+            yield
     except CheckpointError as error:
         fail(command, str(error))
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        fail(command, f"the checkpoint is damaged: {type(error).__name__}: {error}")
+    except OSError as error:
+        fail(command, f"{error.filename}: {error.strerror}")
+    except Exception as error:  # whatever a damaged file leads to; the text may be torch's, in many lines
+        fail(command, f"the checkpoint is damaged: its parts do not fit together ({type(error).__name__})")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
