@@ -162,7 +162,7 @@ def _parameters(optimizer: Optimizer) -> list[Parameter]:
 
 def _iterates(state: Any, whose: str) -> State:
     """The tensors of a state that tell x and y; none before the first gradient."""
-    return {name: precision.wide(state, name) for name in ITERATES[whose] if state}
+    return {name: precision.wide(precision.with_whole_y(state), name) for name in ITERATES[whose] if state}
 
 
 def _fits(weights: Weights, parameters: list[Parameter]) -> list[Fit]:

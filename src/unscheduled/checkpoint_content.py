@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from unscheduled.precision import has_codes, problem_of_scales
+from unscheduled.precision import has_codes, is_split, problem_of_scales
 from unscheduled.safe_loading import CheckpointError
 
 REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -163,6 +163,10 @@ def _check_tensors(state: State, names: tuple[str, ...], where: str) -> None:
         else:
             _require(cast(Tensor, tensor).dtype in REAL, f"{name} {where} has the dtype {cast(Tensor, tensor).dtype}")
         _require(cast(Tensor, tensor).shape == state[names[0]].shape, f"{name} {where} has another shape than its gap")
+    low = state.get("low")
+    if low is not None:  # a y of 16 bits is saved as two tensors
+        fits = is_dense(low) and low.dtype == torch.int16 and "y" in names and low.shape == state["y"].shape
+        _require(fits and is_split(state["y"].dtype), f"low {where} is not the rest of a y of 16 bits")
 
 
 def _check_names(names: list[Any]) -> None:
