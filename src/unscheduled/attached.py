@@ -87,7 +87,7 @@ class SavedAtAverage(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         ties, state_dict = ties_of(self), cast(Any, super().state_dict)
-        if not ties or not any(has_own(module, SAVING) for module in self.modules()):
+        if not _has_own_way(self, SAVING):
             return state_dict(*args, **kwargs)
         with ExitStack() as stack:
             for tie in ties:
@@ -118,8 +118,7 @@ class SavedAtAverage(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         """A plain module of its own that holds x."""
-        params = list(self.parameters())
-        copies_itself = any(has_own(module, COPYING) for module in self.modules())
+        params, copies_itself = list(self.parameters()), _has_own_way(self, COPYING)
         with ExitStack() as stack:
             for tie in ties_of(self):
                 tie.before_copy()
@@ -184,6 +183,12 @@ class Attached(SavedAtAverage):
     def _tell(self, mode: bool) -> None:
         for tie in attachments(self):
             tie.hear(mode)
+
+
+def _has_own_way(module: nn.Module, names: tuple[str, ...]) -> bool:
+    """Whether a class defines one of these methods for a part that has parameters of an optimizer."""
+    followed = {param for tie in ties_of(module) for param in tie.params()}
+    return any(has_own(part, names) and not followed.isdisjoint(part.parameters()) for part in module.modules())
 
 
 def _memory(tensor: Tensor) -> int | None:

@@ -30,6 +30,7 @@ from unscheduled.attached import (
     COPYING,
     LOADING,
     PARTS,
+    SAVING,
     AverageReader,
     attachments,
     has_own,
@@ -168,7 +169,8 @@ class AttachedModel:
                     module.register_load_state_dict_pre_hook(before_load),
                     module.register_load_state_dict_post_hook(after_load),
                 ]
-                if module is not self.model and has_own(module, (*COPYING, "state_dict", *LOADING)):
+            if module is not self.model and has_own(module, (*COPYING, *SAVING, *LOADING)):
+                if not self.params().keys().isdisjoint(module.parameters()) and module not in self._parts:
                     tie(module, self, PARTS)
                     self._parts.append(module)
 
