@@ -18,12 +18,16 @@ from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.planning import Plan, all_contiguous
 from unscheduled.precision import StatePrecision
 from unscheduled.state import fresh_state
+from unscheduled.step_size import PolyakStep, StepSize
 
 REFUSED = {
     "LBFGS": "it evaluates the model at several points of its own in one step",
     "SparseAdam": "it is for sparse gradients, but every step averages every weight",
 }
 """Optimizers that cannot move z."""
+
+DISTANCE = ("d0", "d_max", "d_coef", "d_numerator", "growth_rate", "numerator_weighted")
+"""Options of which an optimizer has some whose ``d`` is its estimate of a distance, a factor on its learning rate."""
 
 
 class ScheduleFreeWrapper(ScheduleFreeOptimizer):
@@ -40,7 +44,8 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
 
     The learning rate is that of this optimizer's groups, which schedulers, trainers and :meth:`metrics` see; the base
     is given it, after warmup, before each of its steps. What else the base has stays in ``base.param_groups``. If a
-    group of the base has a ``d``, as Prodigy's, its step size is lr d.
+    group of the base has a ``d`` that estimates a distance, as in Prodigy and D-Adaptation, its step size is lr d; it
+    is recognised by what stands beside it (``d0``, ``d_max``, ``d_coef``, ``growth_rate``, …).
 
     Args:
         base: the optimizer that moves z; each of its groups becomes a group here.
@@ -51,9 +56,14 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         warmup_steps: steps of linear warmup, an integer >= 0.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
+        step_size: :class:`ConstantStep` or None: the learning rate. :class:`PolyakStep` is refused, since only the base
+            knows its direction.
         implementation: of what is added to the base: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or
             ``"fused"``, see :mod:`unscheduled.kernels`.
         state_precision: how the gap is stored: ``"float32"``, or ``"compact"`` in 2.03 bytes a parameter.
+        foreach: True is ``implementation="foreach"``, False is ``"loop"``.
+        fused: True is ``implementation="fused"``, False is ``"foreach"``.
+        capturable: True is refused, since the base keeps numbers of its step on the host.
 
     Groups may differ in ``lr``, ``momentum``, ``weight_decay`` (``weight_decay_at_y`` for one that is added),
     ``warmup_steps``, ``averaging`` and ``interpolation``. A group that is added later may have the base's own options
@@ -91,10 +101,25 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         warmup_steps: int = 0,
         averaging: Averaging | None = None,
         interpolation: Interpolation | None = None,
+        step_size: StepSize | None = None,
         implementation: Implementation = "auto",
         state_precision: StatePrecision = "float32",
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         _check_base(base)
+        _check_decay(weight_decay_at_y)
+        if capturable is not False:
+            raise ValueError(
+                f"capturable = {capturable!r} is not there for {type(self).__name__}, since the base keeps numbers of "
+                "its step on the host: use False, or AdamWScheduleFree or another class of its own"
+            )
+        if fused is not None:
+            if foreach is not None or implementation != "auto":
+                other = f"foreach = {foreach}" if foreach is not None else f"implementation = {implementation!r}"
+                raise ValueError(f"fused = {fused} and {other} exclude each other: give one of them")
+            implementation = "fused" if fused else "foreach"
         self.base = base
         for group in base.param_groups:  # one tensor may be that of several groups, and of the defaults
             group["lr"] = _copied(group["lr"])
@@ -108,12 +133,13 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             "weight_lr_power": weight_lr_power,
             "averaging": averaging,
             "interpolation": interpolation,
+            "step_size": step_size,
             "maximize": False,
         }
         params = [_shared_with_base(group) for group in base.param_groups]
         self._given_lrs = [float(group["lr"]) for group in base.param_groups]
         super().__init__(
-            params, implementation=implementation, state_precision=state_precision, foreach=None, options=options
+            params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
         )
         self._initialised: set[Tensor] = set()  # those whose state of the base is only a form, see _moves
         for param in self._params():  # should it have made steps already
@@ -139,6 +165,10 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         group = {name: value for name, value in param_group.items() if name != "base"}
         params, of_base = group["params"], cast(Group, param_group.get("base", {}))
         if "weight_decay_at_y" in group:
+            try:
+                _check_decay(group["weight_decay_at_y"])
+            except ValueError as error:
+                raise ValueError(f"parameter group {len(self.param_groups)}: {error}") from None
             group["weight_decay"] = group.pop("weight_decay_at_y")
         if "lr" in of_base:
             raise ValueError(f"lr = {of_base['lr']} in 'base': give it to the group itself, which the base has it from")
@@ -176,6 +206,14 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     def _check_rule(self, group: Group) -> None:
         require_within("[0, 1]", "momentum", group["momentum"], "it is the interpolation beta: use 0.9")
 
+    def _check_step_size(self, group: Group) -> None:
+        if isinstance(group["step_size"], PolyakStep):
+            raise ValueError(
+                f"step_size = {group['step_size']} is not there for {type(self).__name__}, since only the base knows "
+                "its direction, which that is computed from: use ConstantStep() and the learning rate of the base, or "
+                "AdamWScheduleFree or SGDScheduleFree"
+            )
+
     def _move_scalars(self, group: Group, lr: float) -> tuple[float, float]:
         return 1.0, lr * group["weight_decay"]  # the base's move has its learning rate in it
 
@@ -189,8 +227,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
                 f"the learning rate of group {index} of the wrapped {type(self.base).__name__} was changed from "
                 f"{given} to {base_lr}: change that of the {type(self).__name__}, and give this to schedulers"
             )
-        of_base = float(self.base.param_groups[index].get("d", 1.0))
-        return super()._planned(index, plan, factor * of_base, average)
+        return super()._planned(index, plan, factor * _distance(self.base, self.base.param_groups[index]), average)
 
     def _moves(self, plans: list[Plan]) -> list[Plan]:
         """Let the base move z, and see by how much.
@@ -270,6 +307,21 @@ def _check_base(base: Any) -> None:
         raise ValueError(f"base = {name} is schedule-free already: use it as it is, or wrap a plain optimizer")
     if "lr" not in base.defaults or any("lr" not in group for group in base.param_groups):
         raise ValueError(f"base = {name} has no learning rate 'lr' in its groups, by which z's are weighted")
+
+
+def _check_decay(weight_decay_at_y: Any) -> None:
+    require_within("[0, inf)", "weight_decay_at_y", weight_decay_at_y, "use 0 for none, or give the base a decay")
+
+
+def _distance(base: torch.optim.Optimizer, base_group: Group) -> float:
+    """The factor on the learning rate of a group that its optimizer has found.
+
+    Others have another ``d``: Adafactor's is a threshold of clipping.
+    """
+    adapts = any(name in base_group for name in DISTANCE) or any(
+        "DAdapt" in kind.__name__ for kind in type(base).__mro__
+    )
+    return float(base_group["d"]) if adapts and "d" in base_group else 1.0
 
 
 def _copied(lr: float | Tensor) -> float | Tensor:
