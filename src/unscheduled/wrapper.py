@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from unscheduled import groups, nesting
 from unscheduled.averaging import Averaging
@@ -142,6 +143,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
         )
         self._initialised: set[Tensor] = set()  # those whose state of the base is only a form, see _moves
+        self._stand_ins: dict[Tensor, Parameter] = {}
         for param in self._params():  # should it have made steps already
             if base.state.get(param):
                 self.state[param].update(fresh_state(param, GIVEN, state_precision == "compact"))
@@ -245,7 +247,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         try:
             for plan in plans:
                 for param, state in zip(plan.params, plan.states, strict=True):
-                    loans.append(Loan(param, state, plan.group["beta"]))
+                    loans.append(Loan(param, state, plan.group["beta"], self._stand_ins))
             with lent(self.base, {loan.param: loan.z for loan in loans if loan.z is not loan.param}):
                 self._give_lrs(plans)
                 self.base.step()
@@ -283,6 +285,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             "base": self.base,
             "_given_lrs": self._given_lrs,
             "_initialised": self._initialised,
+            "_stand_ins": self._stand_ins,
         }
 
 
