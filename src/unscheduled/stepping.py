@@ -62,6 +62,7 @@ class SteppingOptimizer(PlanningOptimizer):
 
     def _planned_step(self, loss: Loss | None, grad_norm: Number | None) -> list[Plan]:
         """The plans of all groups. Until they are there, the step may be refused."""
+        self._check_groups()
         self._refuse_gradients_at_average()
         self._refuse_average_for_gradient_point()
         plans = [self._gathered(group) for group in self.param_groups]  # refuses before changing, as what follows does
@@ -174,6 +175,9 @@ class SteppingOptimizer(PlanningOptimizer):
         return all(
             self._rule(group) is rule and type(group["step_size"]) is ConstantStep for group in self.param_groups
         )
+
+    def _check_groups(self) -> None:
+        """Raise unless a step can be planned for the groups as they are."""
 
     def _moves(self, plans: list[Plan]) -> list[Plan]:
         """The plans with what the rule is to be given in place of the gradients."""

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from unscheduled import groups, nesting
+from unscheduled import agreement, groups, nesting
 from unscheduled.averaging import Averaging
 from unscheduled.groups import Group
 from unscheduled.interpolation import Interpolation
 from unscheduled.interval import require_within
-from unscheduled.kernels import GIVEN, Implementation, Rule
+from unscheduled.kernels import GIVEN, Implementation, Rule, all_same
 from unscheduled.loan import Loan, lent, widen
 from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.planning import Plan, all_contiguous
@@ -138,15 +138,19 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             "maximize": False,
         }
         params = [_shared_with_base(group) for group in base.param_groups]
-        self._given_lrs = [float(group["lr"]) for group in base.param_groups]
+        self._given = agreement.given(base)
+        self._is_made = False
         super().__init__(
             params, implementation=implementation, state_precision=state_precision, foreach=foreach, options=options
         )
+        self._is_made = True
+        self._stepped: set[Tensor] = set()  # those that have had a state here
         self._initialised: set[Tensor] = set()  # those whose state of the base is only a form, see _moves
         self._stand_ins: dict[Tensor, Parameter] = {}
         for param in self._params():  # should it have made steps already
             if base.state.get(param):
                 self.state[param].update(fresh_state(param, GIVEN, state_precision == "compact"))
+                self._stepped.add(param)
         widen(base, self._params())
 
     # Groups.
@@ -161,9 +165,9 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         Raises:
             RuntimeError: if groups were added to the base alone.
         """
-        if not isinstance(param_group, dict) or len(self._given_lrs) > len(self.param_groups):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(param_group, dict) or not self._is_made:  # pyright: ignore[reportUnnecessaryIsInstance]
             return super().add_param_group(param_group)  # which refuses it, or has it from the base at construction
-        self._refuse_groups_of_base_alone()
+        self._check_groups()
         group = {name: value for name, value in param_group.items() if name != "base"}
         params, of_base = group["params"], cast(Group, param_group.get("base", {}))
         if "weight_decay_at_y" in group:
@@ -184,15 +188,42 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         except BaseException:
             del self.base.param_groups[-1]
             raise
-        self._given_lrs.append(float(base_group["lr"]))
+        self._given = agreement.realigned(self.base, self._given)
         return None
 
-    def _refuse_groups_of_base_alone(self) -> None:
-        if len(self.base.param_groups) != len(self.param_groups):
-            raise RuntimeError(
-                f"the wrapped {type(self.base).__name__} has {len(self.base.param_groups)} parameter groups, this "
-                f"{type(self).__name__} has {len(self.param_groups)}: add groups to this, which adds them to both"
-            )
+    def _check_groups(self) -> None:
+        """Give the base the parameters of the groups, should these have been edited.
+
+        What has lost its state here, as by ``optimizer.state.clear()``, begins anew in the base too.
+
+        Raises:
+            RuntimeError: if groups or their parameters differ in a way that the base cannot be given; nothing is
+                changed.
+            ValueError: likewise, if there is something wrong with a parameter.
+        """
+        edited = agreement.edited(type(self).__name__, self.param_groups, self.base, self._given)
+        for index in edited:
+            self._check_edited(index)
+        dropped = {param for param in self._stepped if not self.state.get(param)}
+        if edited or dropped:
+            problem = "parameters of param_groups were edited" if edited else "the state of parameters was dropped"
+            agreement.refuse_elsewhere(self.base, problem)
+            agreement.give(self.base, self.param_groups, dropped)
+            self._stepped -= dropped
+            widen(self.base, self._params())
+        if edited or len(self._given) != len(self.param_groups) or not self._has_what_was_given():
+            self._given = agreement.realigned(self.base, self._given)
+
+    def _check_edited(self, index: int) -> None:
+        group = self.param_groups[index]
+        try:
+            self._check(group, group["params"])
+        except ValueError as error:
+            raise ValueError(f"parameter group {index}: {error}") from None
+
+    def _has_what_was_given(self) -> bool:
+        pairs = zip(self._given, self.base.param_groups, strict=True)
+        return all(all_same(given.params, group["params"]) for given, group in pairs)
 
     # What an algorithm states.
 
@@ -222,8 +253,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     # The step.
 
     def _planned(self, index: int, plan: Plan, factor: float, average: Group) -> Plan:
-        self._refuse_groups_of_base_alone()
-        base_lr, given = float(self.base.param_groups[index]["lr"]), self._given_lrs[index]
+        base_lr, given = float(self.base.param_groups[index]["lr"]), self._given[index].lr
         if base_lr != given:
             raise RuntimeError(
                 f"the learning rate of group {index} of the wrapped {type(self.base).__name__} was changed from "
@@ -237,6 +267,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         A step that only initialises is to make the base's buffers, but not to count: they are made anew afterwards.
         """
         for plan in plans:
+            self._stepped.update(plan.params)
             if plan.only_initialises:
                 self._initialised.update(param for param in plan.params if not self.base.state.get(param))
                 continue
@@ -265,25 +296,37 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         """Give the base the learning rates of this step."""
         for index, (plan, base_group) in enumerate(zip(plans, self.base.param_groups, strict=True)):
             groups.put_lr(base_group, groups.warm_lr(plan.group, plan.counters["step"]))
-            self._given_lrs[index] = float(base_group["lr"])
+            self._given[index] = self._given[index]._replace(lr=float(base_group["lr"]))
 
     # Saving and loading.
 
     def _nest(self, state_dict: dict[str, Any]) -> None:
+        self._check_groups()
         nesting.nest(state_dict, self.base)
 
     def _without_nested(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        try:
+            self._check_groups()
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
         return nesting.separated(state_dict, self.base)
 
     def _load_nested(self, nested: dict[str, Any]) -> None:
         nesting.load(nested, self.base, self._params())
         self._initialised.clear()
-        self._given_lrs = [float(group["lr"]) for group in self.base.param_groups]
+        self._given = agreement.given(self.base)
+        self._stepped.clear()
+
+    def _loaded(self, training: bool, weights: dict[Tensor, Tensor]) -> None:
+        super()._loaded(training, weights)
+        self._stepped = {param for param in self._params() if self.state.get(param)}
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {
             "base": self.base,
-            "_given_lrs": self._given_lrs,
+            "_given": self._given,
+            "_is_made": True,
+            "_stepped": self._stepped,
             "_initialised": self._initialised,
             "_stand_ins": self._stand_ins,
         }
