@@ -174,7 +174,7 @@ class Estimating(torch.optim.SGD):
 
     def __init__(self, params: Any, lr: float) -> None:
         super().__init__(params, lr)
-        self.param_groups[0]["d"] = 0.001
+        self.param_groups[0].update(d=0.001, d0=0.001)
 
     def step(self, closure: Any = None) -> None:
         (group,) = self.param_groups

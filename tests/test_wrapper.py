@@ -16,8 +16,10 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RAdam, lr_schedule
 from unscheduled import (
     AdamWScheduleFree,
     AnnealedInterpolation,
+    ConstantStep,
     ExponentialAveraging,
     LionScheduleFree,
+    NoAveraging,
     RAdamScheduleFree,
     ScheduleFreeOptimizer,
     ScheduleFreeWrapper,
@@ -28,11 +30,14 @@ from unscheduled import (
 class Reference:
     """x, y and z, each a tensor of its own: the base moves z in place."""
 
-    def __init__(self, base: Base, beta: float, decay: float, warmup: int, r: float, power: float) -> None:
+    def __init__(
+        self, base: Base, beta: float, decay: float, warmup: int, r: float, power: float, distance: bool = True
+    ) -> None:
         self.z = base.params(torch.float64)
         self.x, self.y = copies(self.z), copies(self.z)
         self.base = base.make(self.z)
         self.lr = self.base.param_groups[0]["lr"]
+        self.distance = distance  # whether a d of the base is one
         self.beta, self.decay, self.warmup, self.r, self.power = beta, decay, warmup, r, power
         self.t, self.largest, self.weight_sum = 0, 0.0, 0.0
 
@@ -41,7 +46,7 @@ class Reference:
         self.t += 1
         (group,) = self.base.param_groups
         group["lr"] = self.lr * min(1.0, self.t / self.warmup)
-        gamma = group["lr"] * group.get("d", 1.0)
+        gamma = group["lr"] * (group.get("d", 1.0) if self.distance else 1.0)
         for z, grad in zip(self.z, grads, strict=True):
             z.grad = grad.clone()
         self.base.step()
@@ -157,6 +162,100 @@ def test_the_step_size_of_prodigy_weighs_the_average() -> None:
         assert metrics["c"] == pytest.approx(largest**2 / weights)
         found.append(d)
     assert found[-1] > 10 * found[0]
+
+
+class Damped(SGD):
+    """Has a ``d`` of its own, which is no distance."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, **options)
+        for group in self.param_groups:
+            group["d"] = 0.25
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad.mul_(group["d"])
+        super().step()
+
+
+class DAdaptLion(Damped):
+    """Has a ``d`` that is a distance, and nothing beside it but its name."""
+
+
+@pytest.mark.parametrize("d", [1.0, 1.5, 4.0])
+def test_the_d_of_adafactor_clips_and_weighs_nothing(d: float) -> None:
+    """Its weight decay is at z and 0 here, so that at beta = 0 the wrapper's decay at y is Adafactor's own."""
+    params, plain = make_params(), make_params()
+    options: dict[str, Any] = {"lr": 0.01, "d": d}
+    optimizer = ScheduleFreeWrapper(
+        torch.optim.Adafactor(params, **options), weight_decay_at_y=0.2, momentum=0.0, averaging=NoAveraging()
+    )
+    reference = torch.optim.Adafactor(plain, weight_decay=0.2, **options)
+    for step in range(10):
+        train(optimizer, [step])
+        set_gradients(plain, step)
+        reference.step()
+        assert optimizer.metrics()["effective_lr"] == 0.01
+    # Adafactor's step is min(lr, 1 / sqrt t) and relative to the size of z, but its decay is by lr
+    torch.testing.assert_close(params, plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("d", [1.0, 1.5])
+def test_over_adafactor_all_is_as_in_float64(d: float) -> None:
+    base = Base(torch.optim.Adafactor, {"lr": 0.01, "weight_decay": 0.1, "d": d})
+    reference = Reference(base, 0.9, decay=0.2, warmup=8, r=0.5, power=1.5, distance=False)
+    params = base.params(torch.float64)
+    optimizer = ScheduleFreeWrapper(
+        base.make(params), weight_decay_at_y=0.2, weight_lr_power=1.5, r=0.5, warmup_steps=8
+    )
+    for step in range(30):
+        set_gradients(params, step)
+        reference.step([param.grad for param in params])  # type: ignore[misc]
+        optimizer.step()
+        assert optimizer.metrics()["effective_lr"] == pytest.approx(0.01 * min(1.0, (step + 1) / 8))
+    for param, x, y, z in zip(params, reference.x, reference.y, reference.z, strict=True):
+        torch.testing.assert_close(optimizer.iterates(param), (x, y, z.detach()), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("make", "beside", "factor"),
+    [
+        (Damped, {}, 1.0),
+        (Damped, {"d0": 0.01}, 0.25),
+        (Damped, {"growth_rate": 1.02}, 0.25),
+        (DAdaptLion, {}, 0.25),
+        (SGD, {"d0": 0.01}, 1.0),
+    ],
+)
+def test_a_d_is_a_distance_if_such_optimizers_have_what_stands_beside_it(
+    make: Callable[..., Optimizer], beside: dict[str, float], factor: float
+) -> None:
+    base = make(make_params(), lr=0.1)
+    base.param_groups[0].update(beside)
+    optimizer = ScheduleFreeWrapper(base)
+    train(optimizer, range(2))
+    assert optimizer.metrics()["effective_lr"] == 0.1 * factor
+
+
+@pytest.mark.parametrize(
+    ("arguments", "implementation"),
+    [
+        ({}, "auto"),
+        ({"foreach": True}, "foreach"),
+        ({"foreach": False}, "loop"),
+        ({"fused": True}, "fused"),
+        ({"fused": False}, "foreach"),
+        ({"step_size": ConstantStep(), "capturable": False}, "auto"),
+    ],
+)
+def test_it_takes_the_arguments_of_the_other_classes(arguments: dict[str, Any], implementation: str) -> None:
+    params, plain = make_params(), make_params()
+    optimizer, reference = ScheduleFreeWrapper(SGD(params), **arguments), ScheduleFreeWrapper(SGD(plain))
+    assert optimizer.implementation == implementation
+    for each in (optimizer, reference):
+        train(each, range(3))
+    torch.testing.assert_close(params, plain)
 
 
 def test_groups_have_their_own_momentum_averaging_and_interpolation() -> None:

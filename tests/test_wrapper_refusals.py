@@ -11,7 +11,7 @@ from problems import copies, equal, make_params, set_gradients, train
 from torch.nn import Parameter
 from torch.optim import LBFGS, SGD, Adam, Optimizer, SparseAdam, lr_scheduler
 
-from unscheduled import NoAveraging, ScheduleFreeWrapper, SGDScheduleFree
+from unscheduled import NoAveraging, PolyakStep, ScheduleFreeWrapper, SGDScheduleFree
 
 
 class OnePass(Optimizer):
@@ -51,7 +51,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"momentum": 1.5}, r"^momentum = 1\.5 is outside \[0, 1\]"),
     ({"momentum": -0.1}, r"^momentum = -0\.1 is outside \[0, 1\]"),
     ({"momentum": float("nan")}, r"^momentum = nan is outside"),
-    ({"weight_decay_at_y": -0.1}, r"^weight_decay = -0\.1 is outside \[0, inf\)"),
+    ({"weight_decay_at_y": -0.1}, r"^weight_decay_at_y = -0\.1 is outside \[0, inf\): use 0 for none"),
+    ({"weight_decay_at_y": "0.1"}, r"^weight_decay_at_y = '0\.1' is not a number"),
+    ({"capturable": True}, r"^capturable = True is not there for ScheduleFreeWrapper, since the base keeps numbers"),
+    ({"capturable": "yes"}, r"^capturable = 'yes' is not there"),
+    (
+        {"step_size": PolyakStep()},
+        r"^step_size = PolyakStep\(.*\) is not there for ScheduleFreeWrapper, since only the",
+    ),
+    ({"foreach": True, "implementation": "loop"}, r"^foreach = True and implementation = 'loop' exclude each other"),
+    ({"fused": True, "implementation": "loop"}, r"^fused = True and implementation = 'loop' exclude each other"),
+    ({"fused": True, "foreach": True}, r"exclude each other"),
     ({"r": -1.0}, r"^r = -1\.0 is outside \(-1, 32\]"),
     ({"weight_lr_power": 9.0}, r"^weight_lr_power = 9\.0 is outside \[0, 8\]"),
     ({"warmup_steps": 0.5}, r"^warmup_steps = 0\.5 is no integer >= 0"),
@@ -77,6 +87,9 @@ def test_arguments_out_of_their_range_are_refused_and_the_base_stays(arguments: 
     [
         ({"base": {"betas": (2.0, 0.9)}, "lr": -1.0}, ValueError, r"lr = -1\.0 is outside"),
         ({"momentum": 2.0}, ValueError, r"^parameter group 1: momentum = 2\.0 is outside \[0, 1\]"),
+        ({"weight_decay_at_y": -1.0}, ValueError, r"^parameter group 1: weight_decay_at_y = -1\.0 is outside"),
+        ({"weight_decay": -1.0}, ValueError, r"^parameter group 1: weight_decay = -1\.0 is outside"),
+        ({"step_size": PolyakStep()}, ValueError, r"^parameter group 1: step_size = PolyakStep"),
         ({"base": {"lr": 0.5}}, ValueError, r"^lr = 0\.5 in 'base': give it to the group itself"),
         ({"params": None}, TypeError, "not iterable"),
         ({"params": "first"}, ValueError, "more than one parameter group"),

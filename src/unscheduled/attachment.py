@@ -106,7 +106,8 @@ class AttachedModel:
         """The flag that the parameters follow: that of the model, but while it is being changed."""
         self._entries: dict[Follower, Entry] = {}
         self._handles: dict[nn.Module, list[RemovableHandle]] = {}
-        self._parts: list[nn.Module] = []  # those whose class is ours
+        self._own_ways: list[nn.Module] = []  # parts whose class copies, saves or loads in its own way
+        self._parts: list[nn.Module] = []  # those of them whose class is ours
         self._params: dict[Tensor, str] = {}  # of the model, when it was last looked at
         self._put_off, self._leads, self._heard = 0, False, False
         self._saving: nn.Module | None = None  # the first module of a call of state_dict
@@ -127,6 +128,7 @@ class AttachedModel:
         if any(param not in self._params for param in follower.params()):
             self.hook()
         self._entries[follower].params = self._params_of(follower)
+        self._tie_parts()
         count_attachment()
 
     def remove(self, follower: Follower) -> None:
@@ -169,10 +171,16 @@ class AttachedModel:
                     module.register_load_state_dict_pre_hook(before_load),
                     module.register_load_state_dict_post_hook(after_load),
                 ]
-            if module is not self.model and has_own(module, (*COPYING, *SAVING, *LOADING)):
-                if not self.params().keys().isdisjoint(module.parameters()) and module not in self._parts:
-                    tie(module, self, PARTS)
-                    self._parts.append(module)
+                if module is not self.model and has_own(module, (*COPYING, *SAVING, *LOADING)):
+                    self._own_ways.append(module)
+        self._tie_parts()
+
+    def _tie_parts(self) -> None:
+        """Give the parts with ways of their own, if they have parameters of an optimizer, a class of ours."""
+        for part in self._own_ways:
+            if part not in self._parts and not self.params().keys().isdisjoint(part.parameters()):
+                tie(part, self, PARTS)
+                self._parts.append(part)
 
     def has_hooked(self, module: nn.Module) -> bool:
         """Whether the module is a part of the model."""
@@ -191,6 +199,7 @@ class AttachedModel:
         for module in self._parts:
             untie(module, self, PARTS)
         self._parts.clear()
+        self._own_ways.clear()
         untie(self.model, self, ATTACHMENTS)
 
     # Switching.

@@ -56,6 +56,7 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
                     f"parameter group {index}: weight_decay = {group['weight_decay']} at y is none of the base's: make "
                     "it 0, and give the base a decay of its own"
                 )
+        optimizer._check_groups()  # pyright: ignore[reportPrivateUsage]  (the base has all parameters then)
         optimizer.eval().detach()
         plain = optimizer.base
         narrow(plain, [param for group in plain.param_groups for param in group["params"]])

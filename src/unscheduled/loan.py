@@ -18,9 +18,12 @@ class Loan:
     Where that is another than the parameter's, or its gradient's, a parameter of that precision stands in for it: in
     another precision, it would lose what hangs on its gradient, as data parallelism does. What is no plain tensor (a
     DTensor has its memory elsewhere) is z in its own memory and precision, and y again afterwards.
+
+    A stand-in is the same object in every step, since the base may know its parameters by what they are or by their
+    ids. Between the steps it has no memory.
     """
 
-    def __init__(self, param: Tensor, state: State, beta: float) -> None:
+    def __init__(self, param: Tensor, state: State, beta: float, stand_ins: dict[Tensor, Parameter]) -> None:
         self.param, self.z = param, param
         self._state, self._beta = state, beta
         self._grad, self._is_plain = cast(Tensor, param.grad), type(param) in (Tensor, Parameter)
@@ -30,13 +33,17 @@ class Loan:
             param.copy_(z)
             return
         self._y = param.data
-        if param.dtype == self._grad.dtype == z.dtype:
+        if param.dtype == self._grad.dtype == z.dtype and param not in stand_ins:
             param.data = z
         else:
             self._version = param._version
-            self.z = Parameter(z)
+            grad = self._grad.to(z.dtype)
+            if param not in stand_ins:
+                stand_ins[param] = Parameter(torch.empty(0, dtype=z.dtype, device=z.device))
+            self.z = stand_ins[param].requires_grad_(param.requires_grad)
             vars(self.z).update(vars(param))
-            self.z.grad = self._grad.to(z.dtype)
+            self.z.data = z
+            self.z.grad = grad
 
     def _base_iterate(self, y: Tensor) -> Tensor:
         """z, a new tensor in the precision of the state."""
@@ -69,6 +76,9 @@ class Loan:
             self.param.copy_(self._y)
         elif self.z is self.param:
             self.param.data = self._y
+        else:
+            self.z.grad, self.z.data = None, torch.empty(0, dtype=self.z.dtype, device=self.z.device)
+            vars(self.param).update(vars(self.z))  # what the base has noted on it
         self.param.grad = self._grad
 
 

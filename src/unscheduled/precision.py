@@ -285,8 +285,9 @@ def joined(high: Tensor, low: Tensor) -> Tensor:
 
 
 def split(values: Tensor, high: Tensor, low: Tensor) -> None:
-    """Put float32 numbers into a tensor of 16 bits, to the nearest, and the rest into ``low``: see :func:`joined`."""
-    values, high, low = shard(values), shard(high), shard(low)
+    """Put numbers of float32 into a tensor of 16 bits, to the nearest, the rest into ``low``: see :func:`joined`."""
+    values = shard(values).to(torch.float32)  # torch makes float64 of a tensor of no dimension and another of float64
+    high, low = shard(high), shard(low)
     if high.dtype == torch.float16:
         fine = (values * 2.0**39).round() * 2.0**-39
         values = torch.where(values.abs() < 2.0**-14, fine, values)

@@ -60,6 +60,14 @@ class Repetition:
         found = [(part, _seen(part)) for part in self._parts]
         return None if any(seen is None for _, seen in found) or not self._call.fits() else cast(Any, found)
 
+    def begin(self) -> None:
+        """Note that the step was not made yet."""
+        self._call.begin()
+
+    def has_run(self) -> bool:
+        """Whether it was made since."""
+        return self._call.has_run()
+
     def run(self, scalars: list[Scalars]) -> None:
         """Make the step with what was found, and with the numbers of each part."""
         self._call.run(scalars)

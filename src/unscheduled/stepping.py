@@ -1,4 +1,8 @@
-"""The step of an optimizer: it is planned, which may refuse it, and then made by a kernel for each rule."""
+"""The step of an optimizer: it is planned, which may refuse it, and then made by a kernel for each rule.
+
+It is made as a whole: if it is interrupted, as by Ctrl-C, tensors and numbers are of the same step afterwards. Only
+within ``torch.compile(optimizer.step)``, which cannot look into that, it may stop between the two.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from unscheduled import kernels
 from unscheduled.attachment import Clock
 from unscheduled.batches import Batches
 from unscheduled.device_number import as_tensor
+from unscheduled.interruption import Deferred
 from unscheduled.iterates import coefficients
 from unscheduled.kernels import Rule, Scalars, Traceable, Work, loop, untraced
 from unscheduled.planning import Plan, PlanningOptimizer
@@ -50,10 +55,17 @@ class SteppingOptimizer(PlanningOptimizer):
                     loop.update(*work)
                 self._end_outside_the_graph(begun)
             else:
-                self._end(self._begin(loss, grad_norm, compiling=False))
+                plans = self._planned_step(loss, grad_norm)
+                with Deferred():
+                    self._end(self._made(plans, compiling=False))
 
     def _begin(self, loss: Loss | None, grad_norm: Number | None, compiling: bool) -> Begun:
         """Plan the step, and make it, but for what is to be compiled."""
+        return self._made(self._planned_step(loss, grad_norm), compiling)
+
+    def _planned_step(self, loss: Loss | None, grad_norm: Number | None) -> list[Plan]:
+        """The plans of all groups. Until they are there, the step may be refused."""
+        self._check_groups()
         self._refuse_gradients_at_average()
         self._refuse_average_for_gradient_point()
         plans = [self._gathered(group) for group in self.param_groups]  # refuses before changing, as what follows does
@@ -63,7 +75,10 @@ class SteppingOptimizer(PlanningOptimizer):
         if self._is_unsettled():
             self._settle()
         factor, average = self._polyak_factor(plans, loss, grad_norm)
-        plans = [self._planned(index, plan, factor, average) for index, plan in enumerate(plans)]
+        return [self._planned(index, plan, factor, average) for index, plan in enumerate(plans)]
+
+    def _made(self, plans: list[Plan], compiling: bool) -> Begun:
+        """Make a planned step, but for what is to be compiled."""
         self._forget_file()
         works: dict[Rule, list[Work]] = {}
         for index, plan in enumerate(self._moves(plans)):
@@ -110,17 +125,42 @@ class SteppingOptimizer(PlanningOptimizer):
             for index, (part, _) in enumerate(found)
         ]
         self._forget_file()
-        repetition.run(
-            [self._scalars(plan, repetition.rule, seen + 1) for plan, (_, seen) in zip(plans, found, strict=True)]
-        )
-        for plan, (_, seen) in zip(plans, found, strict=True):
-            count = seen + 1  # one number for all, where each state's own would be as many to look up
+        numbers = [self._scalars(plan, repetition.rule, seen + 1) for plan, (_, seen) in zip(plans, found, strict=True)]
+        counts, repeated = [seen + 1 for _, seen in found], self._writes.repeated + 1
+        if any(map(self._reinterpolates, plans)):
+            with Deferred():
+                repetition.run(numbers)
+                self._note_repetition(plans, counts, repeated)
+            return True
+        repetition.begin()
+        try:  # it costs nothing, where to defer signals would take as long as the update of many small tensors
+            repetition.run(numbers)
+            self._note_repetition(plans, counts, repeated)
+        except BaseException:  # interrupted
+            while repetition.has_run():
+                try:
+                    self._note_repetition(plans, counts, repeated)
+                    break
+                except KeyboardInterrupt:  # once more
+                    continue
+            raise
+        return True
+
+    def _note_repetition(self, plans: list[Plan], counts: list[int], repeated: int) -> None:
+        """Note that a step was repeated, so often by now, after which the parameters have seen so many gradients.
+
+        Where no y is formed anew, this may be done again.
+        """
+        for plan, count in zip(plans, counts, strict=True):  # one number for all, as each state's own would be many
             for state in plan.states:
                 state["step"] = count
             self._note(plan)
         self._live.outdate()
-        self._writes.note_repeated()
-        return True
+        self._writes.repeated = repeated
+
+    def _reinterpolates(self, plan: Plan) -> bool:
+        """Whether beta changes, and the y of parameters without gradients is to be formed anew."""
+        return plan.counters["beta"] != plan.beta and len(plan.params) < len(plan.group["params"])
 
     def _remember(self, plans: list[Plan], works: dict[Rule, list[Work]]) -> None:
         """Note what the step is made of, if that was the same in the step before: it may be so in the next."""
@@ -143,6 +183,9 @@ class SteppingOptimizer(PlanningOptimizer):
         return all(
             self._rule(group) is rule and type(group["step_size"]) is ConstantStep for group in self.param_groups
         )
+
+    def _check_groups(self) -> None:
+        """Raise unless a step can be planned for the groups as they are."""
 
     def _moves(self, plans: list[Plan]) -> list[Plan]:
         """The plans with what the rule is to be given in place of the gradients."""

@@ -6,24 +6,29 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from unscheduled import groups, nesting, takeover
+from unscheduled import agreement, groups, nesting, takeover
 from unscheduled.averaging import Averaging
 from unscheduled.groups import Group
 from unscheduled.interpolation import Interpolation
 from unscheduled.interval import require_within
-from unscheduled.kernels import GIVEN, Implementation, Rule
+from unscheduled.kernels import GIVEN, Implementation, Rule, all_same
 from unscheduled.loan import Loan, lent, widen
 from unscheduled.optimizer import ScheduleFreeOptimizer
 from unscheduled.planning import Plan, all_contiguous
 from unscheduled.precision import StatePrecision
 from unscheduled.state import fresh_state
+from unscheduled.step_size import PolyakStep, StepSize
 
 REFUSED = {
     "LBFGS": "it evaluates the model at several points of its own in one step",
     "SparseAdam": "it is for sparse gradients, but every step averages every weight",
 }
 """Optimizers that cannot move z."""
+
+DISTANCE = ("d0", "d_max", "d_coef", "d_numerator", "growth_rate", "numerator_weighted")
+"""Options of which an optimizer has some whose ``d`` is its estimate of a distance, a factor on its learning rate."""
 
 
 class ScheduleFreeWrapper(ScheduleFreeOptimizer):
@@ -40,7 +45,8 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
 
     The learning rate is that of this optimizer's groups, which schedulers, trainers and :meth:`metrics` see; the base
     is given it, after warmup, before each of its steps. What else the base has stays in ``base.param_groups``. If a
-    group of the base has a ``d``, as Prodigy's, its step size is lr d.
+    group of the base has a ``d`` that estimates a distance, as in Prodigy and D-Adaptation, its step size is lr d; it
+    is recognised by what stands beside it (``d0``, ``d_max``, ``d_coef``, ``growth_rate``, …).
 
     Args:
         base: the optimizer that moves z; each of its groups becomes a group here.
@@ -51,9 +57,14 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         warmup_steps: steps of linear warmup, an integer >= 0.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
+        step_size: :class:`ConstantStep` or None: the learning rate. :class:`PolyakStep` is refused, since only the base
+            knows its direction.
         implementation: of what is added to the base: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or
             ``"fused"``, see :mod:`unscheduled.kernels`.
         state_precision: how the gap is stored: ``"float32"``, or ``"compact"`` in 2.03 bytes a parameter.
+        foreach: True is ``implementation="foreach"``, False is ``"loop"``.
+        fused: True is ``implementation="fused"``, False is ``"foreach"``.
+        capturable: True is refused, since the base keeps numbers of its step on the host.
 
     Groups may differ in ``lr``, ``momentum``, ``weight_decay`` (``weight_decay_at_y`` for one that is added),
     ``warmup_steps``, ``averaging`` and ``interpolation``. A group that is added later may have the base's own options
@@ -91,10 +102,20 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         warmup_steps: int = 0,
         averaging: Averaging | None = None,
         interpolation: Interpolation | None = None,
+        step_size: StepSize | None = None,
         implementation: Implementation = "auto",
         state_precision: StatePrecision = "float32",
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         _check_base(base)
+        _check_decay(weight_decay_at_y)
+        if capturable is not False:
+            raise ValueError(
+                f"capturable = {capturable!r} is not there for {type(self).__name__}, since the base keeps numbers of "
+                "its step on the host: use False, or AdamWScheduleFree or another class of its own"
+            )
         self.base = base
         for group in base.param_groups:  # one tensor may be that of several groups, and of the defaults
             group["lr"] = _copied(group["lr"])
@@ -108,17 +129,26 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             "weight_lr_power": weight_lr_power,
             "averaging": averaging,
             "interpolation": interpolation,
+            "step_size": step_size,
             "maximize": False,
         }
         params = [_shared_with_base(group) for group in base.param_groups]
-        self._given_lrs = [float(group["lr"]) for group in base.param_groups]
+        self._given = agreement.given(base)
         super().__init__(
-            params, implementation=implementation, state_precision=state_precision, foreach=None, options=options
+            params,
+            implementation=implementation,
+            state_precision=state_precision,
+            foreach=foreach,
+            fused=fused,
+            options=options,
         )
+        self._stepped: set[Tensor] = set()  # those that have had a state here
         self._initialised: set[Tensor] = set()  # those whose state of the base is only a form, see _moves
+        self._stand_ins: dict[Tensor, Parameter] = {}
         for param in self._params():  # should it have made steps already
             if base.state.get(param):
                 self.state[param].update(fresh_state(param, GIVEN, state_precision == "compact"))
+                self._stepped.add(param)
         widen(base, self._params())
 
     # Groups.
@@ -133,12 +163,16 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         Raises:
             RuntimeError: if groups were added to the base alone.
         """
-        if not isinstance(param_group, dict) or len(self._given_lrs) > len(self.param_groups):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(param_group, dict) or not self._is_made:  # pyright: ignore[reportUnnecessaryIsInstance]
             return super().add_param_group(param_group)  # which refuses it, or has it from the base at construction
-        self._refuse_groups_of_base_alone()
+        self._check_groups()
         group = {name: value for name, value in param_group.items() if name != "base"}
         params, of_base = group["params"], cast(Group, param_group.get("base", {}))
         if "weight_decay_at_y" in group:
+            try:
+                _check_decay(group["weight_decay_at_y"])
+            except ValueError as error:
+                raise ValueError(f"parameter group {len(self.param_groups)}: {error}") from None
             group["weight_decay"] = group.pop("weight_decay_at_y")
         if "lr" in of_base:
             raise ValueError(f"lr = {of_base['lr']} in 'base': give it to the group itself, which the base has it from")
@@ -152,15 +186,42 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         except BaseException:
             del self.base.param_groups[-1]
             raise
-        self._given_lrs.append(float(base_group["lr"]))
+        self._given = agreement.realigned(self.base, self._given)
         return None
 
-    def _refuse_groups_of_base_alone(self) -> None:
-        if len(self.base.param_groups) != len(self.param_groups):
-            raise RuntimeError(
-                f"the wrapped {type(self.base).__name__} has {len(self.base.param_groups)} parameter groups, this "
-                f"{type(self).__name__} has {len(self.param_groups)}: add groups to this, which adds them to both"
-            )
+    def _check_groups(self) -> None:
+        """Give the base the parameters of the groups, should these have been edited.
+
+        What has lost its state here, as by ``optimizer.state.clear()``, begins anew in the base too.
+
+        Raises:
+            RuntimeError: if groups or their parameters differ in a way that the base cannot be given; nothing is
+                changed.
+            ValueError: likewise, if there is something wrong with a parameter.
+        """
+        edited = agreement.edited(type(self).__name__, self.param_groups, self.base, self._given)
+        for index in edited:
+            self._check_edited(index)
+        dropped = {param for param in self._stepped if not self.state.get(param)}
+        if edited or dropped:
+            problem = "parameters of param_groups were edited" if edited else "the state of parameters was dropped"
+            agreement.refuse_elsewhere(self.base, problem)
+            agreement.give(self.base, self.param_groups, dropped)
+            self._stepped -= dropped
+            widen(self.base, self._params())
+        if edited or len(self._given) != len(self.param_groups) or not self._has_what_was_given():
+            self._given = agreement.realigned(self.base, self._given)
+
+    def _check_edited(self, index: int) -> None:
+        group = self.param_groups[index]
+        try:
+            self._check(group, group["params"])
+        except ValueError as error:
+            raise ValueError(f"parameter group {index}: {error}") from None
+
+    def _has_what_was_given(self) -> bool:
+        pairs = zip(self._given, self.base.param_groups, strict=True)
+        return all(all_same(given.params, group["params"]) for given, group in pairs)
 
     # What an algorithm states.
 
@@ -176,21 +237,27 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     def _check_rule(self, group: Group) -> None:
         require_within("[0, 1]", "momentum", group["momentum"], "it is the interpolation beta: use 0.9")
 
+    def _check_step_size(self, group: Group) -> None:
+        if isinstance(group["step_size"], PolyakStep):
+            raise ValueError(
+                f"step_size = {group['step_size']} is not there for {type(self).__name__}, since only the base knows "
+                "its direction, which that is computed from: use ConstantStep() and the learning rate of the base, or "
+                "AdamWScheduleFree or SGDScheduleFree"
+            )
+
     def _move_scalars(self, group: Group, lr: float) -> tuple[float, float]:
         return 1.0, lr * group["weight_decay"]  # the base's move has its learning rate in it
 
     # The step.
 
     def _planned(self, index: int, plan: Plan, factor: float, average: Group) -> Plan:
-        self._refuse_groups_of_base_alone()
-        base_lr, given = float(self.base.param_groups[index]["lr"]), self._given_lrs[index]
+        base_lr, given = float(self.base.param_groups[index]["lr"]), self._given[index].lr
         if base_lr != given:
             raise RuntimeError(
                 f"the learning rate of group {index} of the wrapped {type(self.base).__name__} was changed from "
                 f"{given} to {base_lr}: change that of the {type(self).__name__}, and give this to schedulers"
             )
-        of_base = float(self.base.param_groups[index].get("d", 1.0))
-        return super()._planned(index, plan, factor * of_base, average)
+        return super()._planned(index, plan, factor * _distance(self.base, self.base.param_groups[index]), average)
 
     def _moves(self, plans: list[Plan]) -> list[Plan]:
         """Let the base move z, and see by how much.
@@ -198,6 +265,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         A step that only initialises is to make the base's buffers, but not to count: they are made anew afterwards.
         """
         for plan in plans:
+            self._stepped.update(plan.params)
             if plan.only_initialises:
                 self._initialised.update(param for param in plan.params if not self.base.state.get(param))
                 continue
@@ -208,7 +276,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         try:
             for plan in plans:
                 for param, state in zip(plan.params, plan.states, strict=True):
-                    loans.append(Loan(param, state, plan.group["beta"]))
+                    loans.append(Loan(param, state, plan.group["beta"], self._stand_ins))
             with lent(self.base, {loan.param: loan.z for loan in loans if loan.z is not loan.param}):
                 self._give_lrs(plans)
                 with takeover.of_base():
@@ -227,26 +295,39 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         """Give the base the learning rates of this step."""
         for index, (plan, base_group) in enumerate(zip(plans, self.base.param_groups, strict=True)):
             groups.put_lr(base_group, groups.warm_lr(plan.group, plan.counters["step"]))
-            self._given_lrs[index] = float(base_group["lr"])
+            self._given[index] = self._given[index]._replace(lr=float(base_group["lr"]))
 
     # Saving and loading.
 
     def _nest(self, state_dict: dict[str, Any]) -> None:
+        self._check_groups()
         nesting.nest(state_dict, self.base)
 
     def _without_nested(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        try:
+            self._check_groups()
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
         return nesting.separated(state_dict, self.base)
 
     def _load_nested(self, nested: dict[str, Any]) -> None:
         nesting.load(nested, self.base, self._params())
         self._initialised.clear()
-        self._given_lrs = [float(group["lr"]) for group in self.base.param_groups]
+        self._given = agreement.given(self.base)
+        self._stepped.clear()
+
+    def _loaded(self, training: bool, weights: dict[Tensor, Tensor]) -> None:
+        super()._loaded(training, weights)
+        self._stepped = {param for param in self._params() if self.state.get(param)}
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {
             "base": self.base,
-            "_given_lrs": self._given_lrs,
+            "_given": self._given,
+            "_is_made": True,
+            "_stepped": self._stepped,
             "_initialised": self._initialised,
+            "_stand_ins": self._stand_ins,
         }
 
 
@@ -271,6 +352,21 @@ def _check_base(base: Any) -> None:
         raise ValueError(f"base = {name} is schedule-free already: use it as it is, or wrap a plain optimizer")
     if "lr" not in base.defaults or any("lr" not in group for group in base.param_groups):
         raise ValueError(f"base = {name} has no learning rate 'lr' in its groups, by which z's are weighted")
+
+
+def _check_decay(weight_decay_at_y: Any) -> None:
+    require_within("[0, inf)", "weight_decay_at_y", weight_decay_at_y, "use 0 for none, or give the base a decay")
+
+
+def _distance(base: torch.optim.Optimizer, base_group: Group) -> float:
+    """The factor on the learning rate of a group that its optimizer has found.
+
+    Others have another ``d``: Adafactor's is a threshold of clipping.
+    """
+    adapts = any(name in base_group for name in DISTANCE) or any(
+        "DAdapt" in kind.__name__ for kind in type(base).__mro__
+    )
+    return float(base_group["d"]) if adapts and "d" in base_group else 1.0
 
 
 def _copied(lr: float | Tensor) -> float | Tensor:

@@ -38,17 +38,14 @@ class WriteWatch:
     def __init__(self) -> None:
         self._seen: dict[Tensor, tuple[int, int]] = {}
         self._step = Noted([], [], [])  # of the last step
-        self._repeated = 0  # how often that step was made once more, each time with one write
+        self.repeated = 0
+        """How often that step was made once more, each time with one write."""
 
     def note_step(self, params: list[Tensor]) -> None:
         """These were moved by a step."""
         if not all_same(params, self._step.params):
             self._fold()
-        self._step, self._repeated = _noted(params), 0
-
-    def note_repeated(self) -> None:
-        """The last step was made once more."""
-        self._repeated += 1
+        self._step, self.repeated = _noted(params), 0
 
     def note(self, params: Iterable[Tensor]) -> None:
         """These were moved between steps."""
@@ -68,6 +65,6 @@ class WriteWatch:
     def _fold(self) -> None:
         """Bring what is known of the last step to the rest."""
         params, versions, places = self._step
-        versions = [version + self._repeated for version in versions]
+        versions = [version + self.repeated for version in versions]
         self._seen.update(zip(params, zip(versions, places, strict=True), strict=True))
-        self._step, self._repeated = Noted(params, versions, places), 0
+        self._step, self.repeated = Noted(params, versions, places), 0

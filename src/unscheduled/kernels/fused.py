@@ -262,6 +262,14 @@ class Repeatable:
         """Whether it can be made with the present gradients, since nothing has moved."""
         return self._headers.same() and not any(grad.is_neg() for grad in map(GRAD, self._singles))
 
+    def begin(self) -> None:
+        """Note that the call was not made yet."""
+        self._call.arguments[0] = 0
+
+    def has_run(self) -> bool:
+        """Whether the call was made since: then no chunk is left. An interruption never stops it between two chunks."""
+        return bool(self._call.arguments[0] >= self._call.arguments[2])
+
     def run(self, scalars: list[Scalars]) -> None:
         """Make it with the gradients that fit, and with the numbers of each batch."""
         self._call.addresses[0] = self._headers.addresses[: len(self._params)]
