@@ -14,6 +14,7 @@ from unscheduled import attachment, takeover
 from unscheduled.attachment import AttachedModel, Follower
 from unscheduled.gradients import GradientWatch
 from unscheduled.groups import Group
+from unscheduled.interruption import Deferred
 from unscheduled.interval import require_count
 from unscheduled.kernels import Implementation, untraced
 from unscheduled.live import LiveDicts
@@ -270,7 +271,9 @@ class TwoModes(PairedState):
     def _put(self, averaged: set[Tensor]) -> None:
         """Put x into these parameters and y into the others."""
         averaged = averaged | self._given_up
-        if averaged != self._averaged:
+        if averaged == self._averaged:
+            return
+        with Deferred():  # y or x, and what notes that, as a whole
             there, back = self._started(averaged - self._averaged), self._started(self._averaged - averaged)
             with self._swaps.averages(self.implementation, there, self._written) as others:
                 put_averages(others, self._written)
