@@ -9,75 +9,19 @@ them, before the model is next switched, saved or loaded.
 
 from __future__ import annotations
 
-import functools
 import sys
 import warnings
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from unscheduled.attachable import check_class
-from unscheduled.attached import (
-    ATTACHMENTS,
-    COPYING,
-    LOADING,
-    PARTS,
-    SAVING,
-    AverageReader,
-    attachments,
-    has_own,
-    tie,
-    untie,
-)
+from unscheduled.attached import ATTACHMENTS, COPYING, LOADING, PARTS, SAVING, AverageReader, has_own, tie, untie
 from unscheduled.batchnorm import RecentBatches
-
-
-@dataclass(frozen=True, eq=False)
-class Follower:
-    """An optimizer, as the models that it is attached to know it."""
-
-    optimizer: Any
-    params: Callable[[], list[Tensor]]
-    """Its parameters, but for those that another optimizer has taken."""
-
-    follow: Callable[[], None]
-    """Puts into the parameters what the flags of the attached models ask for."""
-
-    averages: Callable[[], AverageReader]
-    """Gives a function that gives the average x of a parameter, each time the same; None if it needs none."""
-
-    steps: Callable[[], int]
-    """How many steps were made, or 0 if none was since a state was loaded."""
-
-    before_load: Callable[[nn.Module, object], None]
-    """Expects weights to be written into the parameters: the first module of a call, and the call."""
-
-    after_load: Callable[[nn.Module, object], None]
-    """Takes the weights that were written, if this module was the first of the call."""
-
-    end_load: Callable[[], None]
-    """Notes that loading has ended, in whatever way."""
-
-    give_up: Callable[[set[Tensor], bool], None]
-    """Leaves parameters to another optimizer: at x if the second argument is True, else as they are."""
-
-
-@dataclass
-class Entry:
-    """What a model keeps of an optimizer that is attached to it."""
-
-    steps: int
-    recent: RecentBatches | None = None
-    params: dict[Tensor, str] = field(default_factory=dict[Tensor, str])
-    """Those that were in the model when it was last looked at."""
+from unscheduled.follower import Entry, Follower
 
 
 class Hook:
@@ -95,6 +39,15 @@ class Hook:
 
 def nothing(*_: Any) -> None:
     """The hook of a copy."""
+
+
+class Clock:
+    """Counts how often an optimizer was attached to a model, in this process.
+
+    When it has gone on, optimizers that make a step are looked at once more.
+    """
+
+    time = 0
 
 
 class AttachedModel:
@@ -129,7 +82,7 @@ class AttachedModel:
             self.hook()
         self._entries[follower].params = self._params_of(follower)
         self._tie_parts()
-        count_attachment()
+        Clock.time += 1
 
     def remove(self, follower: Follower) -> None:
         """Detach an optimizer. With the last one, the model is its own again."""
@@ -147,9 +100,9 @@ class AttachedModel:
         """The parameters of all optimizers, and whose each is."""
         return {param: follower for follower in self._entries for param in follower.params()}
 
-    def knows(self, params: set[Tensor]) -> bool:
-        """Whether one of these was in the model when it was last looked at."""
-        return any(param in self._params for param in params)
+    def has(self, param: Tensor) -> bool:
+        """Whether a parameter was in the model when that was last looked at."""
+        return param in self._params
 
     def hook(self, part: nn.Module | None = None) -> None:
         """Put hooks on the modules of the model, or of a part that has come to it, that have none yet."""
@@ -218,6 +171,7 @@ class AttachedModel:
         self._heard = True
         if self._put_off or mode == self.training:
             return
+        self._look()
         before, self.training, self._leads = self.training, mode, True
         done: list[Follower] = []
         try:
@@ -231,7 +185,7 @@ class AttachedModel:
             raise
         finally:
             self._leads = False
-        self.switched()
+        self._warn()
 
     @contextmanager
     def putting_off(self) -> Generator[None, None, None]:
@@ -252,11 +206,18 @@ class AttachedModel:
 
     def switched(self) -> None:
         """The parameters have been moved, or none has a gradient: the model may have others by now."""
-        if self._leads:  # then all optimizers switch, and this is called once they have
-            return
-        self.hook()
+        if not self._leads:  # else all optimizers switch, and the model was looked at before
+            self._look()
+            self._warn()
+
+    def _look(self) -> None:
+        """Look at the model anew: it may have other modules and parameters."""
         for module in self._sharded():
             module.reshard()  # the root keeps them gathered after a forward pass without backward
+        self.hook()
+
+    def _warn(self) -> None:
+        """Say it if parameters are no longer there, or batches were not seen."""
         self._look_for_others()
         for follower, entry in self._entries.items():
             if entry.recent and entry.recent.blind and follower.steps() > entry.steps and not self.training:
@@ -392,91 +353,5 @@ class AttachedModel:
                 follower.end_load()
 
 
-# All attached models.
-
 alive: weakref.WeakSet[AttachedModel] = weakref.WeakSet()
-
-
-def attached_model(model: nn.Module) -> AttachedModel:
-    """The tie of a model, which is made if there is none.
-
-    Raises:
-        TypeError: if its class cannot be attached; nothing is changed.
-    """
-    for known in attachments(model):
-        return cast(AttachedModel, known)
-    check_class(model)
-    attached = AttachedModel(model)
-    attached.hook()
-    if not attached.hears_the_flag():
-        attached.let_go()
-        raise TypeError(
-            f"{type(model).__name__} cannot be attached: it keeps its flag 'training' in its own way. Attach a "
-            "module that it is a part of, or call train() and eval() of the optimizer"
-        )
-    hook_newcomers()
-    return attached
-
-
-def owners_of(params: set[Tensor], but: object) -> dict[Follower, set[Tensor]]:
-    """The optimizers that are attached to a model and have some of these parameters, and which; but for one."""
-    found: dict[Follower, set[Tensor]] = {}
-    for attached in tuple(alive):
-        for follower in attached.followers():
-            shared = params.intersection(follower.params())
-            if shared and follower.optimizer is not but:
-                found[follower] = shared
-    return found
-
-
-class Clock:
-    """Counts how often an optimizer was attached to a model, in this process."""
-
-    time = 0
-
-
-def count_attachment() -> None:
-    """Note that an optimizer was attached: from now on, others that make a step are looked at once more."""
-    Clock.time += 1
-
-
-@functools.cache
-def hook_newcomers() -> None:
-    """Have modules hooked from the moment that they become a part of an attached model."""
-
-    def hook(parent: nn.Module, _: str, module: nn.Module | None) -> None:
-        for attached in tuple(alive):
-            if module is not None and attached.has_hooked(parent):
-                attached.hook(module)
-
-    register_module_module_registration_hook(hook)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module within ``torch.compile`` and data parallelism, whose flag they set and whose parameters they use."""
-    while True:
-        if isinstance(model, (DistributedDataParallel, DataParallel)):
-            model = cast(nn.Module, model.module)
-        elif (inner := dict(model.named_children()).get("_orig_mod")) is not None:
-            model = inner
-        else:
-            return model
-
-
-def check(model: Any, params: set[Tensor]) -> nn.Module:
-    """The module to attach to.
-
-    Raises:
-        TypeError: if it is no module, or a scripted one, whose class is fixed.
-        ValueError: if it holds none of the parameters.
-    """
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(f"attach() takes the torch.nn.Module that the parameters are of, but got {type(model)}")
-    inner = unwrapped(model)
-    is_known = any(cast(AttachedModel, known).knows(params) for known in attachments(inner))
-    if not is_known and not params.intersection(inner.parameters()):
-        raise ValueError(
-            f"{type(inner).__name__} holds none of this optimizer's parameters: attach the model that they are of, "
-            "after it was sharded, moved or loaded, and make the optimizer of its present parameters"
-        )
-    return inner
+"""The models that an optimizer is attached to."""

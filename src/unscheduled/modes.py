@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from unscheduled import attachment, takeover
-from unscheduled.attachment import AttachedModel, Follower
+from unscheduled import attaching, takeover
+from unscheduled.attachment import AttachedModel, Clock
+from unscheduled.follower import Follower
 from unscheduled.gradients import GradientWatch
 from unscheduled.groups import Group
 from unscheduled.interruption import Deferred
@@ -164,11 +165,11 @@ class TwoModes(PairedState):
         """
         require_count(0, "bn_batches", bn_batches, "give the number of training batches to keep; 0 for none")
         params = set(self._params())
-        root = attachment.check(model, params)
+        root = attaching.check(model, params)
         if any(attached.model is root for attached in self._attachments):
             return self
-        attached = attachment.attached_model(root)
-        owners = attachment.owners_of(params, self)
+        attached = attaching.attached_model(root)
+        owners = attaching.owners_of(params, self)
         self._settle()
         self._given_up.clear()
         self._attachments.append(attached)
@@ -224,7 +225,7 @@ class TwoModes(PairedState):
         any_eval = not all(self._flags())
         wanted: set[Tensor] = set()
         for param in self._params():
-            flags = [attached.training for attached in self._attachments if attached.knows({param})]
+            flags = [attached.training for attached in self._attachments if attached.has(param)]
             if not all(flags) or (not flags and any_eval):
                 wanted.add(param)
         return wanted
@@ -258,10 +259,10 @@ class TwoModes(PairedState):
 
     def _take_over(self) -> None:
         """End the attachment of another optimizer to parameters that this one is about to move."""
-        for other, shared in attachment.owners_of(set(self._params()), self).items():
+        for other, shared in attaching.owners_of(set(self._params()), self).items():
             warnings.warn(takeover.message(self, other.optimizer), stacklevel=takeover.CALLER)
             other.give_up(shared, False)
-        self._looked_at = attachment.Clock.time
+        self._looked_at = Clock.time
 
     # Switching.
 

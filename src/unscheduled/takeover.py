@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from unscheduled import attachment
+from unscheduled import attaching
+from unscheduled.attachment import Clock
 
 CALLER = 6
 """How many calls lie between the warning of a step and the line that made the step."""
@@ -29,8 +30,8 @@ class Watch:
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Look at the parameters of an optimizer at its first step, or its first after an optimizer was attached."""
-        if self._time != attachment.Clock.time:
-            self._time = attachment.Clock.time
+        if self._time != Clock.time:
+            self._time = Clock.time
             self._seen.clear()
         if optimizer in self._seen:
             return
@@ -38,7 +39,7 @@ class Watch:
         if self.is_base or hasattr(optimizer, "averaged_parameters"):
             return
         params = {param for group in optimizer.param_groups for param in group["params"]}
-        for other in attachment.owners_of(params, optimizer):
+        for other in attaching.owners_of(params, optimizer):
             name, its = type(optimizer).__name__, type(other.optimizer).__name__
             warnings.warn(
                 f"{name} moves parameters that {its} is attached to, which goes on to put its y and x into them: call "

@@ -1,0 +1,90 @@
+"""Which module an optimizer is attached to, and which other optimizers are attached to its parameters."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from unscheduled.attachable import check_class
+from unscheduled.attached import attachments
+from unscheduled.attachment import AttachedModel, alive
+from unscheduled.follower import Follower
+
+
+def attached_model(model: nn.Module) -> AttachedModel:
+    """The tie of a model, which is made if there is none.
+
+    Raises:
+        TypeError: if its class cannot be attached; nothing is changed.
+    """
+    for known in attachments(model):
+        return cast(AttachedModel, known)
+    check_class(model)
+    attached = AttachedModel(model)
+    attached.hook()
+    if not attached.hears_the_flag():
+        attached.let_go()
+        raise TypeError(
+            f"{type(model).__name__} cannot be attached: it keeps its flag 'training' in its own way. Attach a "
+            "module that it is a part of, or call train() and eval() of the optimizer"
+        )
+    hook_newcomers()
+    return attached
+
+
+def owners_of(params: set[Tensor], but: object) -> dict[Follower, set[Tensor]]:
+    """The optimizers that are attached to a model and have some of these parameters, and which; but for one."""
+    found: dict[Follower, set[Tensor]] = {}
+    for attached in tuple(alive):
+        for follower in attached.followers():
+            shared = params.intersection(follower.params())
+            if shared and follower.optimizer is not but:
+                found[follower] = shared
+    return found
+
+
+@functools.cache
+def hook_newcomers() -> None:
+    """Have modules hooked from the moment that they become a part of an attached model."""
+
+    def hook(parent: nn.Module, _: str, module: nn.Module | None) -> None:
+        for attached in tuple(alive):
+            if module is not None and attached.has_hooked(parent):
+                attached.hook(module)
+
+    register_module_module_registration_hook(hook)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module within ``torch.compile`` and data parallelism, whose flag they set and whose parameters they use."""
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel)):
+            model = cast(nn.Module, model.module)
+        elif (inner := dict(model.named_children()).get("_orig_mod")) is not None:
+            model = inner
+        else:
+            return model
+
+
+def check(model: Any, params: set[Tensor]) -> nn.Module:
+    """The module to attach to.
+
+    Raises:
+        TypeError: if it is no module, or a scripted one, whose class is fixed.
+        ValueError: if it holds none of the parameters.
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"attach() takes the torch.nn.Module that the parameters are of, but got {type(model)}")
+    inner = unwrapped(model)
+    is_known = any(cast(AttachedModel, known).has(param) for known in attachments(inner) for param in params)
+    if not is_known and not params.intersection(inner.parameters()):
+        raise ValueError(
+            f"{type(inner).__name__} holds none of this optimizer's parameters: attach the model that they are of, "
+            "after it was sharded, moved or loaded, and make the optimizer of its present parameters"
+        )
+    return inner
