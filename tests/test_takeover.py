@@ -283,14 +283,16 @@ def test_another_kind_of_optimizer_on_attached_parameters_is_warned_of_once(cls:
     other = cls(model.parameters(), lr=0.1)
     backward(model, 6)
     with pytest.warns(
-        UserWarning, match=f"{cls.__name__} moves parameters that AdamWScheduleFree is attached to"
+        UserWarning, match=f"torch's {cls.__name__} moves parameters that AdamWScheduleFree is attached to"
     ) as said:
         other.step()
     assert [warning.filename for warning in said] == [__file__]
     other.step()
     optimizer.detach()
     again = SGDScheduleFree(model.parameters(), lr=0.1).attach(model)
-    with pytest.warns(UserWarning, match=f"{cls.__name__} moves parameters that SGDScheduleFree is attached to"):
+    with pytest.warns(
+        UserWarning, match=f"torch's {cls.__name__} moves parameters that SGDScheduleFree is attached to"
+    ):
         other.step()
     again.detach()
     cls(model.parameters(), lr=0.1).step()
@@ -307,7 +309,7 @@ def test_other_kinds_of_optimizers_are_left_alone_where_they_may_be() -> None:
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     wrapper = ScheduleFreeWrapper(torch.optim.SGD(model.parameters(), lr=0.1)).attach(model)
     fit(model, wrapper, range(3))
-    with pytest.warns(UserWarning, match="SGD moves parameters that ScheduleFreeWrapper is attached to"):
+    with pytest.warns(UserWarning, match="torch's SGD moves parameters that ScheduleFreeWrapper is attached to"):
         torch.optim.SGD(model.parameters(), lr=0.1).step()
 
 
@@ -316,5 +318,5 @@ def test_a_base_that_steps_by_itself_is_warned_of() -> None:
     base = torch.optim.SGD(model.parameters(), lr=0.1)
     ScheduleFreeWrapper(base).attach(model)
     backward(model, 0)
-    with pytest.warns(UserWarning, match="SGD moves parameters that ScheduleFreeWrapper is attached to"):
+    with pytest.warns(UserWarning, match="torch's SGD moves parameters that ScheduleFreeWrapper is attached to"):
         base.step()

@@ -62,12 +62,12 @@ class Tie(Protocol):
         """Loading has ended, in whatever way."""
         ...
 
-    def hook(self) -> None:
-        """Put hooks on the modules of the model that have none yet."""
-        ...
-
     def let_go(self) -> None:
         """Give the modules their own classes back, and take the hooks off."""
+        ...
+
+    def come_back(self) -> None:
+        """Undo :meth:`let_go`, if an optimizer is attached."""
         ...
 
 
@@ -197,16 +197,21 @@ def _memory(tensor: Tensor) -> int | None:
     return local.untyped_storage().data_ptr() if local.layout is torch.strided and not local.is_meta else None
 
 
+def _entries(branch: Any) -> list[tuple[Any, Any]]:
+    """The keys and values of a dictionary or a list; none of anything else."""
+    if isinstance(branch, dict):
+        return list(cast(dict[Any, Any], branch).items())
+    return list(enumerate(cast(list[Any], branch))) if isinstance(branch, list) else []
+
+
 def _keep_apart(found: Any, memories: set[int | None]) -> None:
     """Copy what is in the memory of a parameter, which is about to hold y again."""
-    entries = cast(Any, found.items() if isinstance(found, dict) else enumerate(found))
-    for key, value in list(entries):
-        if isinstance(value, (dict, list)):
-            _keep_apart(cast(Any, value), memories)
-        elif isinstance(value, nn.Parameter) and _memory(value) in memories:
-            found[key] = _copy_of(value, value.detach().clone())
-        elif isinstance(value, Tensor) and _memory(value) in memories:
-            found[key] = value.detach().clone()
+    for key, value in _entries(found):
+        if not isinstance(value, Tensor):
+            _keep_apart(value, memories)
+        elif _memory(value) in memories:
+            copied = value.detach().clone()
+            found[key] = _copy_of(value, copied) if isinstance(value, nn.Parameter) else copied
 
 
 @torch.no_grad()
@@ -321,4 +326,4 @@ def plain(module: nn.Module) -> Generator[None, None, None]:
         vars(module).update(before)
         _put_class(module)
         for tie in ties:
-            tie.hook()
+            tie.come_back()

@@ -155,6 +155,11 @@ class AttachedModel:
         self._own_ways.clear()
         untie(self.model, self, ATTACHMENTS)
 
+    def come_back(self) -> None:
+        """Undo :meth:`let_go`, if an optimizer is attached; a shallow copy may have outlived that."""
+        if self._entries:
+            self.hook()
+
     # Switching.
 
     def hears_the_flag(self) -> bool:

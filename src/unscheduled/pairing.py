@@ -224,7 +224,7 @@ class PairedState(torch.optim.Optimizer):
         if self._loading is not None:
             started = self._started(set(self._params()) - self._averaged)
             put_gradient_points(started, self._written, loading=True)
-            self._writes.note(param for param, _, _ in started)
+            self._writes.note([param for param, _, _ in started])
             self._loading = None
 
     def _settle_state(self) -> None:

@@ -44,10 +44,11 @@ class SteppingOptimizer(PlanningOptimizer):
     def _update(self, loss: Loss | None, grad_norm: Number | None) -> None:
         """Make a step. Within ``torch.compile``, the graph is what stands between the two other parts."""
         compiling = torch.compiler.is_compiling()
-        if self._looked_at != Clock.time:
-            self._take_over_outside_the_graph() if compiling else self._take_over()
-        if not compiling and self._repeated():
-            return
+        if not compiling:
+            if self._looked_at != Clock.time:
+                self._take_over()
+            if self._repeated():
+                return
         with torch.no_grad():
             if compiling:
                 begun = self._begin_outside_the_graph(loss, grad_norm, compiling=True)
@@ -61,6 +62,8 @@ class SteppingOptimizer(PlanningOptimizer):
 
     def _begin(self, loss: Loss | None, grad_norm: Number | None, compiling: bool) -> Begun:
         """Plan the step, and make it, but for what is to be compiled."""
+        if self._looked_at != Clock.time:
+            self._take_over()
         return self._made(self._planned_step(loss, grad_norm), compiling)
 
     def _planned_step(self, loss: Loss | None, grad_norm: Number | None) -> list[Plan]:
@@ -102,12 +105,11 @@ class SteppingOptimizer(PlanningOptimizer):
         for plan in begun.plans:
             self._count(plan)
         self._live.outdate()
-        self._writes.note_step([param for plan in begun.plans for param in plan.params])
+        self._writes.note_step([param for plan in begun.plans for param in plan.params], self._params)
         for place in [place for place in self._batches if place[0] >= len(begun.plans)]:  # of groups that are gone
             del self._batches[place]
 
     _begin_outside_the_graph, _end_outside_the_graph = untraced(_begin), untraced(_end)
-    _take_over_outside_the_graph = untraced(PlanningOptimizer._take_over)
 
     def _repeated(self) -> bool:
         """Make the step, if it is like the one before in all but its numbers."""

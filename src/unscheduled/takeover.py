@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from unscheduled import attaching
 from unscheduled.attachment import Clock
+from unscheduled.kernels import untraced
 
 CALLER = 6
 """How many calls lie between the warning of a step and the line that made the step."""
@@ -28,7 +29,7 @@ class Watch:
         self.is_base = 0
         """How many steps of a wrapper are being made, whose base is to move the parameters."""
 
-    def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def look(self, optimizer: torch.optim.Optimizer) -> None:
         """Look at the parameters of an optimizer at its first step, or its first after an optimizer was attached."""
         if self._time != Clock.time:
             self._time = Clock.time
@@ -40,21 +41,28 @@ class Watch:
             return
         params = {param for group in optimizer.param_groups for param in group["params"]}
         for other in attaching.owners_of(params, optimizer):
-            name, its = type(optimizer).__name__, type(other.optimizer).__name__
+            package, name = type(optimizer).__module__.partition(".")[0], type(optimizer).__name__
+            its = type(other.optimizer).__name__
             warnings.warn(
-                f"{name} moves parameters that {its} is attached to, which goes on to put its y and x into them: call "
-                f"eval() and detach() of {its} before {name} takes over",
-                stacklevel=3,
+                f"{package}'s {name} moves parameters that {its} is attached to, which goes on to put its y and x into "
+                f"them: call eval() and detach() of {its} before {name} takes over",
+                stacklevel=6,
             )
 
 
 watching = Watch()
 
 
+@untraced
+def _look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """The hook before the step of any optimizer, which is not to be compiled with it."""
+    watching.look(optimizer)
+
+
 @functools.cache
 def watch() -> None:
     """Look at every optimizer that makes a step from now on."""
-    register_optimizer_step_pre_hook(watching)
+    register_optimizer_step_pre_hook(_look)
 
 
 def hook_count() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -41,30 +41,36 @@ class WriteWatch:
         self.repeated = 0
         """How often that step was made once more, each time with one write."""
 
-    def note_step(self, params: list[Tensor]) -> None:
-        """These were moved by a step."""
+    def note_step(self, params: list[Tensor], all_params: Callable[[], list[Tensor]]) -> None:
+        """Note that these were moved by a step, of all that the optimizer has."""
         if not all_same(params, self._step.params):
             self._fold()
+            known = set(all_params())
+            self._seen = {param: seen for param, seen in self._seen.items() if param in known}
         self._step, self.repeated = _noted(params), 0
 
-    def note(self, params: Iterable[Tensor]) -> None:
-        """These were moved between steps."""
+    def note(self, params: list[Tensor]) -> None:
+        """Note that these were moved between steps."""
+        if all_same(params, self._step.params):
+            self._step, self.repeated = _noted(params), 0
+            return
         self._fold()
-        noted = _noted(list(params))
-        self._seen.update(zip(noted.params, zip(noted.versions, noted.places, strict=True), strict=True))
-        if self._step.params:
-            versions, places = zip(*map(self._seen.__getitem__, self._step.params), strict=True)
-            self._step = Noted(self._step.params, list(versions), list(places))
+        self._seen.update(_by_param(_noted(params)))
+        versions, places = [[self._seen[param][at] for param in self._step.params] for at in (0, 1)]
+        self._step = Noted(self._step.params, versions, places)
 
     def were_written(self, param: Tensor) -> bool:
         """Whether somebody else has written to a parameter since it was moved; not before it was moved first."""
         self._fold()
-        (now,) = zip(*_noted([param])[1:], strict=True)
+        now = _by_param(_noted([param]))[param]
         return self._seen.get(param, now) != now
 
     def _fold(self) -> None:
         """Bring what is known of the last step to the rest."""
         params, versions, places = self._step
-        versions = [version + self.repeated for version in versions]
-        self._seen.update(zip(params, zip(versions, places, strict=True), strict=True))
-        self._step, self.repeated = Noted(params, versions, places), 0
+        self._step, self.repeated = Noted(params, [version + self.repeated for version in versions], places), 0
+        self._seen.update(_by_param(self._step))
+
+
+def _by_param(noted: Noted) -> dict[Tensor, tuple[int, int]]:
+    return dict(zip(noted.params, zip(noted.versions, noted.places, strict=True), strict=True))
