@@ -16,12 +16,13 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from unscheduled.interruption import Deferred
 from unscheduled.precision import shard
 
 ATTACHMENTS = "_unscheduled_attachments"  # where a model has its tie
 PARTS = "_unscheduled_parts"  # where a part of models has theirs
 COPYING = ("__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
-SAVING = ("state_dict", "_save_to_state_dict")
+SAVING = ("state_dict", "_save_to_state_dict", "get_extra_state")
 LOADING = ("load_state_dict",)
 
 AverageReader = Callable[[Tensor], Tensor | None]
@@ -29,6 +30,11 @@ AverageReader = Callable[[Tensor], Tensor | None]
 
 class Tie(Protocol):
     """What an attached module asks of the tie between its model and the optimizers."""
+
+    @property
+    def holds_averages(self) -> bool:
+        """Whether somebody has put x into the parameters of all optimizers for the moment."""
+        ...
 
     def hear(self, mode: bool) -> None:
         """Put into the parameters what the flag of the model asks for, unless that is put off."""
@@ -87,16 +93,16 @@ class SavedAtAverage(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         ties, state_dict = ties_of(self), cast(Any, super().state_dict)
-        if not _has_own_way(self, SAVING):
+        if all(tie.holds_averages for tie in ties) or not _has_own_way(self, SAVING):
             return state_dict(*args, **kwargs)
         with ExitStack() as stack:
             for tie in ties:
                 tie.before_copy()
                 stack.enter_context(tie.averaged_parameters())
             found = state_dict(*args, **kwargs)
-            if not kwargs.get("keep_vars"):
-                _keep_apart(found, {_memory(param) for tie in ties for param in tie.params()})
-            return found
+            if kwargs.get("keep_vars"):
+                return found
+            return _kept_apart(found, {_memory(param) for tie in ties for param in tie.params()})
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
@@ -126,8 +132,9 @@ class SavedAtAverage(nn.Module):
                     stack.enter_context(tie.averaged_parameters())
                 average_of = tie.reader()
                 for param in params:
-                    if id(param) not in memo and (average := average_of(param)) is not None:
-                        memo[id(param)] = _copy_of(param, average)
+                    average = average_of(param)
+                    if average is not None:
+                        _put_copy(param, average, memo)
             stack.enter_context(plain(self))
             if not isinstance(cast(nn.Module, self), SavedAtAverage):
                 copied = copy.deepcopy(self, memo)
@@ -187,8 +194,9 @@ class Attached(SavedAtAverage):
 
 def _has_own_way(module: nn.Module, names: tuple[str, ...]) -> bool:
     """Whether a class defines one of these methods for a part that has parameters of an optimizer."""
-    followed = {param for tie in ties_of(module) for param in tie.params()}
-    return any(has_own(part, names) and not followed.isdisjoint(part.parameters()) for part in module.modules())
+    parts = [part for part in module.modules() if has_own(part, names)]
+    followed = {param for tie in ties_of(module) for param in tie.params()} if parts else set[Tensor]()
+    return any(not followed.isdisjoint(part.parameters()) for part in parts)
 
 
 def _memory(tensor: Tensor) -> int | None:
@@ -197,21 +205,30 @@ def _memory(tensor: Tensor) -> int | None:
     return local.untyped_storage().data_ptr() if local.layout is torch.strided and not local.is_meta else None
 
 
-def _entries(branch: Any) -> list[tuple[Any, Any]]:
-    """The keys and values of a dictionary or a list; none of anything else."""
-    if isinstance(branch, dict):
-        return list(cast(dict[Any, Any], branch).items())
-    return list(enumerate(cast(list[Any], branch))) if isinstance(branch, list) else []
+def _kept_apart(found: Any, memories: set[int | None]) -> Any:
+    """What was saved, with copies of what is in the memory of a parameter, which is about to hold y again."""
+    if isinstance(found, dict):
+        branch = cast(dict[Any, Any], found)
+        for key, value in branch.items():
+            branch[key] = _kept_apart(value, memories)
+    elif isinstance(found, (list, tuple)):
+        kind = cast(Any, type(cast(Any, found)))
+        entries = [_kept_apart(each, memories) for each in cast(list[Any], found)]
+        return kind(*entries) if hasattr(kind, "_fields") else kind(entries)
+    elif isinstance(found, Tensor) and _memory(found) in memories:
+        copied = found.detach().clone()
+        return _copy_of(found, copied) if isinstance(found, nn.Parameter) else copied
+    return cast(Any, found)
 
 
-def _keep_apart(found: Any, memories: set[int | None]) -> None:
-    """Copy what is in the memory of a parameter, which is about to hold y again."""
-    for key, value in _entries(found):
-        if not isinstance(value, Tensor):
-            _keep_apart(value, memories)
-        elif _memory(value) in memories:
-            copied = value.detach().clone()
-            found[key] = _copy_of(value, copied) if isinstance(value, nn.Parameter) else copied
+@torch.no_grad()
+def _put_copy(param: Tensor, average: Tensor, memo: dict[int, Any]) -> None:
+    """Have x in the copy of a parameter, which may have been copied, with its y, before the model was."""
+    copied = memo.get(id(param))
+    if copied is None:
+        memo[id(param)] = _copy_of(param, average)
+    elif copied is not param and isinstance(copied, Tensor) and torch.equal(shard(copied), shard(param)):
+        copied.copy_(average)
 
 
 @torch.no_grad()
@@ -229,7 +246,10 @@ def _copy_notes(param: Tensor, memo: dict[int, Any]) -> None:
     copied = memo.get(id(param))
     for name, value in vars(param).items() if copied is not None else ():
         if name not in vars(copied):
-            vars(copied)[name] = copy.deepcopy(value, memo)
+            try:
+                vars(copied)[name] = copy.deepcopy(value, memo)
+            except TypeError:  # what cannot be copied, as a lock, is shared
+                vars(copied)[name] = value
 
 
 # Classes.
@@ -323,7 +343,8 @@ def plain(module: nn.Module) -> Generator[None, None, None]:
         _put_class(module)
         yield
     finally:
-        vars(module).update(before)
-        _put_class(module)
-        for tie in ties:
-            tie.come_back()
+        with Deferred():
+            vars(module).update(before)
+            _put_class(module)
+            for tie in ties:
+                tie.come_back()

@@ -26,8 +26,13 @@ def attached_model(model: nn.Module) -> AttachedModel:
         return cast(AttachedModel, known)
     check_class(model)
     attached = AttachedModel(model)
-    attached.hook()
-    if not attached.hears_the_flag():
+    try:
+        attached.hook()
+        hears = attached.hears_the_flag()
+    except BaseException:
+        attached.let_go()
+        raise
+    if not hears:
         attached.let_go()
         raise TypeError(
             f"{type(model).__name__} cannot be attached: it keeps its flag 'training' in its own way. Attach a "
@@ -81,10 +86,16 @@ def check(model: Any, params: set[Tensor]) -> nn.Module:
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"attach() takes the torch.nn.Module that the parameters are of, but got {type(model)}")
     inner = unwrapped(model)
-    is_known = any(cast(AttachedModel, known).has(param) for known in attachments(inner) for param in params)
+    is_known = any(cast(AttachedModel, known).own_of(params) for known in attachments(inner))
     if not is_known and not params.intersection(inner.parameters()):
         raise ValueError(
             f"{type(inner).__name__} holds none of this optimizer's parameters: attach the model that they are of, "
             "after it was sharded, moved or loaded, and make the optimizer of its present parameters"
         )
+    for name, part in () if is_known else cast(Any, inner).named_modules():
+        if isinstance(part, torch.jit.ScriptModule) and not params.isdisjoint(part.parameters()):
+            raise TypeError(
+                f"{name} in {type(inner).__name__} is scripted and has parameters of this optimizer, whose average it "
+                "cannot save: script it after training"
+            )
     return inner

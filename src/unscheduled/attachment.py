@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -41,6 +42,11 @@ def nothing(*_: Any) -> None:
     """The hook of a copy."""
 
 
+def _is_scripted(module: nn.Module) -> bool:
+    """Whether it is a module of TorchScript, on which torch puts no hooks."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
 class Clock:
     """Counts how often an optimizer was attached to a model, in this process.
 
@@ -58,10 +64,12 @@ class AttachedModel:
         self.training = model.training
         """The flag that the parameters follow: that of the model, but while it is being changed."""
         self._entries: dict[Follower, Entry] = {}
-        self._handles: dict[nn.Module, list[RemovableHandle]] = {}
-        self._own_ways: list[nn.Module] = []  # parts whose class copies, saves or loads in its own way
-        self._parts: list[nn.Module] = []  # those of them whose class is ours
+        self._handles = weakref.WeakKeyDictionary[nn.Module, list[RemovableHandle]]()
+        self._own_ways = weakref.WeakSet[nn.Module]()  # parts whose class copies, saves or loads in its own way
+        self._parts = weakref.WeakSet[nn.Module]()  # those of them whose class is ours
         self._params: dict[Tensor, str] = {}  # of the model, when it was last looked at
+        self.holds_averages = False
+        """Whether somebody has put x into the parameters of all optimizers for the moment."""
         self._put_off, self._leads, self._heard = 0, False, False
         self._saving: nn.Module | None = None  # the first module of a call of state_dict
         self._into: dict[str, Any] | None = None  # what it fills
@@ -100,9 +108,9 @@ class AttachedModel:
         """The parameters of all optimizers, and whose each is."""
         return {param: follower for follower in self._entries for param in follower.params()}
 
-    def has(self, param: Tensor) -> bool:
-        """Whether a parameter was in the model when that was last looked at."""
-        return param in self._params
+    def own_of(self, params: set[Tensor]) -> set[Tensor]:
+        """Those of these parameters that were in the model when it was last looked at."""
+        return {param for param in self._params if param in params}
 
     def hook(self, part: nn.Module | None = None) -> None:
         """Put hooks on the modules of the model, or of a part that has come to it, that have none yet."""
@@ -115,7 +123,7 @@ class AttachedModel:
                     entry.recent.watch()
         before_save, save, before_load, after_load = self._hooks
         for module in cast(Any, self.model if part is None else part).modules():  # torch does not type the hooks
-            if module not in self._handles:
+            if module not in self._handles and not _is_scripted(module) and not self._is_copied_from_hooked(module):
                 first = module.register_state_dict_post_hook(save)
                 module._state_dict_hooks.move_to_end(first.id, last=False)  # those of users may change the entries
                 self._handles[module] = [
@@ -125,15 +133,21 @@ class AttachedModel:
                     module.register_load_state_dict_post_hook(after_load),
                 ]
                 if module is not self.model and has_own(module, (*COPYING, *SAVING, *LOADING)):
-                    self._own_ways.append(module)
+                    self._own_ways.add(module)
         self._tie_parts()
 
     def _tie_parts(self) -> None:
         """Give the parts with ways of their own, if they have parameters of an optimizer, a class of ours."""
-        for part in self._own_ways:
-            if part not in self._parts and not self.params().keys().isdisjoint(part.parameters()):
+        candidates = self._own_ways - self._parts
+        params = self.params().keys() if candidates else ()
+        for part in candidates:
+            if any(param in params for param in part.parameters()):
                 tie(part, self, PARTS)
-                self._parts.append(part)
+                self._parts.add(part)
+
+    def _is_copied_from_hooked(self, module: nn.Module) -> bool:
+        """Whether a module shares the hooks of another, as a shallow copy does."""
+        return any(hook is self._hooks[1] for hook in cast(Any, module)._state_dict_hooks.values())
 
     def has_hooked(self, module: nn.Module) -> bool:
         """Whether the module is a part of the model."""
@@ -145,13 +159,11 @@ class AttachedModel:
         for entry in self._entries.values():
             if entry.recent:
                 entry.recent.ignore()
-        for handles in self._handles.values():
-            for handle in handles:
+        while self._handles:
+            for handle in self._handles.popitem()[1]:
                 handle.remove()
-        self._handles.clear()
-        for module in self._parts:
-            untie(module, self, PARTS)
-        self._parts.clear()
+        while self._parts:
+            untie(self._parts.pop(), self, PARTS)
         self._own_ways.clear()
         untie(self.model, self, ATTACHMENTS)
 
@@ -177,9 +189,9 @@ class AttachedModel:
         if self._put_off or mode == self.training:
             return
         self._look()
-        before, self.training, self._leads = self.training, mode, True
-        done: list[Follower] = []
+        before, done = self.training, list[Follower]()
         try:
+            self.training, self._leads = mode, True
             for follower in self._entries:
                 done.append(follower)
                 follower.follow()
@@ -195,19 +207,25 @@ class AttachedModel:
     @contextmanager
     def putting_off(self) -> Generator[None, None, None]:
         """Within it a change of the flag moves nothing."""
-        self._put_off += 1
+        before = self._put_off
         try:
+            self._put_off = before + 1
             yield
         finally:
-            self._put_off -= 1
+            self._put_off = before
 
     @contextmanager
     def averaged_parameters(self) -> Generator[None, None, None]:
         """Within it the parameters of all optimizers hold x."""
+        before = self.holds_averages
         with ExitStack() as stack:
-            for follower in self._entries:
+            for follower in () if before else self._entries:
                 stack.enter_context(follower.optimizer.averaged_parameters())
-            yield
+            try:
+                self.holds_averages = True
+                yield
+            finally:
+                self.holds_averages = before
 
     def switched(self) -> None:
         """The parameters have been moved, or none has a gradient: the model may have others by now."""
@@ -295,7 +313,8 @@ class AttachedModel:
     def _save(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
         if self._into is not state_dict:
             self._into, self._average_of = state_dict, self.reader()
-        for name, param in module.named_parameters(recurse=False, remove_duplicate=False):
+        saves_itself = has_own(module, ("_save_to_state_dict",))  # then its parameters hold x
+        for name, param in module.named_parameters(recurse=False, remove_duplicate=False) if not saves_itself else ():
             key = prefix + name
             if key in state_dict and state_dict[key] is not param:  # else keep_vars=True asks for the parameter itself
                 average = self._average_of(param)

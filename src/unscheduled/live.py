@@ -30,6 +30,11 @@ class LiveDicts:
         self._entries += [(param, weakref.ref(entry)) for param, entry in entries.items()]
         return entries
 
+    def has(self, states: Any) -> bool:
+        """Whether some of these states are dictionaries that were given out since the last step."""
+        given = {id(entry()) for _, entry in self._entries}
+        return isinstance(states, dict) and any(id(state) in given for state in cast(dict[Any, Any], states).values())
+
     def are_out(self) -> bool:
         """Whether somebody still has one."""
         return any(entry() is not None for _, entry in self._entries)

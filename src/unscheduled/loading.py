@@ -225,7 +225,8 @@ def checked(
             state = state_dict["state"].get(key)
             if state:
                 dtypes = stored_dtypes(param, rule(restored, param), compact)
-                _check_state(state, set(dtypes), param, param_name(group, index, position))
+                name = param_name(group, index, position)
+                _check_state(state, set(dtypes), param, name, is_new=restored["step"] == 0)
                 loaded.state[param] = _placed(state, dtypes, param)
     return loaded
 
@@ -259,9 +260,10 @@ def _check_count(saved: Group, group: Group, index: int) -> None:
         )
 
 
-def _check_state(state: State, buffers: set[str], param: Tensor, name: str) -> None:
+def _check_state(state: State, buffers: set[str], param: Tensor, name: str, is_new: bool) -> None:
+    """Raise ValueError if the state of a parameter is not one with these buffers; a new run has no y yet."""
     codes = {buffer for buffer in buffers if has_codes(state, buffer)}
-    kept = set(state) - {"y", "low", "z"} - {f"{buffer}_scale" for buffer in codes}
+    kept = set(state) - {"kept", "y", "low", "z"} - {f"{buffer}_scale" for buffer in codes}
     if kept != {"step"} | buffers:
         raise ValueError(
             f"the state dict has {sorted(kept)} for {name}, this optimizer keeps {sorted({'step'} | buffers)}: "
@@ -278,6 +280,11 @@ def _check_state(state: State, buffers: set[str], param: Tensor, name: str) -> N
                 f"the state dict has {buffer!r} {found} for {name}: "
                 "it was made for other parameters, or for these in another order"
             )
+    if "y" not in state and "z" not in state and not is_new:
+        raise ValueError(
+            f"the state dict has no 'y' for {name}: torch's DCP leaves it out where it unflattens a state dict into an "
+            "optimizer that has made steps: load it into a new one, or without flatten_optimizer_state_dict"
+        )
     if "low" in state and ("y" not in state or not is_split(state["y"].dtype) or state["low"].dtype != torch.int16):
         raise ValueError(f"the state dict is damaged: it has 'low' for {name}, but no 'y' of 16 bits beside it")
     for buffer in codes:

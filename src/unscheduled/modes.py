@@ -111,11 +111,11 @@ class TwoModes(PairedState):
     @contextmanager
     def _mode_given_back(self) -> Generator[None, None, None]:
         """Afterwards the mode is what it was before, or what the attached models ask for if they were switched."""
-        before, flags = set(self._averaged), self._flags()
+        before, flags = set(self._averaged), dict(zip(self._attachments, self._flags(), strict=True))
         try:
             yield
         finally:
-            if self._flags() == flags:
+            if all(flags.get(attached) is attached.training for attached in self._attachments):
                 self._put(before)
             else:
                 self._follow()
@@ -222,13 +222,12 @@ class TwoModes(PairedState):
 
     def _wanted_averages(self) -> set[Tensor]:
         """The parameters of models in eval mode, and those of no attached model if any is in eval mode."""
-        any_eval = not all(self._flags())
-        wanted: set[Tensor] = set()
-        for param in self._params():
-            flags = [attached.training for attached in self._attachments if attached.has(param)]
-            if not all(flags) or (not flags and any_eval):
-                wanted.add(param)
-        return wanted
+        if all(self._flags()):
+            return set()
+        params = set(self._params())
+        held = [(attached.own_of(params), attached.training) for attached in self._attachments]
+        of_none = params.difference(*(some for some, _ in held))
+        return of_none.union(*(some for some, training in held if not training))
 
     # Other optimizers of the same parameters.
 

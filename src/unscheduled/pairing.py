@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unscheduled import loading, precision
 from unscheduled.device_counters import DeviceCounters, refuse_to_set
 from unscheduled.groups import Group
+from unscheduled.interruption import Deferred
 from unscheduled.state import (
     Iterates,
     Started,
@@ -177,8 +178,10 @@ class PairedState(torch.optim.Optimizer):
         """Expect weights to be written into the parameters, in any mode: the first module of a call, and the call."""
         if self._loading is None or self._loading[1] is not call:
             self._settle()
-            self._loading = module, call
-            keep_gradient_points(self._started(set(self._params()) - self._averaged))
+            started = self._started(set(self._params()) - self._averaged)
+            with Deferred():
+                keep_gradient_points(started)
+                self._loading = module, call
 
     def _after_load(self, module: nn.Module, call: object) -> None:
         """Take the weights that were written as x, if this module is the first of the call."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from unscheduled import groups, loading, migration
 from unscheduled.batches import Batches
 from unscheduled.groups import Group
+from unscheduled.interruption import Deferred
 from unscheduled.kernels import Rule
 from unscheduled.modes import TwoModes
 from unscheduled.precision import StatePrecision
@@ -89,11 +90,13 @@ class SavedOptimizer(TwoModes, ABC):
                 that has made a step since; the message names it, and nothing is changed.
         """
         loaded: list[loading.Loaded] = []
+        own: list[bool] = []  # whether it is one of this optimizer's that is not out of date
         weights: dict[Tensor, Tensor] = {}
 
         def check(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
             try:
                 loading.check_form(state_dict)
+                own.append(self._live.has(state_dict["state"]))
                 state_dict = loading.regrouped(state_dict, self.param_groups, self._names())
                 state_dict, nested = self._without_nested(state_dict)
                 state_dict = migration.recognised(state_dict, self.param_groups, self._rule)
@@ -108,20 +111,24 @@ class SavedOptimizer(TwoModes, ABC):
                     )
                 )
                 self._load_nested(nested)
+            except torch.OutOfMemoryError:
+                raise
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # of another form
                 raise ValueError(f"the state dict is damaged: {type(error).__name__}: {error}") from error
             weights.update(self._weights_before_switches())
             return {"state": {}, "param_groups": loaded[0].param_groups}  # torch would cast the buffers
 
         def restore(_: torch.optim.Optimizer) -> None:
-            self._live.outdate()
-            self.state.update(loaded[0].state)
-            self._batches.clear()
-            self._device.clear()
-            for group in self.param_groups if self.capturable else ():
-                if isinstance(group["lr"], Tensor):  # as of a file that was read on the CPU
-                    group["lr"] = group["lr"].to(group["params"][0].device)
-            self._loaded(loaded[0].training, weights)
+            with Deferred():
+                if not own[0]:
+                    self._live.outdate()
+                self.state.update(loaded[0].state)
+                self._batches.clear()
+                self._device.clear()
+                for group in self.param_groups if self.capturable else ():
+                    if isinstance(group["lr"], Tensor):  # as of a file that was read on the CPU
+                        group["lr"] = group["lr"].to(group["params"][0].device)
+                self._loaded(loaded[0].training, weights)
 
         hooks = [
             self.register_load_state_dict_pre_hook(check),  # after the hooks of users, which may adapt the dict

@@ -204,16 +204,17 @@ def put_averages(started: list[Started], written: dict[Tensor, Tensor]) -> None:
 
 
 def keep_gradient_points(started: list[Started]) -> None:
-    """Keep the y of parameters that hold it aside, since weights may be written over them."""
-    for param, state, _ in started:
-        state["kept"] = param.detach().clone()
+    """Keep the y of parameters that hold it aside, since weights may be written over them: of all or of none."""
+    kept = [param.detach().clone() for param, _, _ in started]
+    for (_, state, _), each in zip(started, kept, strict=True):
+        state["kept"] = each
 
 
 def put_gradient_points(started: list[Started], written: dict[Tensor, Tensor], loading: bool = False) -> None:
     """Put y into parameters that hold x: the bits kept aside, or, if weights were written meanwhile, theirs.
 
     What was written is the new x, and is noted, unless y tells it; but what is loaded is noted even then, since another
-    state may come that belongs to it. Until all is done, it can be done again.
+    state may come that belongs to it. If it fails, all hold x again, and it can be done again.
     """
     for param, state, beta in started:
         y = known_gradient_point(param, state, beta)
@@ -225,8 +226,18 @@ def put_gradient_points(started: list[Started], written: dict[Tensor, Tensor], l
         elif param in written and not _holds(param, y) and not _same_bits(param, written[param]):
             del written[param]
         state["kept"] = y
-    for param, state, _ in started:
-        put_y(param, state, state["kept"])
+    done: list[Started] = []
+    try:
+        for param, state, beta in started:
+            done.append((param, state, beta))
+            put_y(param, state, state["kept"])
+    except BaseException:  # out of memory, or interrupted
+        for param, state, beta in done:
+            if param in written:
+                param.copy_(written[param])
+            else:
+                _put_average(param, state["kept"], state, beta)
+        raise
     for _, state, _ in started:
         del state["kept"]
 

@@ -25,7 +25,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._time = 0
-        self._seen: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._seen = weakref.WeakKeyDictionary[torch.optim.Optimizer, int]()  # how many groups each had
         self.is_base = 0
         """How many steps of a wrapper are being made, whose base is to move the parameters."""
 
@@ -34,9 +34,9 @@ class Watch:
         if self._time != Clock.time:
             self._time = Clock.time
             self._seen.clear()
-        if optimizer in self._seen:
+        if self._seen.get(optimizer) == len(optimizer.param_groups):
             return
-        self._seen.add(optimizer)
+        self._seen[optimizer] = len(optimizer.param_groups)
         if self.is_base or hasattr(optimizer, "averaged_parameters"):
             return
         params = {param for group in optimizer.param_groups for param in group["params"]}
