@@ -1,5 +1,7 @@
 """When the parameters follow the flags: x before any module hears of eval(), y once all have heard of train()."""
 
+import signal
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +13,7 @@ from problems import copies, equal, train
 from registry import OptimizerInfo, optimizers
 from torch import Tensor, nn
 
-from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, SGDScheduleFree
+from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, SGDScheduleFree, state
 
 MERGES = ["after super", "before super", "without super", "in eval()"]
 
@@ -417,3 +419,120 @@ def test_one_of_several_optimizers_detaches_alone() -> None:
     assert torch.equal(model.state_dict()["extra"], other.iterates(model.extra).x)
     other.detach()
     assert type(model) is nn.Sequential
+
+
+# What fails or is interrupted in the middle.
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_load_for_which_there_is_no_memory_leaves_the_average(
+    dtype: torch.dtype, fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).to(dtype)
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    train(optimizer, range(4))
+    saved, y = model.state_dict(), copies(model.parameters())
+    clone, count = Tensor.clone, 0
+
+    def failing(self: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        nonlocal count
+        count += 1
+        if count == fails_at:
+            raise torch.OutOfMemoryError("out of memory")
+        return clone(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "clone", failing)
+        with pytest.raises(torch.OutOfMemoryError):
+            model.load_state_dict(saved)
+    assert equal(model.parameters(), y)
+    assert equal(model.state_dict().values(), saved.values())
+    train(optimizer, range(4, 5))
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_switch_to_y_for_which_there_is_no_memory_leaves_all_at_the_average(
+    dtype: torch.dtype, fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).to(dtype)
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1, implementation="loop").attach(model)
+    train(optimizer, range(4))
+    y = copies(model.parameters())
+    model.eval()
+    x, put, count = copies(model.parameters()), state.put_y, 0
+
+    def failing(param: Tensor, *arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        put(param, *arguments)
+        if count == fails_at:
+            raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "put_y", failing)
+        with pytest.raises(torch.OutOfMemoryError):
+            model.train()
+    assert not model.training
+    assert equal(model.parameters(), x)
+    model.train()
+    assert equal(model.parameters(), y)
+
+
+@pytest.mark.parametrize("within", ["averaged_parameters", "a closure"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_detaching_within_leaves_the_parameters_as_they_were(within: str, training: bool) -> None:
+    model, optimizer = trained_pair()
+    model.train(training)
+    held = copies(model.parameters())
+    if within == "averaged_parameters":
+        with optimizer.averaged_parameters():
+            optimizer.detach()
+        assert equal(model.parameters(), held)
+    else:
+        optimizer.zero_grad()
+        optimizer.step(lambda: optimizer.detach() and 0.0)
+    assert optimizer.training is training
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_an_interruption_while_a_mode_is_told_does_not_stop_it_from_being_followed(mode: bool) -> None:
+    """At every line of ours that runs."""
+    model, optimizer = trained_pair()
+    y, x = copies(model.parameters()), list(at_average(model, optimizer).values())
+    at, lines = 0, 1
+    while at < lines:
+        model.train(not mode)
+        lines, interrupted = interrupted_at(at, lambda: model.train(mode))
+        assert interrupted or at >= lines
+        for flag, held in ((False, x), (True, y), (False, x)):
+            model.train(flag)
+            assert equal(model.parameters(), held), at
+        model.train()
+        at += 1
+
+
+def interrupted_at(at: int, action: Callable[[], Any]) -> tuple[int, bool]:
+    """How many lines of the hooks and the class ran, and whether the action was interrupted before such a line."""
+    count = 0
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        nonlocal count
+        if frame.f_globals["__name__"] not in ("unscheduled.attached", "unscheduled.attachment"):
+            return trace
+        if event == "line":
+            count += 1
+            if count == at + 1:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        action()
+    except KeyboardInterrupt:
+        return count + 1, True
+    finally:
+        sys.settrace(before)
+    return count, False

@@ -14,7 +14,13 @@ from models import ADAMW, fit, through_a_file, trained
 from problems import copies, equal, make_params, train
 from registry import OptimizerInfo, optimizers
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -263,3 +269,37 @@ def test_a_state_without_steps_is_of_any_moment() -> None:
     other = SGDScheduleFree(make_params(), lr=0.1)
     other.load_state_dict(fresh)
     assert other.param_groups[0]["step"] == 0
+
+
+def test_one_that_was_loaded_back_is_present_until_the_next_step() -> None:
+    params = make_params()
+    optimizer = SGDScheduleFree(params, lr=0.1)
+    train(optimizer, range(3))
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    SGDScheduleFree(make_params(), lr=0.1).load_state_dict(through_a_file(state))
+    train(optimizer, range(3, 4))
+    with pytest.raises(ValueError, match="of no one moment"):
+        optimizer.load_state_dict(state)
+
+
+@modes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_flattened_state_of_dcp_goes_only_into_a_new_optimizer(dtype: torch.dtype, training: bool) -> None:
+    """torch takes the names of the entries from an optimizer that has made steps, where y has another one."""
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    model = nn.Linear(4, 4).to(dtype)
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1)
+    train(optimizer, range(3))
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
+    optimizer.train(training)
+    with pytest.raises(ValueError, match=r"has no 'y' for .* load it into a new one, or without flatten_optimizer"):
+        set_optimizer_state_dict(model, optimizer, saved, options=options)
+    optimizer.train()
+    other = nn.Linear(4, 4).to(dtype)
+    resumed = AdamWScheduleFree(other.parameters(), lr=0.1)
+    other.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(other, resumed, saved, options=options)
+    for each in (optimizer, resumed):
+        train(each, range(3, 5))
+    assert equal(other.parameters(), model.parameters())

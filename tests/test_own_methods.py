@@ -1,8 +1,12 @@
 """Models that copy, save or load themselves, and parts that come unseen: what comes out is x, and what goes in."""
 
 import copy
+import gc
 import io
 import pickle
+import threading
+import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -417,3 +421,154 @@ def test_a_file_written_whole_and_read_elsewhere_is_a_plain_model() -> None:
     read = torch.load(file, weights_only=False)
     assert type(read) is HasState
     assert same(dict(read.named_parameters()), average_of(module, optimizer))
+
+
+# What was found by trying to break it.
+
+
+CONTAINERS: dict[str, Callable[[Any, Any], Any]] = {
+    "the optimizer first": lambda model, optimizer: copy.deepcopy({"optimizer": optimizer, "model": model})["model"],
+    "a part first": lambda model, _: copy.deepcopy([model[0], model])[1],
+    "the parameters first": lambda model, _: copy.deepcopy([list(model.parameters()), model])[1],
+    "the model first": lambda model, optimizer: copy.deepcopy({"model": model, "optimizer": optimizer})["model"],
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("case", CONTAINERS)
+def test_a_copy_holds_the_average_whatever_was_copied_before_it(case: str, training: bool) -> None:
+    module, root, optimizer = run_of(Plain, inside=True)
+    x = average_of(root, optimizer)
+    root.train(training)
+    assert same(dict(CONTAINERS[case](root, optimizer).named_parameters()), x)
+    assert module is root[1]
+
+
+def test_a_copy_that_shares_a_parameter_leaves_it_alone() -> None:
+    module, _, _ = run_of(Plain)
+    y = copies(module.parameters())
+    weight = module.inner.weight
+    assert copy.deepcopy(module, {id(weight): weight}).inner.weight is weight
+    assert equal(module.parameters(), y)
+
+
+def test_model_and_optimizer_copied_together_in_any_order_go_on_bit_for_bit() -> None:
+    module, _, optimizer = run_of(Plain)
+    other, net = copy.deepcopy((optimizer, module))
+    other.attach(net)
+    for each in (optimizer, other):
+        train(each, range(4, 7))
+    assert equal(net.parameters(), module.parameters())
+
+
+class Transposed(nn.Linear):
+    """What stands in its files under the name of its weight is another tensor."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = destination[prefix + "weight"].t().contiguous()
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
+        state[prefix + "weight"] = state[prefix + "weight"].t()
+        super()._load_from_state_dict(state, prefix, *args)
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self) -> Any:
+        return {"quantized": (self.weight * 127).round()}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_what_a_class_makes_of_its_weights_is_that_of_the_average(training: bool) -> None:
+    model = nn.Sequential(Transposed(4, 4), Extra(4, 4))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    train(optimizer, range(4))
+    x = average_of(model, optimizer)
+    model.train(training)
+    saved = model.state_dict()
+    assert torch.equal(saved["0.weight"], x["0.weight"].t())
+    assert torch.equal(saved["1._extra_state"]["quantized"], (x["1.weight"] * 127).round())
+    y = copies(model.parameters())
+    model.load_state_dict(saved)
+    assert equal(model.parameters(), y)
+
+
+class SavesATuple(Plain):
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return (self.inner.weight.data, {"nested": (self.inner.bias.data, [self.inner.weight])}, None, "text")
+
+
+def test_tuples_that_a_class_saves_are_copied_too() -> None:
+    module, _, optimizer = run_of(SavesATuple)
+    x = average_of(module, optimizer)
+    weight, nested, nothing, text = module.state_dict()
+    train(optimizer, range(4, 6))
+    found = [weight, nested["nested"][0], nested["nested"][1][0]]
+    assert equal(found, [x["inner.weight"], x["inner.bias"], x["inner.weight"]])
+    assert (nothing, text) == (None, "text")
+
+
+def test_a_note_that_cannot_be_copied_is_shared() -> None:
+    module, _, _ = run_of(Plain)
+    module.inner.weight.lock = threading.Lock()
+    assert copy.deepcopy(module).inner.weight.lock is module.inner.weight.lock
+
+
+def test_any_number_of_shallow_copies_save_the_average_and_are_forgotten() -> None:
+    module, _, optimizer = run_of(Plain)
+    x, count = average_of(module, optimizer), len(module._state_dict_hooks)
+    shallow = [copy.copy(module) for _ in range(4)]
+    assert all(same(each.state_dict(), x) for each in (*shallow, *shallow))
+    assert len(module._state_dict_hooks) == count
+    references = [weakref.ref(each) for each in shallow]
+    del shallow
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 4
+
+
+def test_parts_that_are_scripted_are_left_alone_or_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates its own
+        scripted, late = torch.jit.script(nn.Linear(3, 3)), torch.jit.script(nn.Tanh())
+    model = nn.Sequential(nn.Linear(3, 3), scripted)
+    with pytest.raises(TypeError, match="1 in Sequential is scripted and has parameters of this optimizer"):
+        AdamWScheduleFree(model.parameters()).attach(model)
+    assert type(model) is nn.Sequential
+    optimizer = AdamWScheduleFree(model[0].parameters(), lr=0.1).attach(model)
+    model.append(late)
+    train(optimizer, range(4))
+    x, y = average_of(model[0], optimizer), copies(model[0].parameters())
+    assert same(model[0].state_dict(), x)
+    model.eval()
+    assert same(dict(model[0].named_parameters()), x)
+    model.train()
+    assert equal(model[0].parameters(), y)
+
+
+def test_modules_that_are_replaced_are_forgotten() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    optimizer = AdamWScheduleFree(model[0].parameters(), lr=0.1).attach(model)
+    train(optimizer, range(2))
+    references = []
+    for _ in range(3):
+        references.append(weakref.ref(model[1]))
+        model[1] = HasState()
+        model.eval()
+        model.train()
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 3
+
+
+def test_many_parts_with_ways_of_their_own_are_saved_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them would put x into all parameters, and look at all of them."""
+    model = nn.Sequential(*(SavesNarrow() for _ in range(12)))
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
+    train(optimizer, range(2))
+    puts: list[Any] = []
+    put = optimizer._put
+    monkeypatch.setattr(optimizer, "_put", lambda averaged: (puts.append(averaged), put(averaged)))
+    model.state_dict()
+    assert len(puts) == 2

@@ -1,7 +1,9 @@
 """Several optimizers of the same parameters, one after the other: the one that trains decides what is evaluated."""
 
 import copy
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -320,3 +322,59 @@ def test_a_base_that_steps_by_itself_is_warned_of() -> None:
     backward(model, 0)
     with pytest.warns(UserWarning, match="torch's SGD moves parameters that ScheduleFreeWrapper is attached to"):
         base.step()
+
+
+def test_another_kind_of_optimizer_that_gets_attached_parameters_later_is_warned_of() -> None:
+    model, _ = trained(ADAMW)
+    apart = nn.Parameter(torch.ones(2))
+    other = torch.optim.SGD([apart], lr=0.1)
+    apart.grad = torch.ones(2)
+    other.step()
+    other.add_param_group({"params": list(model.parameters())})
+    with pytest.warns(UserWarning, match="torch's SGD moves parameters that AdamWScheduleFree is attached to"):
+        other.step()
+
+
+def test_parameters_that_are_taken_out_of_the_groups_are_told_of_once() -> None:
+    model, optimizer = trained(ADAMW)
+    group = optimizer.param_groups[0]
+    group["params"] = [param for param in group["params"] if param is not model.first.weight]
+    with pytest.warns(UserWarning, match=r"\(1, from first.weight on\) were taken out of the groups"):
+        model.eval()
+    model.train()
+    model.state_dict()
+
+
+def test_a_layer_that_two_attached_models_share_is_told_of() -> None:
+    shared = nn.Linear(3, 3)
+    first, second = nn.Sequential(shared, nn.Linear(3, 3)), nn.Sequential(shared, nn.Linear(3, 3))
+    optimizer = AdamWScheduleFree(first.parameters(), lr=0.1).attach(first)
+    other = SGDScheduleFree(second[1].parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"Sequential has parameters of AdamWScheduleFree, which does not follow it"):
+        other.attach(second)
+    optimizer.attach(second)
+    train(optimizer, range(3))
+    second.eval()
+    assert torch.equal(shared.weight, optimizer.iterates(shared.weight).x)
+
+
+def test_a_part_that_is_attached_by_itself_is_no_shared_layer() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    SGDScheduleFree(model[0].parameters()).attach(model[0])
+    AdamWScheduleFree(model[1].parameters()).attach(model)
+
+
+def test_parameters_that_are_gone_are_not_kept() -> None:
+    param = nn.Parameter(torch.ones(3))
+    optimizer = SGDScheduleFree([param], lr=0.1)
+    references = []
+    for _ in range(4):
+        train(optimizer, range(2))
+        references.append(weakref.ref(param))
+        new = nn.Parameter(param.detach().clone())
+        optimizer.state[new] = optimizer.state.pop(param)
+        optimizer.param_groups[0]["params"] = [new]
+        param = new
+    train(optimizer, range(2))
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 4

@@ -32,6 +32,11 @@ class Tie(Protocol):
     """What an attached module asks of the tie between its model and the optimizers."""
 
     @property
+    def training(self) -> bool:
+        """The flag that the parameters follow."""
+        ...
+
+    @property
     def holds_averages(self) -> bool:
         """Whether somebody has put x into the parameters of all optimizers for the moment."""
         ...
@@ -161,31 +166,38 @@ class Attached(SavedAtAverage):
 
     @training.setter
     def training(self, mode: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        before = self.__dict__.get("training", mode)
-        self.__dict__["training"] = mode
-        try:
-            self._tell(mode)
-        except BaseException:  # out of memory, or interrupted
-            self.__dict__["training"] = before
-            raise
+        with Deferred():
+            before = self.__dict__.get("training", mode)
+            self.__dict__["training"] = mode
+            try:
+                self._tell(mode)
+            except BaseException:  # out of memory
+                self.__dict__["training"] = self._followed(before)
+                raise
 
     def train(self, mode: bool = True) -> Any:
         """x comes before any module hears of ``eval()``, and y when all have heard of ``train()``.
 
-        Layers that merge something into weights in ``eval()`` take out in ``train()`` what they have put in.
+        Layers that merge something into weights in ``eval()`` take out in ``train()`` what they have put in. An
+        interruption takes effect afterwards.
         """
-        if not mode:
-            self._tell(False)
-        with ExitStack() as stack:
-            for tie in attachments(self):
-                stack.enter_context(tie.putting_off())
-            found = super().train(mode)
-        try:
-            self._tell(self.training)
-        except BaseException:
-            self.__dict__["training"] = False
-            raise
-        return found
+        with Deferred():
+            if not mode:
+                self._tell(False)
+            with ExitStack() as stack:
+                for tie in attachments(self):
+                    stack.enter_context(tie.putting_off())
+                found = super().train(mode)
+            try:
+                self._tell(self.training)
+            except BaseException:
+                self.__dict__["training"] = self._followed(False)
+                raise
+            return found
+
+    def _followed(self, otherwise: bool) -> bool:
+        """The flag that the parameters follow, if there is one."""
+        return next((tie.training for tie in attachments(self)), otherwise)
 
     def _tell(self, mode: bool) -> None:
         for tie in attachments(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any, cast
 
 import torch
@@ -46,11 +47,28 @@ def owners_of(params: set[Tensor], but: object) -> dict[Follower, set[Tensor]]:
     """The optimizers that are attached to a model and have some of these parameters, and which; but for one."""
     found: dict[Follower, set[Tensor]] = {}
     for attached in tuple(alive):
-        for follower in attached.followers():
+        for follower in {each for param in params for each in attached.had_by(param)}:
             shared = params.intersection(follower.params())
             if shared and follower.optimizer is not but:
                 found[follower] = shared
     return found
+
+
+def warn_of_shared_parts(attached: AttachedModel, follower: Follower) -> None:
+    """Warn if this model has parameters of an optimizer that does not follow it, or another model has this one's."""
+    for other in tuple(alive):
+        if other is attached or not other.shares_with(attached):
+            continue
+        pairs = [(other, follower)] + [(attached, its) for its in other.followers()]
+        for tie, its in pairs:
+            roots = [each.model for each in alive if its in each.followers()]
+            is_followed = any(root in roots for root in tie.model.modules())
+            if not is_followed and tie.own_of(set(its.params())):
+                warnings.warn(
+                    f"{type(tie.model).__name__} has parameters of {type(its.optimizer).__name__}, which does not "
+                    f"follow it, but {', '.join(type(root).__name__ for root in roots)}: attach() it to both",
+                    stacklevel=3,
+                )
 
 
 @functools.cache

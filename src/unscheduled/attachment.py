@@ -68,6 +68,7 @@ class AttachedModel:
         self._own_ways = weakref.WeakSet[nn.Module]()  # parts whose class copies, saves or loads in its own way
         self._parts = weakref.WeakSet[nn.Module]()  # those of them whose class is ours
         self._params: dict[Tensor, str] = {}  # of the model, when it was last looked at
+        self._had_by: dict[Tensor, tuple[Follower, ...]] = {}  # the same of the optimizers
         self.holds_averages = False
         """Whether somebody has put x into the parameters of all optimizers for the moment."""
         self._put_off, self._leads, self._heard = 0, False, False
@@ -89,16 +90,25 @@ class AttachedModel:
         if any(param not in self._params for param in follower.params()):
             self.hook()
         self._entries[follower].params = self._params_of(follower)
+        self._note_owner(follower)
         self._tie_parts()
         Clock.time += 1
 
     def remove(self, follower: Follower) -> None:
         """Detach an optimizer. With the last one, the model is its own again."""
         entry = self._entries.pop(follower)
+        for param, its in list(self._had_by.items()):
+            if follower in its:
+                self._had_by[param] = tuple(each for each in its if each is not follower)
         if entry.recent:
             entry.recent.ignore()
         if not self._entries:
             self.let_go()
+
+    def _note_owner(self, follower: Follower) -> None:
+        for param in follower.params():
+            if follower not in self._had_by.get(param, ()):
+                self._had_by[param] = (*self._had_by.get(param, ()), follower)
 
     def followers(self) -> list[Follower]:
         """The optimizers."""
@@ -108,9 +118,19 @@ class AttachedModel:
         """The parameters of all optimizers, and whose each is."""
         return {param: follower for follower in self._entries for param in follower.params()}
 
+    def had_by(self, param: Tensor) -> tuple[Follower, ...]:
+        """The optimizers that had a parameter when the model was last looked at, or they were attached."""
+        return self._had_by.get(param, ())
+
     def own_of(self, params: set[Tensor]) -> set[Tensor]:
         """Those of these parameters that were in the model when it was last looked at."""
+        if len(params) < len(self._params):
+            return {param for param in params if param in self._params}
         return {param for param in self._params if param in params}
+
+    def shares_with(self, other: AttachedModel) -> bool:
+        """Whether both models have a parameter, when they were last looked at."""
+        return not self._params.keys().isdisjoint(other._params)
 
     def hook(self, part: nn.Module | None = None) -> None:
         """Put hooks on the modules of the model, or of a part that has come to it, that have none yet."""
@@ -118,7 +138,9 @@ class AttachedModel:
         if part is None:
             tie(self.model, self, ATTACHMENTS)
             self._params = {param: name for name, param in self.model.named_parameters()}
-            for entry in self._entries.values():
+            self._had_by.clear()
+            for follower, entry in self._entries.items():
+                self._note_owner(follower)
                 if entry.recent:
                     entry.recent.watch()
         before_save, save, before_load, after_load = self._hooks
@@ -189,13 +211,13 @@ class AttachedModel:
         if self._put_off or mode == self.training:
             return
         self._look()
-        before, done = self.training, list[Follower]()
+        before, self.training, self._leads = self.training, mode, True
+        done: list[Follower] = []
         try:
-            self.training, self._leads = mode, True
             for follower in self._entries:
                 done.append(follower)
                 follower.follow()
-        except BaseException:  # out of memory, or interrupted
+        except BaseException:  # out of memory
             self.training = before
             for follower in done:
                 follower.follow()
@@ -267,6 +289,14 @@ class AttachedModel:
         names = self._params
         for follower, entry in self._entries.items():
             gone = [name for param, name in entry.params.items() if param not in names]
+            still = {param for group in follower.optimizer.param_groups for param in group["params"]}
+            left = [name for param, name in entry.params.items() if param in names and param not in still]
+            if left:
+                warnings.warn(
+                    f"parameters of the attached model ({len(left)}, from {left[0]} on) were taken out of the groups "
+                    f"of {type(follower.optimizer).__name__}: they stay at y, where they were trained, not at x",
+                    stacklevel=2,
+                )
             entry.params = self._params_of(follower)
             if gone and any(param.requires_grad for param in names.keys() - self.params().keys()):
                 warnings.warn(

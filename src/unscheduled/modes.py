@@ -176,6 +176,7 @@ class TwoModes(PairedState):
         attached.add(self._as_follower(), bn_batches)  # before the others go, with the last of which the tie would
         for other, shared in owners.items():
             other.give_up(shared, True)
+        attaching.warn_of_shared_parts(attached, self._as_follower())
         takeover.watch()
         self._copied = False
         self._put(self._wanted_averages())
