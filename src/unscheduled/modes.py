@@ -79,6 +79,7 @@ class TwoModes(PairedState):
         checkpoint, what was written is the new x, and y is formed from it and the gap.
         """
         self._settle()
+        self._notice_replaced(self._params())
         if mode != self.training or (not mode and len(self._averaged) < len(self._params())):
             self._put(set() if mode else set(self._params()))
         return self
@@ -219,6 +220,7 @@ class TwoModes(PairedState):
     def _follow(self) -> None:
         """Put into the parameters what the flags of the attached models ask for."""
         self._settle()
+        self._notice_replaced(self._params())
         self._put(self._wanted_averages())
 
     def _wanted_averages(self) -> set[Tensor]:

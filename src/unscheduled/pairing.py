@@ -112,6 +112,7 @@ class PairedState(torch.optim.Optimizer):
         """
         group, _ = self._find(param)
         self._settle()
+        self._notice_replaced([param])
         self.read_back()
         state, beta = self.state.get(param), group["beta"]
         found = read(param, state, beta, param not in self._averaged)
@@ -128,6 +129,7 @@ class PairedState(torch.optim.Optimizer):
         may be asked in the middle of loading, as by a hook of the user.
         """
         self._settle_state()
+        self._notice_replaced(self._params())
         started = {param: (param, state, beta) for param, state, beta in self._started(set(self._params()))}
         found: dict[Tensor, Tensor] = {}
 
@@ -231,23 +233,22 @@ class PairedState(torch.optim.Optimizer):
             self._loading = None
 
     def _settle_state(self) -> None:
-        if self._loading is None:
-            self._notice_replaced()
         if self._loaded_training is not None:
             for param, state, beta in self._started(set(self._params())):
                 written = settle(param, state, beta, param not in self._averaged, self._loaded_training)
                 if written is not None:
                     self._written[param] = written
 
-    def _notice_replaced(self) -> None:
-        """Parameters that took the place of others while these held x, with their states, hold x as well.
+    def _notice_replaced(self, params: list[Tensor]) -> None:
+        """Note that those parameters hold x that took the place of others which held x, with their states.
 
-        Their states say so: y is kept aside in them.
+        Their states say so: y is kept aside in them, unless weights are being loaded.
         """
-        params = self._params()
+        if self._loading is not None:
+            return
         found = {param for param in params if param not in self._averaged and "kept" in self.state.get(param, ())}
         if found:
-            self._averaged.intersection_update(params)
+            self._averaged.intersection_update(self._params())
             self._averaged.update(found)
             for group in self.param_groups:
                 group["training"] = False

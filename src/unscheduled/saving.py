@@ -49,6 +49,7 @@ class SavedOptimizer(TwoModes, ABC):
 
         def describe(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
             self._settle()
+            self._notice_replaced(self._params())
             state_dict["version"] = loading.VERSION
             names = self._names()
             if names:  # beside the groups: in them, DCP would look for them in the files of unattached optimizers

@@ -54,7 +54,7 @@ watching = Watch()
 
 
 @untraced
-def _look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+def _look_outside_the_graph(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """The hook before the step of any optimizer, which is not to be compiled with it."""
     watching.look(optimizer)
 
@@ -62,7 +62,7 @@ def _look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 @functools.cache
 def watch() -> None:
     """Look at every optimizer that makes a step from now on."""
-    register_optimizer_step_pre_hook(_look)
+    register_optimizer_step_pre_hook(_look_outside_the_graph)
 
 
 def hook_count() -> int:
