@@ -13,11 +13,10 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol, cast
 
-import torch
 from torch import Tensor, nn
 
+from unscheduled.copies import copy_notes, kept_apart, memory_of, put_copy
 from unscheduled.interruption import Deferred
-from unscheduled.precision import shard
 
 ATTACHMENTS = "_unscheduled_attachments"  # where a model has its tie
 PARTS = "_unscheduled_parts"  # where a part of models has theirs
@@ -107,7 +106,7 @@ class SavedAtAverage(nn.Module):
             found = state_dict(*args, **kwargs)
             if kwargs.get("keep_vars"):
                 return found
-            return _kept_apart(found, {_memory(param) for tie in ties for param in tie.params()})
+            return kept_apart(found, {memory_of(param) for tie in ties for param in tie.params()})
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
@@ -139,7 +138,7 @@ class SavedAtAverage(nn.Module):
                 for param in params:
                     average = average_of(param)
                     if average is not None:
-                        _put_copy(param, average, memo)
+                        put_copy(param, average, memo)
             stack.enter_context(plain(self))
             if not isinstance(cast(nn.Module, self), SavedAtAverage):
                 copied = copy.deepcopy(self, memo)
@@ -148,7 +147,7 @@ class SavedAtAverage(nn.Module):
                 memo[id(self)] = copied
                 copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         for param in params:
-            _copy_notes(param, memo)
+            copy_notes(param, memo)
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -209,59 +208,6 @@ def _has_own_way(module: nn.Module, names: tuple[str, ...]) -> bool:
     parts = [part for part in module.modules() if has_own(part, names)]
     followed = {param for tie in ties_of(module) for param in tie.params()} if parts else set[Tensor]()
     return any(not followed.isdisjoint(part.parameters()) for part in parts)
-
-
-def _memory(tensor: Tensor) -> int | None:
-    """Where the memory of a tensor begins; None if it has none of its own."""
-    local = shard(tensor)
-    return local.untyped_storage().data_ptr() if local.layout is torch.strided and not local.is_meta else None
-
-
-def _kept_apart(found: Any, memories: set[int | None]) -> Any:
-    """What was saved, with copies of what is in the memory of a parameter, which is about to hold y again."""
-    if isinstance(found, dict):
-        branch = cast(dict[Any, Any], found)
-        for key, value in branch.items():
-            branch[key] = _kept_apart(value, memories)
-    elif isinstance(found, (list, tuple)):
-        kind = cast(Any, type(cast(Any, found)))
-        entries = [_kept_apart(each, memories) for each in cast(list[Any], found)]
-        return kind(*entries) if hasattr(kind, "_fields") else kind(entries)
-    elif isinstance(found, Tensor) and _memory(found) in memories:
-        copied = found.detach().clone()
-        return _copy_of(found, copied) if isinstance(found, nn.Parameter) else copied
-    return cast(Any, found)
-
-
-@torch.no_grad()
-def _put_copy(param: Tensor, average: Tensor, memo: dict[int, Any]) -> None:
-    """Have x in the copy of a parameter, which may have been copied, with its y, before the model was."""
-    copied = memo.get(id(param))
-    if copied is None:
-        memo[id(param)] = _copy_of(param, average)
-    elif copied is not param and isinstance(copied, Tensor) and torch.equal(shard(copied), shard(param)):
-        copied.copy_(average)
-
-
-@torch.no_grad()
-def _copy_of(param: Tensor, average: Tensor) -> Tensor:
-    """A copy of a parameter, of its class, that holds x."""
-    if type(param) is nn.Parameter or hasattr(param, "to_local"):
-        return nn.Parameter(average, param.requires_grad)
-    copied = copy.deepcopy(param)
-    copied.copy_(average)
-    return copied
-
-
-def _copy_notes(param: Tensor, memo: dict[int, Any]) -> None:
-    """Give a copy of a parameter the attributes that it has in Python, which torch leaves out."""
-    copied = memo.get(id(param))
-    for name, value in vars(param).items() if copied is not None else ():
-        if name not in vars(copied):
-            try:
-                vars(copied)[name] = copy.deepcopy(value, memo)
-            except TypeError:  # what cannot be copied, as a lock, is shared
-                vars(copied)[name] = value
 
 
 # Classes.

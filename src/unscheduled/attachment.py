@@ -2,9 +2,7 @@
 
 The attached module gets a subclass of its own class whose ``training`` is a property, so that the parameters follow the
 flag however it is set, at no cost in the forward pass. Hooks on its modules make ``state_dict`` give the average x in
-either mode, and take what ``load_state_dict`` brings as the new x. They are there once, however many optimizers are
-attached. Modules that come later get theirs from torch's hook on the registration of modules, or, if that does not see
-them, before the model is next switched, saved or loaded.
+either mode, and take what ``load_state_dict`` brings as the new x: see :mod:`unscheduled.module_hooks`.
 """
 
 from __future__ import annotations
@@ -12,39 +10,16 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from unscheduled.attached import ATTACHMENTS, COPYING, LOADING, PARTS, SAVING, AverageReader, has_own, tie, untie
+from unscheduled.attached import ATTACHMENTS, AverageReader, tie, untie
 from unscheduled.batchnorm import RecentBatches
 from unscheduled.follower import Entry, Follower
-
-
-class Hook:
-    """A hook that stays behind when its module is copied or pickled by itself."""
-
-    def __init__(self, call: Callable[..., None]) -> None:
-        self.call = call
-
-    def __call__(self, *arguments: Any) -> None:
-        self.call(*arguments)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Hook, (nothing,)
-
-
-def nothing(*_: Any) -> None:
-    """The hook of a copy."""
-
-
-def _is_scripted(module: nn.Module) -> bool:
-    """Whether it is a module of TorchScript, on which torch puts no hooks."""
-    return isinstance(module, torch.jit.ScriptModule)
+from unscheduled.module_hooks import ModuleHooks
 
 
 class Clock:
@@ -64,20 +39,12 @@ class AttachedModel:
         self.training = model.training
         """The flag that the parameters follow: that of the model, but while it is being changed."""
         self._entries: dict[Follower, Entry] = {}
-        self._handles = weakref.WeakKeyDictionary[nn.Module, list[RemovableHandle]]()
-        self._own_ways = weakref.WeakSet[nn.Module]()  # parts whose class copies, saves or loads in its own way
-        self._parts = weakref.WeakSet[nn.Module]()  # those of them whose class is ours
+        self._hooks = ModuleHooks(self)
         self._params: dict[Tensor, str] = {}  # of the model, when it was last looked at
         self._had_by: dict[Tensor, tuple[Follower, ...]] = {}  # the same of the optimizers
         self.holds_averages = False
         """Whether somebody has put x into the parameters of all optimizers for the moment."""
         self._put_off, self._leads, self._heard = 0, False, False
-        self._saving: nn.Module | None = None  # the first module of a call of state_dict
-        self._into: dict[str, Any] | None = None  # what it fills
-        self._average_of: AverageReader = nothing  # the same for tied weights
-        self._load: tuple[nn.Module, object] | None = None  # the first module of a call of load_state_dict, and it
-        self._loads_itself = False
-        self._hooks = tuple(map(Hook, (self._before_save, self._save, self._before_load, self._after_load)))
 
     # Attaching.
 
@@ -91,7 +58,7 @@ class AttachedModel:
             self.hook()
         self._entries[follower].params = self._params_of(follower)
         self._note_owner(follower)
-        self._tie_parts()
+        self._hooks.tie_parts()
         Clock.time += 1
 
     def remove(self, follower: Follower) -> None:
@@ -143,37 +110,11 @@ class AttachedModel:
                 self._note_owner(follower)
                 if entry.recent:
                     entry.recent.watch()
-        before_save, save, before_load, after_load = self._hooks
-        for module in cast(Any, self.model if part is None else part).modules():  # torch does not type the hooks
-            if module not in self._handles and not _is_scripted(module) and not self._is_copied_from_hooked(module):
-                first = module.register_state_dict_post_hook(save)
-                module._state_dict_hooks.move_to_end(first.id, last=False)  # those of users may change the entries
-                self._handles[module] = [
-                    first,
-                    module.register_state_dict_pre_hook(before_save),
-                    module.register_load_state_dict_pre_hook(before_load),
-                    module.register_load_state_dict_post_hook(after_load),
-                ]
-                if module is not self.model and has_own(module, (*COPYING, *SAVING, *LOADING)):
-                    self._own_ways.add(module)
-        self._tie_parts()
-
-    def _tie_parts(self) -> None:
-        """Give the parts with ways of their own, if they have parameters of an optimizer, a class of ours."""
-        candidates = self._own_ways - self._parts
-        params = self.params().keys() if candidates else ()
-        for part in candidates:
-            if any(param in params for param in part.parameters()):
-                tie(part, self, PARTS)
-                self._parts.add(part)
-
-    def _is_copied_from_hooked(self, module: nn.Module) -> bool:
-        """Whether a module shares the hooks of another, as a shallow copy does."""
-        return any(hook is self._hooks[1] for hook in cast(Any, module)._state_dict_hooks.values())
+        self._hooks.put(self.model if part is None else part)
 
     def has_hooked(self, module: nn.Module) -> bool:
         """Whether the module is a part of the model."""
-        return module in self._handles
+        return self._hooks.has(module)
 
     def let_go(self) -> None:
         """Give the modules their own classes back, and take the hooks off."""
@@ -181,12 +122,7 @@ class AttachedModel:
         for entry in self._entries.values():
             if entry.recent:
                 entry.recent.ignore()
-        while self._handles:
-            for handle in self._handles.popitem()[1]:
-                handle.remove()
-        while self._parts:
-            untie(self._parts.pop(), self, PARTS)
-        self._own_ways.clear()
+        self._hooks.take_off()
         untie(self.model, self, ATTACHMENTS)
 
     def come_back(self) -> None:
@@ -331,80 +267,21 @@ class AttachedModel:
 
         return average_of
 
-    def _before_save(self, module: nn.Module, *_: Any) -> None:
-        if self._saving is None or self._saving is module:
-            self._saving, self._into = module, None
-            self.hook(module)
-            self.before_copy()
-        if module is self.model and not self._sharded():  # which may be gathered, and have others meanwhile
-            self._params = {param: name for name, param in self.model.named_parameters()}
-            self._look_for_others()
-
-    def _save(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-        if self._into is not state_dict:
-            self._into, self._average_of = state_dict, self.reader()
-        saves_itself = has_own(module, ("_save_to_state_dict",))  # then its parameters hold x
-        for name, param in module.named_parameters(recurse=False, remove_duplicate=False) if not saves_itself else ():
-            key = prefix + name
-            if key in state_dict and state_dict[key] is not param:  # else keep_vars=True asks for the parameter itself
-                average = self._average_of(param)
-                if average is not None:
-                    state_dict[key] = average
-        if module is self._saving:
-            self._saving, self._into, self._average_of = None, None, nothing
-
-    # Loading.
-
-    def _before_load(
-        self,
-        module: nn.Module,
-        _state_dict: Any,
-        _prefix: str,
-        metadata: dict[str, Any],
-        _strict: bool,
-        missing_keys: list[str],  # one list for all modules of a call
-        *_: Any,
-    ) -> None:
-        if metadata.get("assign_to_params_buffers"):
-            raise RuntimeError(
-                "load_state_dict(assign=True) would put new parameters into the model, and the optimizer would go on "
-                "with the old ones: load with assign=False, or load before the optimizer is made"
-            )
-        if not self._loads_itself and (self._load is None or self._load[1] is not missing_keys):
-            self._begin_load(module, missing_keys)
-
-    def _begin_load(self, module: nn.Module, call: object) -> None:
-        self._load = module, call
-        self.hook(module)
-        for follower in self._entries:
-            follower.before_load(module, call)
-
-    def _after_load(self, module: nn.Module, keys: Any) -> None:
-        if self._load is not None and self._load[0] is module and self._load[1] is keys.missing_keys:
-            self._load = None
-            for follower in self._entries:
-                follower.after_load(module, keys.missing_keys)
-
     @contextmanager
     def loading(self, module: nn.Module) -> Generator[None, None, None]:
         """Within it weights are loaded into a module in whatever way."""
-        if self._loads_itself:
+        with self._hooks.loading(module):
             yield
-            return
-        self._loads_itself = True
-        try:
-            self._begin_load(module, object())
-            yield
-        finally:
-            self._loads_itself = False
-            self.end_load()
 
     def end_load(self) -> None:
         """Loading has ended, in whatever way."""
-        if not self._loads_itself:
-            self._load = None
-            for follower in self._entries:
-                follower.end_load()
+        self._hooks.end_load()
+
+    def before_save_of_all(self) -> None:
+        """The whole model is about to be saved."""
+        if not self._sharded():  # which may be gathered, and have others meanwhile
+            self._params = {param: name for name, param in self.model.named_parameters()}
+            self._look_for_others()
 
 
 alive: weakref.WeakSet[AttachedModel] = weakref.WeakSet()
