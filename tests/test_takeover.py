@@ -143,13 +143,15 @@ def test_parameters_that_had_no_gradient_in_the_last_steps_were_not_written() ->
     assert equal(model.parameters(), x)
 
 
-def test_weights_that_were_written_before_the_last_step_go_to_the_average() -> None:
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("implementation", ["auto", "loop"])
+def test_weights_that_were_written_before_the_last_step_go_to_the_average(implementation: Any, steps: int) -> None:
     """They are a part of the run by then."""
     model = nn.Linear(4, 4)
-    first = AdamWScheduleFree(model.parameters(), lr=0.1, implementation="loop").attach(model)
-    train(first, range(3))
+    first = AdamWScheduleFree(model.parameters(), lr=0.1, implementation=implementation).attach(model)
+    train(first, range(6))
     model.reset_parameters()
-    train(first, range(3, 5))
+    train(first, range(6, 6 + steps))
     x = copies(at_average(model, first).values())
     SGDScheduleFree(model.parameters(), lr=0.5).attach(model)
     assert equal(model.parameters(), x)

@@ -73,9 +73,13 @@ class AttachedModel:
             self.let_go()
 
     def _note_owner(self, follower: Follower) -> None:
-        for param in follower.params():
-            if follower not in self._had_by.get(param, ()):
-                self._had_by[param] = (*self._had_by.get(param, ()), follower)
+        new: dict[Tensor, tuple[Follower, ...]] = dict.fromkeys(follower.params(), (follower,))
+        for param in self._had_by.keys() & new.keys():
+            if follower in self._had_by[param]:
+                new[param] = self._had_by[param]
+            else:
+                new[param] = (*self._had_by[param], follower)
+        self._had_by |= new
 
     def followers(self) -> list[Follower]:
         """The optimizers."""
@@ -224,6 +228,10 @@ class AttachedModel:
         """Say it, once, if parameters of an optimizer have left the model, and it has some that nobody trains."""
         names = self._params
         for follower, entry in self._entries.items():
+            params = self._params_of(follower)
+            if params.keys() >= entry.params.keys():
+                entry.params = params
+                continue
             gone = [name for param, name in entry.params.items() if param not in names]
             still = {param for group in follower.optimizer.param_groups for param in group["params"]}
             left = [name for param, name in entry.params.items() if param in names and param not in still]
@@ -233,7 +241,7 @@ class AttachedModel:
                     f"of {type(follower.optimizer).__name__}: they stay at y, where they were trained, not at x",
                     stacklevel=2,
                 )
-            entry.params = self._params_of(follower)
+            entry.params = params
             if gone and any(param.requires_grad for param in names.keys() - self.params().keys()):
                 warnings.warn(
                     f"parameters of the optimizer ({len(gone)}, from {gone[0]} on) are no longer in the attached "

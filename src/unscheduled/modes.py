@@ -254,7 +254,7 @@ class TwoModes(PairedState):
     def _written_since(self, params: set[Tensor]) -> set[Tensor]:
         """Which of these parameters, which are to hold y, somebody else has written to since the last step."""
         if self._loaded_training is None:
-            return {param for param in params if self._writes.were_written(param)}
+            return self._writes.were_written(params)
         return {
             param for param, state, beta in self._started(params) if known_gradient_point(param, state, beta) is None
         }

@@ -128,28 +128,28 @@ class SteppingOptimizer(PlanningOptimizer):
         ]
         self._forget_file()
         numbers = [self._scalars(plan, repetition.rule, seen + 1) for plan, (_, seen) in zip(plans, found, strict=True)]
-        counts, repeated = [seen + 1 for _, seen in found], self._writes.repeated + 1
+        counts = [seen + 1 for _, seen in found]
         if any(map(self._reinterpolates, plans)):
             with Deferred():
                 repetition.run(numbers)
-                self._note_repetition(plans, counts, repeated)
+                self._note_repetition(plans, counts)
             return True
         repetition.begin()
         try:  # it costs nothing, where to defer signals would take as long as the update of many small tensors
             repetition.run(numbers)
-            self._note_repetition(plans, counts, repeated)
+            self._note_repetition(plans, counts)
         except BaseException:  # interrupted
             while repetition.has_run():
                 try:
-                    self._note_repetition(plans, counts, repeated)
+                    self._note_repetition(plans, counts)
                     break
                 except KeyboardInterrupt:  # once more
                     continue
             raise
         return True
 
-    def _note_repetition(self, plans: list[Plan], counts: list[int], repeated: int) -> None:
-        """Note that a step was repeated, so often by now, after which the parameters have seen so many gradients.
+    def _note_repetition(self, plans: list[Plan], counts: list[int]) -> None:
+        """Note that a step was repeated, after which the parameters have seen so many gradients.
 
         Where no y is formed anew, this may be done again.
         """
@@ -158,7 +158,7 @@ class SteppingOptimizer(PlanningOptimizer):
                 state["step"] = count
             self._note(plan)
         self._live.outdate()
-        self._writes.repeated = repeated
+        self._writes.note_repeated()
 
     def _reinterpolates(self, plan: Plan) -> bool:
         """Whether beta changes, and the y of parameters without gradients is to be formed anew."""

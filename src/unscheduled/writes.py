@@ -21,12 +21,15 @@ class Noted(NamedTuple):
     places: list[int]
 
 
-def _noted(params: list[Tensor]) -> Noted:
+def _versions(params: list[Tensor]) -> list[int]:
     try:
-        versions: list[int] = list(map(VERSION, params))
+        return list(map(VERSION, params))
     except RuntimeError:  # tensors of inference mode do not count
-        versions = [0 if param.is_inference() else param._version for param in params]
-    return Noted(params, versions, list(map(Tensor.data_ptr, params)))
+        return [0 if param.is_inference() else param._version for param in params]
+
+
+def _noted(params: list[Tensor]) -> Noted:
+    return Noted(params, _versions(params), list(map(Tensor.data_ptr, params)))
 
 
 class WriteWatch:
@@ -38,38 +41,32 @@ class WriteWatch:
     def __init__(self) -> None:
         self._seen: dict[Tensor, tuple[int, int]] = {}
         self._step = Noted([], [], [])  # of the last step
-        self.repeated = 0
-        """How often that step was made once more, each time with one write."""
 
     def note_step(self, params: list[Tensor], all_params: Callable[[], list[Tensor]]) -> None:
         """Note that these were moved by a step, of all that the optimizer has."""
         if not all_same(params, self._step.params):
-            self._fold()
+            self._seen |= _by_param(self._step)
             known = set(all_params())
             self._seen = {param: seen for param, seen in self._seen.items() if param in known}
-        self._step, self.repeated = _noted(params), 0
+        self._step = _noted(params)
+
+    def note_repeated(self) -> None:
+        """Note that the last step was made once more, on the same parameters in the same places."""
+        self._step = self._step._replace(versions=_versions(self._step.params))
 
     def note(self, params: list[Tensor]) -> None:
         """Note that these were moved between steps."""
         if all_same(params, self._step.params):
-            self._step, self.repeated = _noted(params), 0
+            self._step = _noted(params)
             return
-        self._fold()
-        self._seen.update(_by_param(_noted(params)))
+        self._seen |= _by_param(self._step) | _by_param(_noted(params))
         versions, places = [[self._seen[param][at] for param in self._step.params] for at in (0, 1)]
         self._step = Noted(self._step.params, versions, places)
 
-    def were_written(self, param: Tensor) -> bool:
-        """Whether somebody else has written to a parameter since it was moved; not before it was moved first."""
-        self._fold()
-        now = _by_param(_noted([param]))[param]
-        return self._seen.get(param, now) != now
-
-    def _fold(self) -> None:
-        """Bring what is known of the last step to the rest."""
-        params, versions, places = self._step
-        self._step, self.repeated = Noted(params, [version + self.repeated for version in versions], places), 0
-        self._seen.update(_by_param(self._step))
+    def were_written(self, params: set[Tensor]) -> set[Tensor]:
+        """Those of these parameters that somebody else has written to since they were moved, if they ever were."""
+        seen, now = self._seen | _by_param(self._step), _by_param(_noted(list(params)))
+        return {param for param in params if seen.get(param, now[param]) != now[param]}
 
 
 def _by_param(noted: Noted) -> dict[Tensor, tuple[int, int]]:
