@@ -11,7 +11,7 @@ from registry import Configuration, OptimizerInfo, built_in, configurations, imp
 from torch.nn import Parameter
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from unscheduled import NoAveraging, PolynomialAveraging, SGDScheduleFree
+from unscheduled import NoAveraging, PolynomialAveraging, ScheduleFreeOptimizer, SGDScheduleFree
 from unscheduled.precision import narrowed
 
 
@@ -443,3 +443,23 @@ def test_it_learns(info: OptimizerInfo) -> None:
         optimizer.step()
     optimizer.eval()
     torch.testing.assert_close(weight.detach(), truth, rtol=0, atol=0.02)
+
+
+def test_only_what_users_call_is_public() -> None:
+    """What attached models, hooks and parts ask of an optimizer is not."""
+    of_torch = set(dir(torch.optim.Optimizer))
+    found = {name for name in dir(ScheduleFreeOptimizer) if not name.startswith("_")} - of_torch
+    assert found == {
+        "attach",
+        "averaged_parameters",
+        "capturable",
+        "detach",
+        "eval",
+        "freeze_averaging",
+        "iterates",
+        "metrics",
+        "read_back",
+        "restart_averaging",
+        "train",
+        "training",
+    }
