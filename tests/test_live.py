@@ -303,3 +303,55 @@ def test_a_flattened_state_of_dcp_goes_only_into_a_new_optimizer(dtype: torch.dt
     for each in (optimizer, resumed):
         train(each, range(3, 5))
     assert equal(other.parameters(), model.parameters())
+
+
+def saved_by(kind: str, dtype: torch.dtype, folder: Path) -> tuple[nn.Module, AdamWScheduleFree]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)).to(dtype)
+    optimizer = AdamWScheduleFree(model.parameters(), lr=0.1)
+    train(optimizer, range(4))
+    if "attached" in kind:
+        optimizer.attach(model)
+    if "eval" in kind:
+        (model if "attached" in kind else optimizer).eval()
+    weights, state = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder, no_dist=True)
+    return model, optimizer
+
+
+def read_into(model: nn.Module, optimizer: AdamWScheduleFree, folder: Path) -> None:
+    weights, state = get_state_dict(model, optimizer)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder, no_dist=True)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+
+
+KINDS = ["train", "eval", "attached, train", "attached, eval"]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("started", [False, True], ids=["new", "started"])
+@pytest.mark.parametrize("into", KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_dcp_never_reads_x_and_y_into_one_memory(
+    kind: str, into: str, started: bool, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model, optimizer = saved_by(kind, dtype, tmp_path)
+    other = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)).to(dtype)
+    resumed = AdamWScheduleFree(other.parameters(), lr=0.1)
+    if started:
+        train(resumed, range(9, 11))
+    if "attached" in into:
+        resumed.attach(other)
+    if "eval" in into:
+        (other if "attached" in into else resumed).eval()
+    if started and into == "train" and kind != "train":
+        with pytest.raises(ValueError, match="x and y of a file were read into one memory"):
+            read_into(other, resumed, tmp_path)
+        return
+    read_into(other, resumed, tmp_path)
+    for module, each in ((model, optimizer), (other, resumed)):
+        module.train()
+        each.train()
+        train(each, range(4, 6))
+    assert equal(other.parameters(), model.parameters())

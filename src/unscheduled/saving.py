@@ -14,7 +14,7 @@ from unscheduled.groups import Group
 from unscheduled.interruption import Deferred
 from unscheduled.kernels import Rule
 from unscheduled.modes import TwoModes
-from unscheduled.precision import StatePrecision
+from unscheduled.precision import StatePrecision, shard
 from unscheduled.state import without_y
 
 
@@ -111,6 +111,7 @@ class SavedOptimizer(TwoModes, ABC):
                         self.state_precision,
                     )
                 )
+                self._refuse_one_memory(state_dict, loaded[0].training)
                 self._load_nested(nested)
             except torch.OutOfMemoryError:
                 raise
@@ -140,6 +141,20 @@ class SavedOptimizer(TwoModes, ABC):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _refuse_one_memory(self, state_dict: dict[str, Any], training: bool) -> None:
+        """Raise ValueError if DCP has read x and y of a file into the memory of a parameter, one over the other."""
+        if self._attachments or training or not self.training:
+            return
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=False):
+            for key, param in zip(saved["params"], group["params"], strict=False):
+                y = state_dict["state"].get(key, {}).get("y")
+                if isinstance(y, Tensor) and y.numel() and shard(y).data_ptr() == shard(param).data_ptr() != 0:
+                    raise ValueError(
+                        "x and y of a file were read into one memory, that of the parameters, which hold "
+                        "y: call eval() of the optimizer before its state_dict() is read into, or attach() it, or load "
+                        "into a new one"
+                    )
 
     def _nest(self, state_dict: dict[str, Any]) -> None:
         """Put the state of a wrapped optimizer into a state dict."""

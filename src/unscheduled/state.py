@@ -91,12 +91,19 @@ def without_y(state: State) -> State:
 def live_y(param: Tensor, state: State, beta: float, training: bool) -> State:
     """y as it is saved, in the memory where it stands: ``y``, and ``low`` beside one of 16 bits.
 
-    If the parameter holds x (not ``training``) and y is nowhere, since other weights were written, y is formed.
+    If the parameter holds x (not ``training``) and y is nowhere, since other weights were written, y is formed. Until
+    the first step, y is not in the memory of the parameter: into that and into y, torch's DCP may read a file.
     """
+    if "y" in state and _is_y_of(param, state["y"], state, beta):
+        return _halves(param, state["y"])
     if training or ("kept" in state and _is_y_of(param, kept_y(state), state, beta)):
         y = param.detach() if training else state["kept"]
         return {"y": y, "low": state["low"]} if is_split_y(state, y) else {"y": y}
-    y = gradient_point(param, state, beta, training=False)
+    return _halves(param, gradient_point(param, state, beta, training=False))
+
+
+def _halves(param: Tensor, y: Tensor) -> State:
+    """y as it is saved: of 16 bits in two tensors."""
     if not precision.is_split(param.dtype):
         return {"y": y}
     high, low = torch.empty_like(param), _nothing_below(param)
