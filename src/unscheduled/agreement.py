@@ -12,19 +12,19 @@ from unscheduled.state import State
 
 
 class Given(NamedTuple):
-    """What a group of the base was given: its parameters, and the learning rate of the last step."""
+    """The parameters that a group of the base was given, and its learning rate in the last step."""
 
     params: list[Tensor]
     lr: float
 
 
 def given(base: torch.optim.Optimizer) -> list[Given]:
-    """What the groups of the base have now."""
+    """The parameters and learning rates that the groups of the base have now."""
     return [Given(list(group["params"]), float(group["lr"])) for group in base.param_groups]
 
 
 def realigned(base: torch.optim.Optimizer, before: list[Given]) -> list[Given]:
-    """What the groups of the base were given, should groups of both optimizers have been removed or reordered."""
+    """The same of the last step, where groups of both optimizers were removed or reordered since."""
     found: list[Given] = []
     for index, group in enumerate(base.param_groups):
         params = cast(list[Tensor], group["params"])
@@ -35,7 +35,7 @@ def realigned(base: torch.optim.Optimizer, before: list[Given]) -> list[Given]:
 
 
 def edited(wrapper: str, groups: list[Group], base: torch.optim.Optimizer, before: list[Given]) -> list[int]:
-    """The groups of the wrapper whose parameters were edited, so that the base is to be given them.
+    """The positions of the groups of the wrapper whose parameters were edited, which the base does not have yet.
 
     Raises:
         RuntimeError: if groups are missing or in another order, or those of the base were edited.

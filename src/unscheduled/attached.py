@@ -28,7 +28,7 @@ AverageReader = Callable[[Tensor], Tensor | None]
 
 
 class Tie(Protocol):
-    """What an attached module asks of the tie between its model and the optimizers."""
+    """The tie between a model and its optimizers, as an attached module knows it."""
 
     @property
     def training(self) -> bool:
@@ -280,7 +280,7 @@ def _without_ours(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def attachments(model: nn.Module) -> tuple[Tie, ...]:
-    """What ties an attached model to its optimizers; nothing for a module that is only a part of one."""
+    """The ties of an attached model to its optimizers; none for a module that is only a part of one."""
     return vars(model).get(ATTACHMENTS, ())
 
 

@@ -94,7 +94,7 @@ class AttachedModel:
         return self._had_by.get(param, ())
 
     def own_of(self, params: set[Tensor]) -> set[Tensor]:
-        """Those of these parameters that were in the model when it was last looked at."""
+        """The parameters among these that were in the model when it was last looked at."""
         if len(params) < len(self._params):
             return {param for param in params if param in self._params}
         return {param for param in self._params if param in params}

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, whatever is around it: the weights, and the optimizers' state dicts, checked."""
+"""Finds the weights and the optimizers' state dicts in a checkpoint, at any depth, and checks them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unscheduled.safe_loading import CheckpointError
 
 REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ITERATES = {"unscheduled": ("gap", "y"), "schedulefree": ("z",), "other": ()}
-"""What the commands read of the state of a parameter, by the kind of the optimizer."""
+"""The tensors in the state of a parameter that the commands read, by the kind of the optimizer."""
 
 Weights = dict[str, Tensor]
 State = dict[str, Any]

@@ -18,7 +18,7 @@ def memory_of(tensor: Tensor) -> int | None:
 
 
 def kept_apart(found: Any, memories: set[int | None]) -> Any:
-    """What was saved, with copies of what is in the memory of a parameter, which is about to hold y again."""
+    """Return what was saved, with copies of tensors in the memory of a parameter, which holds y again afterwards."""
     if isinstance(found, dict):
         branch = cast(dict[Any, Any], found)
         for key, value in branch.items():

@@ -46,7 +46,7 @@ RECORDS: dict[str, frozenset[str]] = {
 
 
 class Record:
-    """What the file says of an object: its fields, and no code of its class."""
+    """The fields of an object in the file, without the code of its class."""
 
     fields: dict[str, Any]
 
@@ -89,7 +89,7 @@ class Place(NamedTuple):
 
 
 def read(folder: Path) -> Any:
-    """What a distributed checkpoint holds, nested as it was when it was saved.
+    """Read a distributed checkpoint, nested as it was when it was saved.
 
     Raises:
         CheckpointError: if it is damaged, or has other objects than tensors, numbers and strings.

@@ -44,9 +44,9 @@ class Follower:
 
 @dataclass
 class Entry:
-    """What a model keeps of an optimizer that is attached to it."""
+    """The notes of a model on an optimizer that is attached to it."""
 
     steps: int
     recent: RecentBatches | None = None
     params: dict[Tensor, str] = field(default_factory=dict[Tensor, str])
-    """Those that were in the model when it was last looked at."""
+    """The parameters of the optimizer that were in the model when it was last looked at, and their names there."""

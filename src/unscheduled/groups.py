@@ -132,7 +132,7 @@ COUNTERS = frozenset(fresh_counters(0.0, training=True))
 
 
 def known_entries(defaults: Collection[str]) -> frozenset[str]:
-    """What a group may have, if these are the options of its optimizer."""
+    """The keys that a group may have, for an optimizer with these options."""
     return frozenset(defaults) | COUNTERS | OF_OTHERS
 
 

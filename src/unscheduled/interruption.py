@@ -1,4 +1,4 @@
-"""What is to be done as a whole: a signal that arrives meanwhile, as of Ctrl-C, takes effect afterwards."""
+"""Defers signals, as of Ctrl-C, until something is done as a whole."""
 
 from __future__ import annotations
 

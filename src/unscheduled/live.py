@@ -14,7 +14,7 @@ from typing import Any, cast
 from torch import Tensor
 
 MOVED = "moved"
-"""What the state of a parameter in a state dict has once a step was made."""
+"""The key by which the saved state of a parameter is marked once a step was made."""
 
 
 class LiveDicts:

@@ -19,7 +19,7 @@ VERSION = 1
 """The format of a state dict: 0, without a number, had y in float32 beside parameters of 16 bits."""
 
 ESSENTIAL = ("averaging", "step", "lr", "weight_sum", "lr_max", "beta")
-"""What every version has in its groups, and no default can stand for."""
+"""Entries that the groups of every version have; no default replaces them."""
 
 
 class Loaded(NamedTuple):

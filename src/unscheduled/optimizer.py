@@ -67,10 +67,10 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     """
 
     _chosen: tuple[Implementation, str] = ("auto", "")
-    """What the constructor's arguments asked for, and the one that did."""
+    """The implementation that the constructor's arguments select, and the argument that selects it."""
 
     _written_as: Mapping[str, str] = MappingProxyType({})
-    """What the constructor calls an option, where that is not its name in a group."""
+    """The constructor's name of an option, where it differs from the name in a group."""
 
     _is_made: bool = True  # all groups of the constructor are there
 

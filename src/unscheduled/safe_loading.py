@@ -18,7 +18,7 @@ REMEDY = "save the state dicts of the model and of the optimizer by themselves"
 
 
 class CheckpointError(Exception):
-    """What is wrong with a checkpoint, in one line."""
+    """Says in one line why a checkpoint cannot be used."""
 
 
 def load(path: Path) -> Any:

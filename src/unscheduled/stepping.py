@@ -161,7 +161,7 @@ class SteppingOptimizer(PlanningOptimizer):
         self._writes.note_repeated()
 
     def _reinterpolates(self, plan: Plan) -> bool:
-        """Whether beta changes, and the y of parameters without gradients is to be formed anew."""
+        """Whether beta changes, so that y of parameters without gradients has to be formed anew."""
         return plan.counters["beta"] != plan.beta and len(plan.params) < len(plan.group["params"])
 
     def _remember(self, plans: list[Plan], works: dict[Rule, list[Work]]) -> None:

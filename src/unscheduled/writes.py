@@ -64,7 +64,7 @@ class WriteWatch:
         self._step = Noted(self._step.params, versions, places)
 
     def were_written(self, params: set[Tensor]) -> set[Tensor]:
-        """Those of these parameters that somebody else has written to since they were moved, if they ever were."""
+        """The parameters among these that somebody else has written to since the optimizer moved them."""
         seen, now = self._seen | _by_param(self._step), _by_param(_noted(list(params)))
         return {param for param in params if seen.get(param, now[param]) != now[param]}
 

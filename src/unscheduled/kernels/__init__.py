@@ -98,7 +98,7 @@ def chosen(implementation: Implementation, foreach: bool | None, fused: bool | N
 
 
 def unfused(rule: Rule) -> Implementation:
-    """What ``fused=False`` asks for: the fastest implementation of a rule beside the fused kernel."""
+    """The fastest implementation of a rule beside the fused kernel, which ``fused=False`` selects."""
     return "foreach" if rule.foreach is not None or not rule.elementwise else "loop"
 
 
