@@ -43,13 +43,13 @@ def attached_model(model: nn.Module) -> AttachedModel:
     return attached
 
 
-def owners_of(params: set[Tensor], but: object) -> dict[Follower, set[Tensor]]:
+def owners_of(params: set[Tensor], but: Follower | None = None) -> dict[Follower, set[Tensor]]:
     """The optimizers that are attached to a model and have some of these parameters, and which; but for one."""
     found: dict[Follower, set[Tensor]] = {}
     for attached in tuple(alive):
         for follower in {each for param in params for each in attached.had_by(param)}:
             shared = params.intersection(follower.params())
-            if shared and follower.optimizer is not but:
+            if shared and follower is not but:
                 found[follower] = shared
     return found
 

@@ -91,7 +91,8 @@ def class_defaults(cls: type, defaults: Group) -> Group:
     """
     given = {name: each.default for name, each in inspect.signature(cls.__init__).parameters.items()}
     known = {name: given[name] for name in defaults if given.get(name, inspect.Parameter.empty) not in NO_DEFAULTS}
-    return defaults | groups.PLAIN_AXES | known
+    found = defaults | groups.PLAIN_AXES | known
+    return {name: value for name, value in found.items() if name not in groups.OF_OTHERS}  # which torch puts there
 
 
 NO_DEFAULTS = (None, inspect.Parameter.empty)

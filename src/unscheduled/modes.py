@@ -35,7 +35,7 @@ class TwoModes(PairedState):
     """Which lowering of the update runs."""
 
     _attachments: list[AttachedModel]
-    _follower: Follower | None  # what the attached models know of it
+    _followers: list[Follower]  # what attached models know of it: one, also where a trainer's wrapper attaches it
     _given_up: set[Tensor]  # parameters that another optimizer has taken, which count as holding x
     _looked_at: int  # the clock of attachments when it was last known that no other optimizer has a parameter
     _gradients: GradientWatch
@@ -52,7 +52,7 @@ class TwoModes(PairedState):
         return {
             "_averaged": set(),
             "_attachments": [],
-            "_follower": None,
+            "_followers": [],
             "_given_up": set(),
             "_looked_at": 0,
             "_copied": False,
@@ -170,7 +170,7 @@ class TwoModes(PairedState):
         if any(attached.model is root for attached in self._attachments):
             return self
         attached = attaching.attached_model(root)
-        owners = attaching.owners_of(params, self)
+        owners = attaching.owners_of(params, self._as_follower())
         self._settle()
         self._given_up.clear()
         self._attachments.append(attached)
@@ -192,19 +192,21 @@ class TwoModes(PairedState):
 
     def _as_follower(self) -> Follower:
         """This optimizer, as attached models know it."""
-        if self._follower is None:
-            self._follower = Follower(
-                optimizer=self,
-                params=self._followed,
-                follow=self._follow,
-                averages=self._averages,
-                steps=self._steps,
-                before_load=self._before_load,
-                after_load=self._after_load,
-                end_load=self._settle,
-                give_up=self._give_up,
+        if not self._followers:
+            self._followers.append(
+                Follower(
+                    optimizer=self,
+                    params=self._followed,
+                    follow=self._follow,
+                    averages=self._averages,
+                    steps=self._steps,
+                    before_load=self._before_load,
+                    after_load=self._after_load,
+                    end_load=self._settle,
+                    give_up=self._give_up,
+                )
             )
-        return self._follower
+        return self._followers[0]
 
     def _followed(self) -> list[Tensor]:
         """The parameters, but for those that another optimizer has taken."""
@@ -261,7 +263,7 @@ class TwoModes(PairedState):
 
     def _take_over(self) -> None:
         """End the attachment of another optimizer to parameters that this one is about to move."""
-        for other, shared in attaching.owners_of(set(self._params()), self).items():
+        for other, shared in attaching.owners_of(set(self._params()), self._as_follower()).items():
             warnings.warn(takeover.message(self, other.optimizer), stacklevel=takeover.CALLER)
             other.give_up(shared, False)
         self._looked_at = Clock.time

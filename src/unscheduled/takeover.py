@@ -40,7 +40,7 @@ class Watch:
         if self.is_base or hasattr(optimizer, "averaged_parameters"):
             return
         params = {param for group in optimizer.param_groups for param in group["params"]}
-        for other in attaching.owners_of(params, optimizer):
+        for other in attaching.owners_of(params):
             package, name = type(optimizer).__module__.partition(".")[0], type(optimizer).__name__
             its = type(other.optimizer).__name__
             warnings.warn(
