@@ -173,6 +173,8 @@ class TwoModes(PairedState):
         owners = attaching.owners_of(params, self._as_follower())
         self._settle()
         self._given_up.clear()
+        if not self._attachments:  # until then nothing is noted, since nobody would take over
+            self._writes.note_step(self._params(), self._params)
         self._attachments.append(attached)
         attached.add(self._as_follower(), bn_batches)  # before the others go, with the last of which the tie would
         for other, shared in owners.items():

@@ -105,7 +105,8 @@ class SteppingOptimizer(PlanningOptimizer):
         for plan in begun.plans:
             self._count(plan)
         self._live.outdate()
-        self._writes.note_step([param for plan in begun.plans for param in plan.params], self._params)
+        if self._attachments:
+            self._writes.note_step([param for plan in begun.plans for param in plan.params], self._params)
         for place in [place for place in self._batches if place[0] >= len(begun.plans)]:  # of groups that are gone
             del self._batches[place]
 
@@ -158,7 +159,8 @@ class SteppingOptimizer(PlanningOptimizer):
                 state["step"] = count
             self._note(plan)
         self._live.outdate()
-        self._writes.note_repeated()
+        if self._attachments:
+            self._writes.note_repeated()
 
     def _reinterpolates(self, plan: Plan) -> bool:
         """Whether beta changes, so that y of parameters without gradients has to be formed anew."""
