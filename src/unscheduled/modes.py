@@ -288,7 +288,8 @@ class TwoModes(PairedState):
                 put_gradient_points(others, self._written)
             self._gradients.watch(averaged - self._given_up)
             self._note_averaged(averaged)
-            self._writes.note([param for param, _, _ in back])
+            if self._attachments:
+                self._writes.note([param for param, _, _ in back])
             if self._live.are_out():
                 self._live.put_y(self._live_ys())
             for group in self.param_groups:
