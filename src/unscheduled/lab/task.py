@@ -69,6 +69,7 @@ class Task:
             progression.
         seeds: how many seeds are raced unless the user asks for another number.
         facts: what to record about the data, such as its size and checksum.
+        data: the names of the data sets that ``unscheduled data fetch`` gets for the task.
 
     Example:
         >>> import torch
@@ -109,6 +110,7 @@ class Task:
     evaluations: int = 24
     seeds: int = 3
     facts: Callable[[], Mapping[str, Any]] = dict[str, Any]
+    data: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.warmup_steps < self.steps:
