@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import NoReturn
 
 LONGEST_LINE = 2000
-LAB_LIBRARIES = ("jinja2", "joblib", "matplotlib", "numpy", "rich", "sklearn")
+LAB_LIBRARIES = ("filelock", "jinja2", "joblib", "matplotlib", "numpy", "platformdirs", "rich", "scipy", "sklearn")
 
 RACE = """\
 What do you lose if you drop the learning-rate schedule? One schedule-free run, evaluated at every horizon, races
-against a run of AdamW with warmup and decay for each horizon: same initial weights, same batches, same warmup, and
-learning rates tuned on grids of the same size.
+against a run of AdamW with warmup and decay for each horizon: same initial weights, same batches, and learning rates
+tuned on grids of the same size, which widen until the best rate lies inside.
 
-The finished runs are kept in the output folder: start an interrupted race again and it goes on where it was.
+The finished runs are kept in the user's cache folder (or in the one that UNSCHEDULED_CACHE names), where all races
+share them: start an interrupted race again and it goes on where it was.
 """
 
 EXAMPLES = """\
@@ -28,6 +29,7 @@ examples:
   unscheduled race my_task.py --tune            your own task: a file that defines `task = Task(...)`
                                                 (help(unscheduled.lab.task.Task) tells how)
   unscheduled race --steps 500 --horizons 100,500 --contenders schedule-free,linear
+  unscheduled race digits --rates cosine=0.01,0.02,0.04 --rates schedule-free=0.02,0.04,0.08
 """
 
 
@@ -80,8 +82,19 @@ def parser() -> argparse.ArgumentParser:
         metavar="A,B,...",
         help="the first is compared with the others (default: schedule-free,cosine,linear)",
     )
-    race.add_argument("--tune", action="store_true", help="search the learning rates again, on grids of the same size")
+    race.add_argument("--tune", action="store_true", help="search the learning rates again, on grids that widen")
+    race.add_argument(
+        "--rates",
+        type=rates,
+        action="append",
+        metavar="[NAME=]A,B,...",
+        help="begin the search of this contender, or of all, with these learning rates; may be repeated",
+    )
+    race.add_argument("--dry-run", action="store_true", help="say how long it would take, and stop")
     race.add_argument("--jobs", type=int, metavar="N", help="runs side by side, one thread each (default: all cores)")
+    race.add_argument(
+        "--backend", choices=("loky", "dask", "ray"), default="loky", help="what executes the runs (default: loky)"
+    )
     race.add_argument("--out", type=Path, metavar="DIR", help="the output folder (default: race/TASK)")
     race.set_defaults(run=run_race)
     average = commands.add_parser(
@@ -125,6 +138,14 @@ def integers(text: str) -> list[int]:
 
 def names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
+
+
+def rates(text: str) -> tuple[str, list[float]]:
+    name, _, numbers = text.rpartition("=")
+    try:
+        return name.strip(), [float(part) for part in numbers.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"want [NAME=]RATE,RATE,... got {text!r}") from None
 
 
 def run_race(arguments: argparse.Namespace) -> int:
