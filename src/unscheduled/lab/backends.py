@@ -4,6 +4,7 @@
 # pyright: reportMissingImports=false
 
 import importlib.util
+import logging
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -44,22 +45,23 @@ class Backend:
         """Whether the workers are child processes of this one."""
         return self.name == "loky"
 
-    def run(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """What the function returns for each of these arguments, in the order in which the calls end."""
-        with self._cluster():
-            parallel = Parallel(n_jobs=min(self.jobs, len(arguments)), return_as="generator_unordered")
-            with interrupts_ignored():  # by the workers that start here, for good: Ctrl-C is for the race to answer
-                finished = parallel(delayed(function)(*each) for each in arguments)
-            try:
-                yield from cast("Iterable[Any]", finished)
-            except TerminatedWorkerError as error:
-                raise RaceError("a worker was killed, perhaps for want of memory: try fewer --jobs") from error
-
     @contextmanager
-    def _cluster(self) -> Generator[None, None, None]:
-        """Within the with block joblib uses the backend."""
+    def started(self) -> Generator[None, None, None]:
+        """Within the with block `run` can be called: a cluster is there, if the backend needs one."""
         with self._client(), parallel_config(backend=self.name):
             yield
+
+    def run(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """What the function returns for each of these arguments, in the order in which the calls end."""
+        if not arguments:
+            return
+        parallel = Parallel(n_jobs=min(self.jobs, len(arguments)), return_as="generator_unordered")
+        with interrupts_ignored():  # by the workers that start here, for good: Ctrl-C is for the race to answer
+            finished = parallel(delayed(function)(*each) for each in arguments)
+        try:
+            yield from cast("Iterable[Any]", finished)
+        except TerminatedWorkerError as error:
+            raise RaceError("a worker was killed, perhaps for want of memory: try fewer --jobs") from error
 
     def _client(self) -> Any:
         if self.name == "dask":
@@ -68,7 +70,7 @@ class Backend:
 
             if config.get("scheduler-address", None):
                 return Client()
-            return Client(n_workers=self.jobs, threads_per_worker=1)
+            return Client(n_workers=self.jobs, threads_per_worker=1, silence_logs=logging.ERROR)
         if self.name == "ray":
             import ray
             from ray.util.joblib import register_ray

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -84,15 +84,18 @@ class Runner:
         self._backend = backend
         self._console = console
         self._watch = Watch(console, title)
+        self._open = ExitStack()
 
     def __enter__(self) -> "Runner":
+        self._open.enter_context(self._backend.started())
         self._watch.start()
+        self._open.callback(self._watch.stop)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._watch.stop()
+        self._open.close()
 
     def expect(self, jobs: Iterable[Job]) -> None:
         """These jobs are asked for later: the time left counts them."""
