@@ -52,10 +52,14 @@ class Backend:
             yield
 
     def run(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """What the function returns for each of these arguments, in the order in which the calls end."""
+        """What the function returns for each of these arguments, in the order in which the calls end.
+
+        Ray gives all results at the end.
+        """
         if not arguments:
             return
-        parallel = Parallel(n_jobs=min(self.jobs, len(arguments)), return_as="generator_unordered")
+        return_as = "list" if self.name == "ray" else "generator_unordered"
+        parallel = Parallel(n_jobs=min(self.jobs, len(arguments)), return_as=return_as)
         with interrupts_ignored():  # by the workers that start here, for good: Ctrl-C is for the race to answer
             finished = parallel(delayed(function)(*each) for each in arguments)
         try:

@@ -126,7 +126,8 @@ class Runner:
         ]
         for file, result in self._backend.run(execute, calls):
             results[file] = result
-            write_json(file, result)
+            if not file.exists():  # the worker has another disk
+                write_json(file, result)
             self._watch.finished(missing[file].progress_file)
         return [results[job.file] for job in jobs]
 
@@ -142,7 +143,7 @@ def read_result(file: Path) -> dict[str, Any] | None:
 def execute(
     reference: str, sha256: str, settings: RunSettings, file: Path, progress_file: Path, race_process: int | None
 ) -> tuple[Path, dict[str, Any]]:
-    """In a worker: train on one thread and return the file that keeps the result, and the result."""
+    """In a worker: train on one thread, keep the result on disk and return its file and the result."""
     if race_process is not None:
         end_with(race_process)
     torch.set_num_threads(1)
@@ -164,6 +165,8 @@ def execute(
         raise RaceError(f"{loaded.name}: the run {file.stem} failed: {describe_error(error, loaded.path)}") from error
     finally:
         progress_file.unlink(missing_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, result)
     return file, json.loads(json.dumps(result))  # as it is read from disk
 
 
