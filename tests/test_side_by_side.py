@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
 from unscheduled import AdamWScheduleFree
-from unscheduled.lab.contenders import cosine, warmup_then
+from unscheduled.lab.schedules import cosine, warmup_then
 
 DOCS = Path(__file__).parent.parent / "docs"
 STEPS, WARMUP = 50, 8
