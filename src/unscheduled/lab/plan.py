@@ -81,6 +81,8 @@ class Plan:
         try:
             facts = dict(task.facts())
             json.dumps([facts, [self.options(name) for name in self.contenders]])
+        except RaceError:
+            raise
         except Exception as error:
             raise RaceError(f"{self.loaded.name}: facts, options: {describe_error(error, self.loaded.path)}") from error
         return {

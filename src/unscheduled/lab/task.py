@@ -70,11 +70,11 @@ class Task:
         optimizers: for each optimizer class name (``AdamW``, ``AdamWScheduleFree``), its ``OptimizerSettings``.
         lower_is_better: the direction of the first number; False for an accuracy.
         contenders: contenders of the task's own, by name, beside those that every race knows.
-        data: the data sets that ``unscheduled data fetch`` gets for it.
         evaluations: how many times the longest run is evaluated besides at the horizons, at steps in geometric
             progression.
         seeds: how many seeds are raced unless the user asks for another number.
         facts: what to record about the data, such as its size and checksum.
+        data: the names of the data sets that ``unscheduled data fetch`` gets for the task.
 
     Example:
         >>> import torch
@@ -114,10 +114,10 @@ class Task:
     optimizers: Mapping[str, OptimizerSettings]
     lower_is_better: bool = True
     contenders: Mapping[str, Contender] = field(default_factory=dict[str, Contender])
-    data: Sequence[str] = ()
     evaluations: int = 24
     seeds: int = 3
     facts: Callable[[], Mapping[str, Any]] = dict[str, Any]
+    data: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "warmup_steps", "evaluations", "seeds"):

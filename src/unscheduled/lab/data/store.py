@@ -1,0 +1,118 @@
+"""The data sets in the cache: fetched, checked, parsed and loaded.
+
+The archives are kept too, so that a new parser needs no download. Files appear by renaming a complete file, and the
+work on each is done under a lock, so that several processes may use the cache at once.
+"""
+
+import hashlib
+import inspect
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from unscheduled.lab.cache import cache_folder
+from unscheduled.lab.data.archives import Archive
+from unscheduled.lab.data.arrays import Arrays, read_arrays, write_arrays
+from unscheduled.lab.data.clients import FetchError, download
+from unscheduled.lab.data.contents import read_files
+from unscheduled.lab.data.data_sets import DATA_SETS, DataSet
+from unscheduled.lab.task import RaceError
+
+ATTEMPTS = 2
+
+
+class DataMissing(RaceError):  # noqa: N818
+    """A data set that was not fetched."""
+
+
+def load(name: str) -> Arrays:
+    """The arrays of a data set, by name.
+
+    They are read from the cache, or parsed anew from the archives there, if the parser has changed or the file of
+    arrays is damaged. Nothing is downloaded.
+
+    Raises:
+        DataMissing: if the data set was not fetched.
+        RaceError: if there is no such data set.
+    """
+    if name not in DATA_SETS:
+        raise RaceError(f"unknown data set {name!r}: the data sets are {', '.join(DATA_SETS)}")
+    data_set = DATA_SETS[name]
+    arrays = read_arrays(arrays_path(data_set))
+    return parsed(data_set) if arrays is None else arrays
+
+
+def arrays_path(data_set: DataSet) -> Path:
+    """Where the arrays are. The name changes with the archives and with the source of the parser."""
+    source = Path(inspect.getfile(data_set.parse)).read_bytes()
+    checksums = "".join(archive.sha256 for archive in data_set.archives)
+    version = hashlib.sha256(checksums.encode() + source).hexdigest()[:12]
+    return cache_folder() / "data" / f"{data_set.name}-{version}.npz"
+
+
+def archive_path(archive: Archive) -> Path:
+    """Where the archive is."""
+    return cache_folder() / "data" / "archives" / archive.file
+
+
+def parsed(data_set: DataSet) -> Arrays:
+    """The arrays of a data set, parsed from its archives in the cache unless that is done already.
+
+    Raises:
+        DataMissing: if an archive is not there, or is damaged.
+    """
+    path = arrays_path(data_set)
+    with locked(path):
+        arrays = read_arrays(path)
+        if arrays is None:
+            if not all(map(is_intact, data_set.archives)):
+                name = data_set.name
+                raise DataMissing(f"data set {name} is not here: run 'unscheduled data fetch {name}'")
+            files: dict[str, bytes] = {}
+            for archive in data_set.archives:
+                files |= read_files(archive_path(archive), data_set.files)
+            arrays = data_set.parse(files)
+            write_arrays(path, arrays)
+    return arrays
+
+
+def fetch(archive: Archive, say: Callable[[str], None]) -> None:
+    """Have the archive in the cache. One that is damaged is deleted and fetched again, once.
+
+    Args:
+        archive: which.
+        say: is told what is being done.
+
+    Raises:
+        FetchError: if it cannot be had.
+    """
+    path = archive_path(archive)
+    with locked(path):
+        say("checking")
+        if is_intact(archive):
+            return
+        for _ in range(ATTEMPTS):
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                say(f"fetching {archive.megabytes}")
+                download(archive, Path(folder))
+                os.replace(Path(folder, archive.file), path)
+            say("checking")
+            if is_intact(archive):
+                return
+            path.unlink()
+    raise FetchError(f"{archive}: fetched {ATTEMPTS} times, and the SHA-256 of {archive.file} is not {archive.sha256}")
+
+
+def is_intact(archive: Archive) -> bool:
+    """Whether the archive is in the cache, with the right SHA-256."""
+    path = archive_path(archive)
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == archive.sha256
+
+
+def locked(path: Path) -> FileLock:
+    """The lock on the work on a file: to be held in a with block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{path}.lock")
