@@ -106,7 +106,7 @@ CONTENDERS: dict[str, Contender] = {
         "Schedule-Free AdamW, linear warmup, no decay, judged at the averaged weights: one run for all horizons",
         of(AdamWScheduleFree),
     ),
-    "late": schedule_free(
+    "schedule-free-r1": schedule_free(
         "Schedule-Free AdamW with beta 0.8, r = 1 and decay at z: the average follows late steps more",
         of(AdamWScheduleFree, beta=0.8, r=1.0, decay_at="z"),
     ),
@@ -137,7 +137,7 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "radam": schedule_free("Schedule-Free RAdam: the rectification takes the place of the warmup", make_radam),
     "sgd": schedule_free("Schedule-Free SGD, linear warmup", of(SGDScheduleFree), "SGDScheduleFree"),
-    "sgd-late": schedule_free(
+    "sgd-r1": schedule_free(
         "Schedule-Free SGD with r = 1: the average follows late steps more",
         of(SGDScheduleFree, r=1.0),
         "SGDScheduleFree",
@@ -155,7 +155,7 @@ CONTENDERS: dict[str, Contender] = {
         "Schedule-Free Muon: orthogonal steps for matrices, AdamW's for the rest, linear warmup",
         of(MuonScheduleFree, params=muon_groups),
     ),
-    "muon-late": schedule_free(
+    "muon-r1": schedule_free(
         "Schedule-Free Muon with beta 0.8 and r = 1", of(MuonScheduleFree, beta=0.8, params=muon_groups, r=1.0)
     ),
     "muon-linear": scheduled(
