@@ -183,8 +183,9 @@ def end_with(race_process: int) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def write_json(file: Path, value: object) -> None:
-    """Write all of it or nothing: a file that is there is complete."""
+def write_json(file: Path, value: object, lines: bool = True) -> None:
+    """Write all of it or nothing: a file that is there is complete. Without ``lines`` it is one line, and small."""
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    form: dict[str, Any] = {"indent": 1} if lines else {"separators": (",", ":")}
+    unfinished.write_text(json.dumps(value, allow_nan=False, **form) + "\n")
     unfinished.replace(file)
