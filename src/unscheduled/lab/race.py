@@ -1,6 +1,7 @@
 """The race: tuned contenders over several seeds, compared at every horizon."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +14,16 @@ from unscheduled.lab.execution import Job, Runner, write_json
 from unscheduled.lab.plan import Plan
 from unscheduled.lab.provenance import machine, versions
 from unscheduled.lab.task import RaceError
-from unscheduled.lab.tuning import TUNING_FILE, TunedRates, first_grids, rates_in, read_rates, tune, tuning_jobs
+from unscheduled.lab.tuning import (
+    TUNING_FILE,
+    TunedRates,
+    first_grids,
+    rates_in,
+    read_rates,
+    tune,
+    tuning_jobs,
+    with_earlier,
+)
 from unscheduled.lab.verdict import verdict
 
 RACE_FILE = "race.json"
@@ -42,7 +52,7 @@ def race(plan: Plan, tune_first: bool, out: Path, runner: Runner, console: Conso
     record = race_record(plan, tuned, runner.run(race_jobs(plan, rates), "racing"))
     keep_earlier(out, record)
     if tuning is not None:
-        write_json(out / TUNING_FILE, tuning)
+        write_json(out / TUNING_FILE, with_earlier(tuning, out / TUNING_FILE))
     write_json(out / RACE_FILE, record)
     return record
 
@@ -142,17 +152,30 @@ def check_fairness(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def keep_earlier(out: Path, record: Mapping[str, Any]) -> None:
-    """Move the files of another race out of the way, to a folder named after the time at which it finished."""
+    """Move the files of another race out of the way, to a folder named after the time at which it finished.
+
+    A race of the same runs is the same. The tuned learning rates are copied, since they serve the new race too.
+    """
     try:
         earlier = json.loads((out / RACE_FILE).read_text())
-        same = all(earlier[name] == record[name] for name in ("task", "steps", "horizons", "seeds", "learning_rates"))
-        finished = str(earlier["finished"])
+        same, finished = earlier["runs"] == record["runs"], str(earlier["finished"])
     except FileNotFoundError:
         return
     except (ValueError, KeyError, TypeError):
         same, finished = False, "unknown"
     if not same:
-        folder = out / EARLIER / "".join(character for character in finished if character.isalnum())
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in [*out.glob("race.*"), *out.glob(TUNING_FILE)]:
+        folder = new_folder(out / EARLIER / "".join(character for character in finished if character.isalnum()))
+        for file in out.glob("race.*"):
             file.replace(folder / file.name)
+        for file in out.glob(TUNING_FILE):
+            shutil.copy2(file, folder / file.name)
+
+
+def new_folder(wanted: Path) -> Path:
+    """Made under this name, or with a number behind it if two races finished within a second."""
+    folder, count = wanted, 1
+    while folder.exists():
+        count += 1
+        folder = wanted.with_name(f"{wanted.name}-{count}")
+    folder.mkdir(parents=True)
+    return folder

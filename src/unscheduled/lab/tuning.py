@@ -77,6 +77,25 @@ def rates_in(record: Mapping[str, Any], file: str) -> TunedRates:
     return TunedRates(choices, record["scores"])
 
 
+def with_earlier(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The contents of a tuning file, and what an earlier one has of other contenders of the same task."""
+    try:
+        earlier = json.loads(file.read_text())
+        if earlier["task"]["source_sha256"] != record["task"]["source_sha256"]:
+            return dict(record)
+        others = {name: each for name, each in earlier["contenders"].items() if name not in record["contenders"]}
+        return {
+            **record,
+            "contenders": {**record["contenders"], **others},
+            **{
+                name: [*record[name], *(each for each in earlier[name] if each["contender"] in others)]
+                for name in ("chosen", "scores")
+            },
+        }
+    except (OSError, ValueError, TypeError, KeyError):
+        return dict(record)
+
+
 def tuning_jobs(plan: Plan, cells: Mapping[Cell, Sequence[float]]) -> list[Job]:
     """The runs that try these learning rates, evaluated at the horizons only."""
     return [
