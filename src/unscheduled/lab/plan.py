@@ -42,8 +42,8 @@ class Plan:
         return known_contenders(self.loaded.task)[name]
 
     def warmup_steps(self, horizon: int) -> int:
-        """The same share of every run as of the task's own number of steps."""
-        return round(self.loaded.task.warmup_steps * horizon / self.loaded.task.steps)
+        """The same share of every run as of the task's own number of steps; a step at least is left for the rest."""
+        return min(round(self.loaded.task.warmup_steps * horizon / self.loaded.task.steps), horizon - 1)
 
     def runs_of(self, contender: str) -> tuple[int, ...]:
         """The lengths of the runs a contender needs: one for all horizons, or one for each."""
@@ -167,7 +167,10 @@ def checked_rates(
     for name, values in rates.items():
         if name and name not in contenders:
             raise RaceError(f"--rates {name}=…: {name} is not raced; the contenders are {', '.join(contenders)}")
+        if name and known[name].lr is not None:
+            raise RaceError(f"--rates {name}=…: {name} has no learning rate to tune")
         if not values or len({*values}) < len(values) or not all(0.0 < value < math.inf for value in values):
-            raise RaceError(f"--rates {','.join(map(str, values))}: want different numbers above 0")
+            shown = f"{name}=" * bool(name) + ",".join(f"{value:g}" for value in values)
+            raise RaceError(f"--rates {shown}: want different numbers above 0")
     tuned = [name for name in contenders if known[name].lr is None]
     return {name: rates.get(name, rates.get("", ())) for name in tuned if name in rates or "" in rates}
