@@ -72,7 +72,7 @@ def best_up_to(plan: Plan, run: Run, horizon: int) -> float | None:
 def others_at(runs: Sequence[Run], horizon: int) -> dict[str, float | None]:
     """The means of the other numbers of the metric."""
     means: dict[str, float | None] = {}
-    for name in runs[0]["others"]:
+    for name in dict.fromkeys(name for run in runs for name in run["others"]):
         found = [dict(zip(dict(run["curve"]), run["others"].get(name, ()), strict=False)).get(horizon) for run in runs]
         means[name] = estimate(found).mean
     return means
@@ -109,7 +109,7 @@ def steps_to_target(plan: Plan, runs: Sequence[Run], best: Sequence[Mapping[str,
     targets: list[dict[str, Any]] = []
     for schedule in best:
         horizon = schedule["horizon"]
-        seconds = horizon * seconds_per_step(runs_for(plan, runs, schedule["contender"], horizon))
+        seconds = horizon * seconds_per_step(runs, schedule["contender"])
         for name in plan.contenders:
             if not plan.contender(name).anytime:
                 continue
@@ -123,15 +123,21 @@ def steps_to_target(plan: Plan, runs: Sequence[Run], best: Sequence[Mapping[str,
                     "target": schedule["mean"],
                     "steps": steps,
                     "steps_ratio": None if steps is None else steps / horizon,
-                    "seconds_ratio": None if steps is None else steps * seconds_per_step(own) / seconds,
+                    "seconds_ratio": None if steps is None else steps * seconds_per_step(runs, name) / seconds,
                 }
             )
     return targets
 
 
-def seconds_per_step(runs: Sequence[Run]) -> float:
-    """The mean time of a step, without evaluations."""
-    return fmean(run["seconds_of_steps"] / (run["diverged_at"] or run["horizon"]) for run in runs)
+def seconds_per_step(runs: Sequence[Run], contender: str) -> float:
+    """The time of a step, without evaluations: in the fastest run, since other programs slow the others down."""
+    return min(run["seconds_of_steps"] / steps_made(run) for run in runs if run["contender"] == contender)
+
+
+def steps_made(run: Run) -> int:
+    """By a run: to its end, unless a number was not finite; one that only blew up has values to its end."""
+    last = run["curve"][-1][0] if run["curve"] else 0
+    return max(last, run["diverged_at"] or run["horizon"])
 
 
 def mean_curve(runs: Sequence[Run]) -> list[tuple[int, float]]:
