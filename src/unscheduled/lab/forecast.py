@@ -34,7 +34,8 @@ class Forecast:
     def shown(self, jobs: int) -> str:
         """As one line."""
         least = "" if self.tuned else "at least "
-        return f"{self.runs:,} runs, {self.steps:,} steps: {least}{duration(self.seconds / jobs)} on {jobs} cores"
+        cores = "one core" if jobs == 1 else f"{jobs} cores"
+        return f"{self.runs:,} runs, {self.steps:,} steps: {least}{duration(self.seconds / jobs)} on {cores}"
 
 
 def with_trial(plan: Plan) -> Plan:

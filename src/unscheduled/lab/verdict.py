@@ -61,5 +61,19 @@ def price(plan: Plan, best: Sequence[Result]) -> str:
     if {*verdicts} == {"better"}:
         return f"Dropping the schedule costs nothing here, {against_best}, at any horizon."
     if {*verdicts} <= {"better", "tie"}:
-        return f"No cost of dropping the schedule was found with {plan.seeds} seeds, {against_best}, at any horizon."
+        found = f"No cost of dropping the schedule was found with {plan.seeds} seeds, {against_best}, at any horizon"
+        return f"{found}{not_excluded(plan, best)}."
     return "What dropping the schedule costs cannot be said from these runs."
+
+
+def not_excluded(plan: Plan, best: Sequence[Result]) -> str:
+    """The largest cost within the 95% intervals of the ties: with few seeds it may be large."""
+    sign = 1.0 if plan.loaded.task.lower_is_better else -1.0
+    costs = {
+        100.0 * (sign * result["difference"] + result["difference_half_width"]) / abs(result["mean"]): result["horizon"]
+        for result in best
+        if result["verdict"] == "tie" and result["mean"]
+    }
+    if not costs:
+        return ""
+    return f"; a cost of {max(costs):.0f}% at {costs[max(costs)]:,} steps is within the 95% interval"
