@@ -12,13 +12,14 @@ from unscheduled.lab.execution import Runner
 from unscheduled.lab.forecast import forecast, with_trial
 from unscheduled.lab.plan import make_plan
 from unscheduled.lab.race import RACE_FILE, race
-from unscheduled.lab.report import PAGE_FILE, PICTURE_FILE, print_table, write_report
+from unscheduled.lab.report import PAGE_FILE, PICTURE_FILE, write_report
 from unscheduled.lab.task import RaceError, built_in_tasks, load_task
+from unscheduled.lab.terminal import print_race
 from unscheduled.lab.tuning import TunedRates, read_rates
 
 INTERRUPTED = 130
-WIDTH_OF_FILES = 200
-"""The width of a table where there is no terminal to take it from."""
+WIDTH_OF_FILES = 10_000
+"""Where there is no terminal a line is as long as it has to be."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         console.print("interrupted: the finished runs are kept, give the same command again to go on")
         return INTERRUPTED
-    print_table(record, console)
+    print_race(record, console)
     console.print(f"written to {out}: {PAGE_FILE}, {PICTURE_FILE}, {RACE_FILE}")
     return 0
 
