@@ -100,7 +100,7 @@ class Runner:
     def expect(self, jobs: Iterable[Job]) -> None:
         """These jobs are asked for later: the time left counts them."""
         for job in jobs:
-            if not job.file.exists():
+            if read_result(job.file) is None:
                 self._watch.expect(job.progress_file, job.settings.horizon, job.seconds_per_step)
 
     def expect_later(self, seconds: float) -> None:
@@ -126,7 +126,7 @@ class Runner:
         ]
         for file, result in self._backend.run(execute, calls):
             results[file] = result
-            if not file.exists():  # the worker has another disk
+            if read_result(file) is None:  # the worker has another disk
                 write_json(file, result)
             self._watch.finished(missing[file].progress_file)
         return [results[job.file] for job in jobs]
