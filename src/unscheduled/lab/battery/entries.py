@@ -37,6 +37,11 @@ class Entry:
         """The task's name, with ``-long`` for a longer run of it."""
         return self.task if self.length == 1 else f"{self.task}-long"
 
+    @property
+    def shares_rates(self) -> bool:
+        """Whether it takes part in the comparison of one learning rate for all tasks."""
+        return self.kind != "convex" and self.length == 1
+
     def stated(self) -> dict[str, Any]:
         """As the report has it."""
         return {"kind": self.kind, "counterpart": self.counterpart, "length": self.length}

@@ -8,13 +8,23 @@ from typing import Any
 from rich.console import Console
 
 from unscheduled.lab.battery.entries import Entry
+from unscheduled.lab.battery.one_setting import one_setting_jobs
 from unscheduled.lab.data import DataMissing
 from unscheduled.lab.execution import Runner, write_json
 from unscheduled.lab.forecast import Forecast, forecast, with_trial
 from unscheduled.lab.plan import Plan, make_plan
 from unscheduled.lab.race import learning_rates, race_jobs, race_record, steps_of_race
 from unscheduled.lab.task import load_task
-from unscheduled.lab.tuning import TUNING_FILE, TunedRates, first_grids, rates_in, read_rates, tune, tuning_jobs
+from unscheduled.lab.tuning import (
+    TUNING_FILE,
+    TunedRates,
+    first_grids,
+    rates_in,
+    read_rates,
+    scores_of,
+    tune,
+    tuning_jobs,
+)
 
 
 @dataclass(frozen=True)
@@ -91,10 +101,19 @@ def run_battery(planned: Sequence[Planned], out: Path, runner: Runner) -> dict[s
         runner.expect_later(sum(other.seconds_of_race for other in planned[index + 1 :]))
         jobs = race_jobs(each.plan, learning_rates(each.plan, tuned))
         record = race_record(each.plan, tuned, runner.run(jobs, f"racing {each.entry.name}"))
-        record |= {"entry": each.entry.stated(), "tuning_scores": list(tuned.scores)}
+        scores = [*tuned.scores, *one_setting_scores(each, runner)]
+        record |= {"entry": each.entry.stated(), "tuning_scores": scores}
         write_json(out / f"{each.entry.name}.json", record, lines=False)
         records[each.entry.name] = record
     return records
+
+
+def one_setting_scores(planned: Planned, runner: Runner) -> list[dict[str, Any]]:
+    """What the rates that all tasks share reach on this one; convex tasks and long runs are not asked."""
+    if not planned.entry.shares_rates:
+        return []
+    runs = runner.run(one_setting_jobs(planned.plan), f"one rate for all, {planned.entry.name}")
+    return scores_of(planned.plan, runs)
 
 
 def tuned_rates(planned: Planned, out: Path, runner: Runner) -> TunedRates:
