@@ -72,6 +72,7 @@ def test_fetch_then_load(iris: DataSet, monkeypatch: pytest.MonkeyPatch, capsys:
 def test_data_that_are_missing_say_what_to_do(iris: DataSet) -> None:
     with pytest.raises(DataMissing, match=r"^data set iris is not here: run 'unscheduled data fetch iris'$"):
         load(iris.name)
+    assert not cache_folder().exists()
 
 
 def test_a_corrupt_archive_is_fetched_again_once(
