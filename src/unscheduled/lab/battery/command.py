@@ -7,6 +7,7 @@ from rich.console import Console
 
 from unscheduled.lab.backends import Backend, all_cores
 from unscheduled.lab.battery.entries import ENTRIES
+from unscheduled.lab.battery.report import PAGE_FILE, SUMMARY_FILE, print_totals, write_report
 from unscheduled.lab.battery.run import Planned, fitting, prepare, run_battery
 from unscheduled.lab.command import INTERRUPTED, check_writable, make_console
 from unscheduled.lab.execution import Runner
@@ -37,12 +38,21 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         with Runner(backend, console, "battery") as runner:
             run_battery(planned, arguments.out, runner)
+        found = write_report(records_in(arguments.out), arguments.out)
     except OSError as error:
         raise RaceError(f"cannot read or write: {error}") from error
     except KeyboardInterrupt:
         console.print("interrupted: the finished runs are kept, give the same command again to go on")
         return INTERRUPTED
+    print_totals(found, console)
+    console.print(f"written to {arguments.out}: {PAGE_FILE}, {SUMMARY_FILE}, a race for each task, and pictures")
     return 0
+
+
+def records_in(out: Path) -> dict[str, dict[str, Any]]:
+    """The races in the output folder, those of earlier commands too, in the order of the battery."""
+    files = {entry.name: out / f"{entry.name}.json" for entry in ENTRIES}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 
 def chosen(arguments: argparse.Namespace, backend: Backend, console: Console) -> list[Planned]:

@@ -5,7 +5,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,7 +20,7 @@ BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79
 STYLES = {
     "schedule-free": (BLUE, "-", "Schedule-Free AdamW, one run"),
     "schedule-free-r1": (SKY, "-", "the same with β 0.8, r 1, decay at z"),
-    "polyak-ruppert": (ORANGE, "-", "Polyak–Ruppert averaging (β = 0)"),
+    "polyak-ruppert": (ORANGE, "-", "Polyak-Ruppert averaging (β = 0)"),
     "primal": (GREEN, "-", "primal averaging (β = 1)"),
 }
 MARKERS = {"cosine": "s", "linear": "^", "step": "v", "wsd": "D"}
@@ -75,14 +75,14 @@ def draw_panels(records: Mapping[str, Record], panel: Callable[[Axes, Record], N
     rows = math.ceil(len(records) / columns)
     figure = Figure(figsize=(3.6 * columns, 2.7 * rows + 0.9), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid: list[Axes] = [axes for row in cast(Any, figure.subplots(rows, columns, squeeze=False)) for axes in row]
     labels: dict[str, Any] = {}
     for axes, (name, record) in zip(grid, records.items(), strict=False):
         panel(axes, record)
         finish(axes, name, record)
         handles, texts = axes.get_legend_handles_labels()
         labels |= dict(zip(texts, handles, strict=True))
-    for axes in list(grid)[len(records) :]:
+    for axes in grid[len(records) :]:
         axes.set_visible(False)
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(file)
