@@ -1,7 +1,10 @@
 """The subcommand ``battery``: from the arguments to the report."""
 
 import argparse
+import json
 import re
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
