@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from unscheduled.lab.battery.ablations import VARIANTS, WITHOUT_BATCH_NORM, Variant
+
 SCHEDULES = ("cosine", "linear", "step", "wsd")
 FAMILY = ("polyak-ruppert", "primal", "river", "constant", "plus")
 ADAMW = ("schedule-free", "schedule-free-r1", *SCHEDULES, *FAMILY)
@@ -23,6 +25,7 @@ class Entry:
         contenders: who races; the first is compared with the others.
         length: how many times the task's own number of steps.
         seeds: how many seeds, or None for the task's own number.
+        ablated: whether the choices of Schedule-Free AdamW are varied on it.
     """
 
     task: str
@@ -31,11 +34,17 @@ class Entry:
     contenders: tuple[str, ...]
     length: int = 1
     seeds: int | None = None
+    ablated: bool = False
 
     @property
     def name(self) -> str:
         """The task's name, with ``-long`` for a longer run of it."""
         return self.task if self.length == 1 else f"{self.task}-long"
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Those of Schedule-Free AdamW that are tried if the task is ablated."""
+        return (*VARIANTS, WITHOUT_BATCH_NORM) if "BatchNorm" in self.kind else VARIANTS
 
     @property
     def shares_rates(self) -> bool:
@@ -48,12 +57,12 @@ class Entry:
 
 
 DEEP = (
-    Entry("char-lm", "transformer", "NanoGPT on OpenWebText", MUON),
-    Entry("movielens", "recommender", "DLRM on Criteo", ADAMW),
+    Entry("char-lm", "transformer", "NanoGPT on OpenWebText", MUON, ablated=True),
+    Entry("movielens", "recommender", "DLRM on Criteo", ADAMW, ablated=True),
     Entry("cora-gcn", "graph network", "OGBG (AlgoPerf)", ADAMW),
     Entry("mnist-cnn", "CNN", "CIFAR, SVHN", (*ADAMW, *SGD)),
     Entry("translation-lstm", "RNN", "LSTM on IWSLT14", ADAMW),
-    Entry("fashion-resnet", "CNN with BatchNorm", "ResNet-50 on ImageNet", (*ADAMW, *SGD)),
+    Entry("fashion-resnet", "CNN with BatchNorm", "ResNet-50 on ImageNet", (*ADAMW, *SGD), ablated=True),
     Entry("fashion-mae", "transformer", "fine-tuning of a masked autoencoder", MUON),
     Entry("fashion-unet", "image reconstruction", "VarNet on fastMRI", ADAMW),
     Entry("census-dlrm", "recommender", "DLRM on Criteo", ADAMW),

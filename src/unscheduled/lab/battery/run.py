@@ -7,11 +7,12 @@ from typing import Any
 
 from rich.console import Console
 
+from unscheduled.lab.battery.ablations import CONTENDER, ablation_jobs, ablation_rows
 from unscheduled.lab.battery.entries import Entry
 from unscheduled.lab.battery.one_setting import one_setting_jobs
 from unscheduled.lab.data import DataMissing
-from unscheduled.lab.execution import Runner, write_json
-from unscheduled.lab.forecast import Forecast, forecast, with_trial
+from unscheduled.lab.execution import Job, Runner, write_json
+from unscheduled.lab.forecast import Forecast, forecast, total, with_trial
 from unscheduled.lab.plan import Plan, make_plan
 from unscheduled.lab.race import learning_rates, race_jobs, race_record, steps_of_race
 from unscheduled.lab.task import load_task
@@ -71,8 +72,26 @@ def prepare(
             console.print(f"{entry.name}: left out, {error}")
             continue
         tuned = TunedRates({}, []) if tune_first else read_rates(plan, tuning_folder(out, entry))
-        planned.append(Planned(entry, plan, tuned, forecast(plan, tuned)))
+        missing = [job for job in extra_jobs(entry, plan, tuned) if not job.file.exists()]
+        planned.append(Planned(entry, plan, tuned, total([forecast(plan, tuned), of_jobs(missing)])))
     return planned
+
+
+def extra_jobs(entry: Entry, plan: Plan, tuned: TunedRates) -> list[Job]:
+    """The runs beside tuning and race; before tuning, the ablations are planned around the middle of the grid."""
+    jobs = one_setting_jobs(plan) if entry.shares_rates else []
+    if entry.ablated:
+        known = CONTENDER in tuned.choices
+        middle = tuned.choice(CONTENDER, plan.horizons[-1])["lr"] if known else plan.grid(CONTENDER)[1]
+        jobs += ablation_jobs(plan, entry.variants, middle)
+    return jobs
+
+
+def of_jobs(jobs: Sequence[Job]) -> Forecast:
+    """What these runs take."""
+    steps = sum(job.settings.horizon for job in jobs)
+    seconds = sum(job.settings.horizon * job.seconds_per_step for job in jobs)
+    return Forecast(len(jobs), steps, seconds, tuned=True)
 
 
 def tuning_folder(out: Path, entry: Entry) -> Path:
@@ -102,7 +121,8 @@ def run_battery(planned: Sequence[Planned], out: Path, runner: Runner) -> dict[s
         jobs = race_jobs(each.plan, learning_rates(each.plan, tuned))
         record = race_record(each.plan, tuned, runner.run(jobs, f"racing {each.entry.name}"))
         scores = [*tuned.scores, *one_setting_scores(each, runner)]
-        record |= {"entry": each.entry.stated(), "tuning_scores": scores}
+        rows = ablations(each, tuned, runner)
+        record |= {"entry": each.entry.stated(), "tuning_scores": scores, "ablations": rows}
         write_json(out / f"{each.entry.name}.json", record, lines=False)
         records[each.entry.name] = record
     return records
@@ -114,6 +134,16 @@ def one_setting_scores(planned: Planned, runner: Runner) -> list[dict[str, Any]]
         return []
     runs = runner.run(one_setting_jobs(planned.plan), f"one rate for all, {planned.entry.name}")
     return scores_of(planned.plan, runs)
+
+
+def ablations(planned: Planned, tuned: TunedRates, runner: Runner) -> list[dict[str, Any]]:
+    """What each choice of Schedule-Free AdamW is worth on a task that is ablated."""
+    if not planned.entry.ablated:
+        return []
+    variants = planned.entry.variants
+    lr = tuned.choice(CONTENDER, planned.plan.horizons[-1])["lr"]
+    runs = runner.run(ablation_jobs(planned.plan, variants, lr), f"ablations of {planned.entry.name}")
+    return ablation_rows(planned.plan, variants, runs)
 
 
 def tuned_rates(planned: Planned, out: Path, runner: Runner) -> TunedRates:
