@@ -1,6 +1,7 @@
 """The tasks of the battery, each with its contenders, in the order in which a limited budget takes them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from unscheduled.lab.battery.ablations import VARIANTS, WITHOUT_BATCH_NORM, Variant
@@ -19,7 +20,7 @@ class Entry:
     """A task of the battery.
 
     Args:
-        task: its name.
+        task: its name, or the path of a file that defines one.
         kind: what kind of problem it is, for the report.
         counterpart: the problem of the paper that it stands for, or "" if there is none.
         contenders: who races; the first is compared with the others.
@@ -39,7 +40,8 @@ class Entry:
     @property
     def name(self) -> str:
         """The task's name, with ``-long`` for a longer run of it."""
-        return self.task if self.length == 1 else f"{self.task}-long"
+        name = Path(self.task).stem.replace("_", "-")
+        return name if self.length == 1 else f"{name}-long"
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -81,6 +83,14 @@ ENTRIES = (
     *(Entry(f"logistic-{name}", "convex", f"logistic regression on {name}", CONVEX) for name in CONVEX_SETS),
     *LONG,
 )
+
+
+def entry_of(name: str) -> Entry | None:
+    """The entry of this name, or one for a task file of the user's own; None if there is none."""
+    if name.endswith(".py"):
+        return Entry(name, "own", "", ADAMW)
+    return next((entry for entry in ENTRIES if entry.name == name), None)
+
 
 PAPER_CONVEX = {
     "glass": {"schedule-free": 72.1, "linear": 70.3, "polyak-ruppert": 68.8, "primal": 65.0},
