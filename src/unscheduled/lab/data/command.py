@@ -89,7 +89,8 @@ def fetch_one(archive: Archive, complete: Sequence[DataSet], console: Console) -
         for data_set in complete:
             say(f"parsing {data_set.name}")
             parsed(data_set)
-    console.print(f"{archive}: done ({', '.join(each.name for each in complete) or 'more is needed'})")
+    names = ", ".join(data_set.name for data_set in complete)
+    console.print(f"{archive}: fetched and parsed: {names}" if names else f"{archive}: fetched")
     return None
 
 
