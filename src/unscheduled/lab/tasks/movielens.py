@@ -2,6 +2,9 @@
 
 A rating of 4 or 5 counts as a click. The ratings are split at random, 80,000 for training and 20,000 held out: with a
 split by time most users of the held-out part would be new ones, of whom nothing can be learned.
+
+The weight decay was chosen among 0.2, 0.3 and 0.4 for AdamW with cosine decay, seeds 2000 and 2001. Without it all
+contenders overfit from the third epoch on.
 """
 
 import functools
@@ -107,7 +110,7 @@ def facts() -> dict[str, Any]:
     return {"training ratings": len(clicks) - HELD_OUT, "held-out ratings": HELD_OUT, "data sha256": sha256}
 
 
-OPTIONS = {"betas": (0.9, 0.99), "weight_decay": 0.1}
+OPTIONS = {"betas": (0.9, 0.99), "weight_decay": 0.3}
 task = Task(
     summary="embeddings and a perceptron predict who likes which film, on MovieLens-100k",
     model=Recommender,
@@ -118,8 +121,8 @@ task = Task(
     steps=2000,
     warmup_steps=100,
     optimizers={
-        "AdamW": OptimizerSettings((0.002, 0.004, 0.008), OPTIONS),
-        "AdamWScheduleFree": OptimizerSettings((0.004, 0.008, 0.016), OPTIONS),
+        "AdamW": OptimizerSettings((0.016, 0.032, 0.064), OPTIONS),
+        "AdamWScheduleFree": OptimizerSettings((0.032, 0.064, 0.128), OPTIONS),
     },
     evaluations=14,
     seeds=5,
