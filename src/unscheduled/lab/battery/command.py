@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.dry_run or not planned:
             return 0
         with Runner(backend, console, "battery") as runner:
-            run_battery(planned, arguments.out, runner)
+            run_battery(planned, arguments.races_only, arguments.out, runner)
         found = write_report(records_in(arguments.out), arguments.out)
     except OSError as error:
         raise RaceError(f"cannot read or write: {error}") from error
@@ -69,7 +69,7 @@ def chosen(arguments: argparse.Namespace, backend: Backend, console: Console) ->
             known = ", ".join(each.name for each in ENTRIES)
             raise RaceError(f"no task {name!r} in the battery: it has {known}, or give the path of a file of your own")
         entries.append(entry)
-    planned = prepare(entries or ENTRIES, arguments.tune, arguments.seeds, arguments.out, console)
+    planned = prepare(entries or ENTRIES, console, arguments.out, arguments.tune, arguments.races_only, arguments.seeds)
     if arguments.budget is not None:
         kept = fitting(planned, seconds_of(arguments.budget) * backend.jobs)
         left_out = [each.entry.name for each in planned if each not in kept]

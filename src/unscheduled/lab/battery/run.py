@@ -56,7 +56,12 @@ class Planned:
 
 
 def prepare(
-    entries: Sequence[Entry], tune_first: bool, seeds: int | None, out: Path, console: Console
+    entries: Sequence[Entry],
+    console: Console,
+    out: Path,
+    tune_first: bool = False,
+    races_only: bool = False,
+    seeds: int | None = None,
 ) -> list[Planned]:
     """A plan for each task whose data are here; a task whose data are not is left out with one line."""
     planned: list[Planned] = []
@@ -72,7 +77,8 @@ def prepare(
             console.print(f"{entry.name}: left out, {error}")
             continue
         tuned = TunedRates({}, []) if tune_first else read_rates(plan, tuning_folder(out, entry))
-        missing = [job for job in extra_jobs(entry, plan, tuned) if not job.file.exists()]
+        extra = [] if races_only else extra_jobs(entry, plan, tuned)
+        missing = [job for job in extra if not job.file.exists()]
         planned.append(Planned(entry, plan, tuned, total([forecast(plan, tuned), of_jobs(missing)])))
     return planned
 
@@ -109,23 +115,23 @@ def fitting(planned: Sequence[Planned], seconds: float) -> list[Planned]:
     return chosen
 
 
-def run_battery(planned: Sequence[Planned], out: Path, runner: Runner) -> dict[str, dict[str, Any]]:
-    """Run what is not on disk yet; the race of each task by its name, also kept in a file each."""
+def run_battery(planned: Sequence[Planned], races_only: bool, out: Path, runner: Runner) -> None:
+    """Run what is not on disk yet, and keep the race of each task in a file of its own."""
     for each in planned:
         runner.expect(tuning_jobs(each.plan, first_grids(each.plan, each.untuned)))
-    records: dict[str, dict[str, Any]] = {}
     for index, each in enumerate(planned):
         runner.expect_later(sum(other.seconds_of_race for other in planned[index:]))
         tuned = tuned_rates(each, out, runner)
         runner.expect_later(sum(other.seconds_of_race for other in planned[index + 1 :]))
         jobs = race_jobs(each.plan, learning_rates(each.plan, tuned))
         record = race_record(each.plan, tuned, runner.run(jobs, f"racing {each.entry.name}"))
-        scores = [*tuned.scores, *one_setting_scores(each, runner)]
-        rows = ablations(each, tuned, runner)
-        record |= {"entry": each.entry.stated(), "tuning_scores": scores, "ablations": rows}
+        more = [] if races_only else one_setting_scores(each, runner)
+        record |= {
+            "entry": each.entry.stated(),
+            "tuning_scores": [*tuned.scores, *more],
+            "ablations": [] if races_only else ablations(each, tuned, runner),
+        }
         write_json(out / f"{each.entry.name}.json", record, lines=False)
-        records[each.entry.name] = record
-    return records
 
 
 def one_setting_scores(planned: Planned, runner: Runner) -> list[dict[str, Any]]:

@@ -95,7 +95,13 @@ def loss(model: nn.Module, batch: tuple[Part, Tensor]) -> Tensor:
 
 
 def graph_task(
-    name: str, steps: int, training_share: float, dropout: float, weight_decay: float, adamw: float, schedule_free: float
+    name: str,
+    steps: int,
+    training_share: float,
+    dropout: float,
+    weight_decay: float,
+    adamw: float,
+    schedule_free: float,
 ) -> Task:
     """Node classification on a graph.
 
