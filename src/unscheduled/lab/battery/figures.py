@@ -84,7 +84,14 @@ def draw_panels(records: Mapping[str, Record], panel: Callable[[Axes, Record], N
         labels |= dict(zip(texts, handles, strict=True))
     for axes in grid[len(records) :]:
         axes.set_visible(False)
-    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        labels.values(),
+        labels.keys(),
+        loc="outside lower center",
+        ncols=min(3, columns),
+        frameon=False,
+        fontsize="small",
+    )
     figure.savefig(file)
 
 
