@@ -130,9 +130,12 @@ def add_battery(add: AddCommand) -> None:
         description=BATTERY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    battery.add_argument("tasks", nargs="*", metavar="TASK", help="tasks of the battery (default: all)")
+    battery.add_argument("tasks", nargs="*", metavar="TASK", help="tasks, or files of your own (default: all tasks)")
     battery.add_argument("--list", action="store_true", help="list the tasks of the battery, and stop")
     battery.add_argument("--tune", action="store_true", help="search the learning rates again, on grids that widen")
+    battery.add_argument(
+        "--races-only", action="store_true", help="without the ablations and the search for one rate for all tasks"
+    )
     battery.add_argument("--seeds", type=int, metavar="N", help="how many seeds (default: the tasks' own)")
     battery.add_argument("--budget", metavar="TIME", help="run only the tasks that fit, in order: 90s, 30m, 1.5h")
     battery.add_argument("--dry-run", action="store_true", help="say how long it would take, and stop")

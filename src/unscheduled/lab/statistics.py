@@ -83,3 +83,8 @@ def compare(first: Sequence[float | None], second: Sequence[float | None], lower
     if abs(difference.mean) <= half_width:
         return Comparison(difference, half_width, "tie")
     return Comparison(difference, half_width, "better" if (difference.mean < 0) == lower_is_better else "worse")
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The exponential of the mean logarithm, of numbers above 0."""
+    return math.exp(math.fsum(map(math.log, values)) / len(values))

@@ -1,12 +1,16 @@
 """The subcommand ``battery``: from the arguments to the report."""
 
 import argparse
+import json
 import re
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from unscheduled.lab.backends import Backend, all_cores
-from unscheduled.lab.battery.entries import ENTRIES
+from unscheduled.lab.battery.entries import ENTRIES, Entry, entry_of
+from unscheduled.lab.battery.report import PAGE_FILE, SUMMARY_FILE, print_totals, write_report
 from unscheduled.lab.battery.run import Planned, fitting, prepare, run_battery
 from unscheduled.lab.command import INTERRUPTED, check_writable, make_console
 from unscheduled.lab.execution import Runner
@@ -36,23 +40,36 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.dry_run or not planned:
             return 0
         with Runner(backend, console, "battery") as runner:
-            run_battery(planned, arguments.out, runner)
+            run_battery(planned, arguments.races_only, arguments.out, runner)
+        found = write_report(records_in(arguments.out), arguments.out)
     except OSError as error:
         raise RaceError(f"cannot read or write: {error}") from error
     except KeyboardInterrupt:
         console.print("interrupted: the finished runs are kept, give the same command again to go on")
         return INTERRUPTED
+    print_totals(found, console)
+    console.print(f"written to {arguments.out}: {PAGE_FILE}, {SUMMARY_FILE}, a race for each task, and pictures")
     return 0
+
+
+def records_in(out: Path) -> dict[str, dict[str, Any]]:
+    """The races in the output folder, those of earlier commands too, in the order of the battery."""
+    order = [entry.name for entry in ENTRIES]
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(out.glob("*.json"))}
+    races = {name: record for name, record in found.items() if "entry" in record}
+    return dict(sorted(races.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
 
 def chosen(arguments: argparse.Namespace, backend: Backend, console: Console) -> list[Planned]:
     """The tasks that were asked for, or those that fit into the budget, with an estimate of each."""
-    known = {entry.name: entry for entry in ENTRIES}
+    entries: list[Entry] = []
     for name in arguments.tasks:
-        if name not in known:
-            raise RaceError(f"no task {name!r} in the battery: it has {', '.join(known)}")
-    entries = [known[name] for name in arguments.tasks or known]
-    planned = prepare(entries, arguments.tune, arguments.seeds, arguments.out, console)
+        entry = entry_of(name)
+        if entry is None:
+            known = ", ".join(each.name for each in ENTRIES)
+            raise RaceError(f"no task {name!r} in the battery: it has {known}, or give the path of a file of your own")
+        entries.append(entry)
+    planned = prepare(entries or ENTRIES, console, arguments.out, arguments.tune, arguments.races_only, arguments.seeds)
     if arguments.budget is not None:
         kept = fitting(planned, seconds_of(arguments.budget) * backend.jobs)
         left_out = [each.entry.name for each in planned if each not in kept]

@@ -7,14 +7,25 @@ from typing import Any
 
 from rich.console import Console
 
+from unscheduled.lab.battery.ablations import CONTENDER, ablation_jobs, ablation_rows
 from unscheduled.lab.battery.entries import Entry
+from unscheduled.lab.battery.one_setting import one_setting_jobs
 from unscheduled.lab.data import DataMissing
-from unscheduled.lab.execution import Runner, write_json
-from unscheduled.lab.forecast import Forecast, forecast, with_trial
+from unscheduled.lab.execution import Job, Runner, write_json
+from unscheduled.lab.forecast import Forecast, forecast, total, with_trial
 from unscheduled.lab.plan import Plan, make_plan
 from unscheduled.lab.race import learning_rates, race_jobs, race_record, steps_of_race
 from unscheduled.lab.task import load_task
-from unscheduled.lab.tuning import TUNING_FILE, TunedRates, first_grids, rates_in, read_rates, tune, tuning_jobs
+from unscheduled.lab.tuning import (
+    TUNING_FILE,
+    TunedRates,
+    first_grids,
+    rates_in,
+    read_rates,
+    scores_of,
+    tune,
+    tuning_jobs,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,12 @@ class Planned:
 
 
 def prepare(
-    entries: Sequence[Entry], tune_first: bool, seeds: int | None, out: Path, console: Console
+    entries: Sequence[Entry],
+    console: Console,
+    out: Path,
+    tune_first: bool = False,
+    races_only: bool = False,
+    seeds: int | None = None,
 ) -> list[Planned]:
     """A plan for each task whose data are here; a task whose data are not is left out with one line."""
     planned: list[Planned] = []
@@ -61,8 +77,27 @@ def prepare(
             console.print(f"{entry.name}: left out, {error}")
             continue
         tuned = TunedRates({}, []) if tune_first else read_rates(plan, tuning_folder(out, entry))
-        planned.append(Planned(entry, plan, tuned, forecast(plan, tuned)))
+        extra = [] if races_only else extra_jobs(entry, plan, tuned)
+        missing = [job for job in extra if not job.file.exists()]
+        planned.append(Planned(entry, plan, tuned, total([forecast(plan, tuned), of_jobs(missing)])))
     return planned
+
+
+def extra_jobs(entry: Entry, plan: Plan, tuned: TunedRates) -> list[Job]:
+    """The runs beside tuning and race; before tuning, the ablations are planned around the middle of the grid."""
+    jobs = one_setting_jobs(plan) if entry.shares_rates else []
+    if entry.ablated:
+        known = CONTENDER in tuned.choices
+        middle = tuned.choice(CONTENDER, plan.horizons[-1])["lr"] if known else plan.grid(CONTENDER)[1]
+        jobs += ablation_jobs(plan, entry.variants, middle)
+    return jobs
+
+
+def of_jobs(jobs: Sequence[Job]) -> Forecast:
+    """What these runs take."""
+    steps = sum(job.settings.horizon for job in jobs)
+    seconds = sum(job.settings.horizon * job.seconds_per_step for job in jobs)
+    return Forecast(len(jobs), steps, seconds, tuned=True)
 
 
 def tuning_folder(out: Path, entry: Entry) -> Path:
@@ -80,21 +115,41 @@ def fitting(planned: Sequence[Planned], seconds: float) -> list[Planned]:
     return chosen
 
 
-def run_battery(planned: Sequence[Planned], out: Path, runner: Runner) -> dict[str, dict[str, Any]]:
-    """Run what is not on disk yet; the race of each task by its name, also kept in a file each."""
+def run_battery(planned: Sequence[Planned], races_only: bool, out: Path, runner: Runner) -> None:
+    """Run what is not on disk yet, and keep the race of each task in a file of its own."""
     for each in planned:
         runner.expect(tuning_jobs(each.plan, first_grids(each.plan, each.untuned)))
-    records: dict[str, dict[str, Any]] = {}
     for index, each in enumerate(planned):
         runner.expect_later(sum(other.seconds_of_race for other in planned[index:]))
         tuned = tuned_rates(each, out, runner)
         runner.expect_later(sum(other.seconds_of_race for other in planned[index + 1 :]))
         jobs = race_jobs(each.plan, learning_rates(each.plan, tuned))
         record = race_record(each.plan, tuned, runner.run(jobs, f"racing {each.entry.name}"))
-        record |= {"entry": each.entry.stated(), "tuning_scores": list(tuned.scores)}
+        more = [] if races_only else one_setting_scores(each, runner)
+        record |= {
+            "entry": each.entry.stated(),
+            "tuning_scores": [*tuned.scores, *more],
+            "ablations": [] if races_only else ablations(each, tuned, runner),
+        }
         write_json(out / f"{each.entry.name}.json", record, lines=False)
-        records[each.entry.name] = record
-    return records
+
+
+def one_setting_scores(planned: Planned, runner: Runner) -> list[dict[str, Any]]:
+    """What the rates that all tasks share reach on this one; convex tasks and long runs are not asked."""
+    if not planned.entry.shares_rates:
+        return []
+    runs = runner.run(one_setting_jobs(planned.plan), f"one rate for all, {planned.entry.name}")
+    return scores_of(planned.plan, runs)
+
+
+def ablations(planned: Planned, tuned: TunedRates, runner: Runner) -> list[dict[str, Any]]:
+    """What each choice of Schedule-Free AdamW is worth on a task that is ablated."""
+    if not planned.entry.ablated:
+        return []
+    variants = planned.entry.variants
+    lr = tuned.choice(CONTENDER, planned.plan.horizons[-1])["lr"]
+    runs = runner.run(ablation_jobs(planned.plan, variants, lr), f"ablations of {planned.entry.name}")
+    return ablation_rows(planned.plan, variants, runs)
 
 
 def tuned_rates(planned: Planned, out: Path, runner: Runner) -> TunedRates:

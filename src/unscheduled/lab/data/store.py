@@ -64,13 +64,12 @@ def parsed(data_set: DataSet) -> Arrays:
     Raises:
         DataMissing: if an archive is not there, or is damaged.
     """
-    path = arrays_path(data_set)
+    path, name = arrays_path(data_set), data_set.name
+    if not all(is_intact(archive_path(archive), archive) for archive in data_set.archives):
+        raise DataMissing(f"data set {name} is not here: run 'unscheduled data fetch {name}'")
     with locked(path):
         arrays = read_arrays(path)
         if arrays is None:
-            if not all(is_intact(archive_path(archive), archive) for archive in data_set.archives):
-                name = data_set.name
-                raise DataMissing(f"data set {name} is not here: run 'unscheduled data fetch {name}'")
             files: dict[str, bytes] = {}
             for archive in data_set.archives:
                 files |= read_files(archive_path(archive), data_set.files)
