@@ -56,6 +56,15 @@ def test_a_helper_that_changes_makes_another_task(tiny_task: Path) -> None:
     assert source_sha256(tiny_task) in seen
 
 
+def test_a_helper_that_is_broken_is_told_when_it_is_imported(
+    tiny_task: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tiny_task.parent / "broken_helper.py").write_text("x = (\n")
+    change(tiny_task, "def model():\n", "def model():\n    import broken_helper\n")
+    line = refused(tiny_task, *BOTH, capsys=capsys)
+    assert "SyntaxError: '(' was never closed (broken_helper.py, line 1) (tiny_task.py, line 13)" in line
+
+
 def test_runs_of_a_helper_as_it_was_are_not_used(tiny_task: Path, capsys: pytest.CaptureFixture[str]) -> None:
     helper = tiny_task.parent / "helper_that_changes.py"
     helper.write_text("WIDTH = 8\n")

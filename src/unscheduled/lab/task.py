@@ -213,7 +213,11 @@ def imported_neighbours(path: Path) -> set[Path]:
 def imported_names(path: Path) -> set[str]:
     """The dotted names that a Python file may import, with a dot before those that are relative."""
     names = set[str]()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:  # told when it is imported
+        return names
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
