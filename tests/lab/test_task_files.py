@@ -1,5 +1,6 @@
 """What a task file may be: helpers, contenders of its own, several metrics, batches of any form; and its errors."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,4 @@ def test_a_task_that_fails_while_it_runs(
     line = refused(tiny_task, *BOTH, capsys=capsys)
     assert line.startswith("unscheduled race: tiny-task: the run ")
     assert told in line
+    assert re.search(r"\(tiny_task\.py, line \d+\)$", line.strip())

@@ -162,7 +162,8 @@ def execute(
     try:
         result = train(loaded.task, settings, report)
     except Exception as error:
-        raise RaceError(f"{loaded.name}: the run {file.stem} failed: {describe_error(error, loaded.path)}") from error
+        told = describe_error(error, loaded.path, loaded.task)
+        raise RaceError(f"{loaded.name}: the run {file.stem} failed: {told}") from error
     finally:
         progress_file.unlink(missing_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,8 @@ def timed(plan: Plan, settings: RunSettings) -> tuple[float, float]:
     try:
         result = train(plan.loaded.task, settings, lambda step: None)
     except Exception as error:
-        raise RaceError(f"{plan.loaded.name}: the trial failed: {describe_error(error, plan.loaded.path)}") from error
+        told = describe_error(error, plan.loaded.path, plan.loaded.task)
+        raise RaceError(f"{plan.loaded.name}: the trial failed: {told}") from error
     steps = result["diverged_at"] or settings.horizon
     return result["seconds_of_steps"] / steps, (result["seconds"] - result["seconds_of_steps"]) / 2
 

@@ -243,10 +243,18 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def describe_error(error: BaseException, path: Path) -> str:
-    """An exception in one line: its type, its message and the last line of the task's file on its way."""
+def describe_error(error: BaseException, path: Path, task: Task | None = None) -> str:
+    """An exception in one line: its type, its message and the last line of the task's file on its way.
+
+    If there is no such line, but the message begins with the name of one of the task's functions, as in
+    "`loss` returned ...", it is the line where this function begins.
+    """
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines = [error.lineno]
+    named = re.match(r"`?(\w+)`? ", str(error))
+    if not lines and named is not None:
+        code = getattr(getattr(task, named[1], None), "__code__", None)
+        lines = [] if code is None or Path(code.co_filename) != path else [code.co_firstlineno]
     message = " ".join(f"{type(error).__name__}: {error}".split())
     return f"{message} ({path.name}, line {lines[-1]})" if lines else message
