@@ -246,15 +246,18 @@ def _import_file(path: Path) -> ModuleType:
 def describe_error(error: BaseException, path: Path, task: Task | None = None) -> str:
     """An exception in one line: its type, its message and the last line of the task's file on its way.
 
-    If there is no such line, but the message begins with the name of one of the task's functions, as in
-    "`loss` returned ...", it is the line where this function begins.
+    If there is no such line, it is the one where a function of the task begins: the function that the message begins
+    with, as in "`loss` returned ...", or ``model`` if a layer failed.
     """
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines = [error.lineno]
-    named = re.match(r"`?(\w+)`? ", str(error))
-    if not lines and named is not None:
-        code = getattr(getattr(task, named[1], None), "__code__", None)
-        lines = [] if code is None or Path(code.co_filename) != path else [code.co_firstlineno]
+    if not lines:
+        named = re.match(r"`?(\w+)`? ", str(error))
+        names = [named[1]] if named is not None else []
+        names += ["model" for frame in frames if Path(frame.filename).parts[-4:-1] == ("torch", "nn", "modules")]
+        codes = [getattr(getattr(task, name, None), "__code__", None) for name in names]
+        lines = [code.co_firstlineno for code in codes if code is not None and Path(code.co_filename) == path]
     message = " ".join(f"{type(error).__name__}: {error}".split())
     return f"{message} ({path.name}, line {lines[-1]})" if lines else message
