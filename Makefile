@@ -7,10 +7,15 @@ FRAMEWORKS := .venv/frameworks
 DOCS := .venv/docs
 PEERS := .venv/peers
 
-.PHONY: race test test-slow test-frameworks lint bench docs
+# The data come first: `unscheduled data fetch` downloads them once.
+.PHONY: race battery test test-slow test-frameworks lint bench docs
 
 race: $(INSTALLED)
 	$(BIN)/unscheduled race
+
+battery: $(INSTALLED)
+	-$(BIN)/unscheduled data fetch
+	$(BIN)/unscheduled battery
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"

@@ -2,7 +2,7 @@
 
     <!-- printed: unscheduled inspect checkpoint.pt -->
 
-is replaced by the command and what it prints in a folder with a ``checkpoint.pt`` of a small run.
+is replaced by the command and what it prints in a folder with a ``checkpoint.pt`` of a small run and an empty cache.
 """
 
 import contextlib
@@ -36,7 +36,10 @@ def printed(arguments: str) -> str:
     """What the command ``unscheduled`` prints, given these arguments."""
     output, code = io.StringIO(), None
     here = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, COLUMNS=WIDTH):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.dict(os.environ, COLUMNS=WIDTH, UNSCHEDULED_CACHE=str(Path(folder, "cache"))),
+    ):
         os.chdir(folder)
         try:
             save_checkpoint()

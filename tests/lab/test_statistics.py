@@ -14,10 +14,10 @@ def test_standard_error_of_the_mean() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "difference", "verdict"),
     [
-        # Differences -1, -2, -3: mean -2, standard error 0.577.
-        ([0.0, 0.0, 0.0], [1.0, 2.0, 3.0], -2.0, "better"),
-        ([1.0, 2.0, 3.0], [0.0, 0.0, 0.0], 2.0, "worse"),
-        # Differences 0, 1, 2: mean 1 is within twice 0.577.
+        # Differences -2, -3, -4: mean -3, standard error 0.577, of which three seeds need 4.3.
+        ([0.0, 0.0, 0.0], [2.0, 3.0, 4.0], -3.0, "better"),
+        ([2.0, 3.0, 4.0], [0.0, 0.0, 0.0], 3.0, "worse"),
+        # Differences 0, 1, 2: mean 1 is within 4.3 times 0.577.
         ([0.0, 1.0, 2.0], [0.0, 0.0, 0.0], 1.0, "tie"),
         # Differences 0 and 2: mean 1, standard error 1.
         ([0.0, 2.0], [0.0, 0.0], 1.0, "tie"),
@@ -36,10 +36,11 @@ def test_verdict(first: list[float | None], second: list[float | None], differen
     assert comparison.verdict == verdict
 
 
-def test_two_standard_errors_are_the_border() -> None:
-    """Differences 0 and d have mean d / 2 = standard error; shifted by s the mean is d / 2 + s."""
-    assert compare([1.0, 3.0], [0.0, 0.0]).verdict == "tie"  # mean 2, standard error 1
-    assert compare([1.01, 3.01], [0.0, 0.0]).verdict == "worse"
+def test_the_border_with_two_seeds() -> None:
+    """Differences d - 1 and d + 1 have mean d and standard error 1, of which two seeds need 12.706."""
+    assert compare([11.70, 13.70], [0.0, 0.0]).verdict == "tie"
+    assert compare([11.71, 13.71], [0.0, 0.0]).verdict == "worse"
+    assert compare([11.71, 13.71], [0.0, 0.0], lower_is_better=False).verdict == "better"
 
 
 @pytest.mark.parametrize(

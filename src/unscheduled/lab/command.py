@@ -4,16 +4,22 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from joblib import cpu_count  # pyright: ignore[reportMissingTypeStubs]
 from rich.console import Console
 
+from unscheduled.lab.backends import Backend, all_cores
 from unscheduled.lab.contenders import CONTENDERS
+from unscheduled.lab.execution import Runner
+from unscheduled.lab.forecast import forecast, with_trial
 from unscheduled.lab.plan import make_plan
 from unscheduled.lab.race import RACE_FILE, race
-from unscheduled.lab.report import PAGE_FILE, PICTURE_FILE, print_table, write_report
+from unscheduled.lab.report import PAGE_FILE, PICTURE_FILE, write_report
 from unscheduled.lab.task import RaceError, built_in_tasks, load_task
+from unscheduled.lab.terminal import print_race
+from unscheduled.lab.tuning import TunedRates, read_rates
 
 INTERRUPTED = 130
+WIDTH_OF_FILES = 10_000
+"""Where there is no terminal a line is as long as it has to be."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -22,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         RaceError: if the user asked for something that cannot be.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     try:
         if arguments.list:
             list_all(console)
@@ -34,30 +40,44 @@ def run(arguments: argparse.Namespace) -> int:
             horizons=arguments.horizons,
             contenders=arguments.contenders,
             seeds=arguments.seeds,
-            jobs=cpu_count() if arguments.jobs is None else arguments.jobs,
-            out=arguments.out or Path("race") / loaded.name,
+            rates=dict(arguments.rates or []),
         )
-        check_writable(plan.out)
-        record = race(plan, arguments.tune, console)
-        write_report(record, plan.out)
+        backend = Backend(arguments.backend, all_cores() if arguments.jobs is None else arguments.jobs)
+        out = arguments.out or Path("race") / loaded.name
+        tune_first = arguments.tune or bool(arguments.rates)
+        if arguments.dry_run:
+            plan = with_trial(plan)
+            tuned = TunedRates({}, []) if tune_first else read_rates(plan, out)
+            console.print(f"{loaded.name}: {forecast(plan, tuned).shown(backend.jobs)}")
+            return 0
+        check_writable(out)
+        with Runner(backend, console, loaded.name) as runner:
+            record = race(plan, tune_first, out, runner, console)
+        write_report(record, out)
     except OSError as error:
         raise RaceError(f"cannot read or write: {error}") from error
     except KeyboardInterrupt:
         console.print("interrupted: the finished runs are kept, give the same command again to go on")
         return INTERRUPTED
-    print_table(record, console)
-    console.print(f"written to {plan.out}: {PAGE_FILE}, {PICTURE_FILE}, {RACE_FILE}")
+    print_race(record, console)
+    console.print(f"written to {out}: {PAGE_FILE}, {PICTURE_FILE}, {RACE_FILE}")
     return 0
+
+
+def make_console() -> Console:
+    """For the terminal, or wide enough for whole tables if the output is none."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=WIDTH_OF_FILES)
 
 
 def list_all(console: Console) -> None:
     """The tasks and the contenders, a line each."""
     console.print("tasks:")
     for name in built_in_tasks():
-        console.print(f"  {name:17}{load_task(name).task.summary}")
-    console.print("contenders:")
+        console.print(f"  {name:19}{load_task(name).task.summary}")
+    console.print("contenders, and the optimizer whose settings of the task they take:")
     for name, contender in CONTENDERS.items():
-        console.print(f"  {name:17}{contender.theory}")
+        console.print(f"  {name:19}{contender.settings_of:19}{contender.theory}")
 
 
 def check_writable(folder: Path) -> None:

@@ -1,25 +1,23 @@
 """Runs side by side, each kept on disk as soon as it is done and never done twice."""
-# joblib has no types:
-# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
 
 import functools
 import hashlib
 import json
 import os
-import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from types import TracebackType
+from typing import Any
 
 import torch
-from joblib import Parallel, delayed
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.console import Console
 
+from unscheduled.lab.backends import Backend
+from unscheduled.lab.cache import cache_folder
 from unscheduled.lab.progress import Watch
 from unscheduled.lab.provenance import code_sha256, versions
 from unscheduled.lab.run import RunSettings, train
@@ -29,12 +27,27 @@ SECONDS_BETWEEN_REPORTS = 0.5
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training run and the file that keeps its result."""
+class Job:
+    """A training run of a task that is wanted.
 
-    reference: str
+    Args:
+        loaded: the task.
+        settings: the run.
+        seconds_per_step: what a step takes, or about; the time left is estimated with it.
+    """
+
+    loaded: LoadedTask
     settings: RunSettings
-    file: Path
+    seconds_per_step: float = 1.0
+
+    @functools.cached_property
+    def file(self) -> Path:
+        """Where its result is kept: the name has a checksum of all that the result depends on."""
+        settings = self.settings
+        everything = json.dumps({"settings": asdict(settings), **identity(self.loaded)}, sort_keys=True)
+        digest = hashlib.sha256(everything.encode()).hexdigest()[:12]
+        name = f"{settings.contender}-{settings.horizon}-lr{settings.lr:g}-seed{settings.seed}-{digest}.json"
+        return runs_folder() / self.loaded.name / name
 
     @property
     def progress_file(self) -> Path:
@@ -42,55 +55,81 @@ class Run:
         return self.file.with_suffix(".progress")
 
 
-def plan_run(loaded: LoadedTask, settings: RunSettings, shared: Mapping[str, Any], out: Path) -> Run:
-    """The run, kept in a file whose name has a checksum of its settings and of what all runs of the race share."""
-    everything = json.dumps({"settings": asdict(settings), **shared}, sort_keys=True)
-    digest = hashlib.sha256(everything.encode()).hexdigest()[:12]
-    name = f"{settings.contender}-{settings.horizon}-lr{settings.lr:g}-seed{settings.seed}-{digest}.json"
-    return Run(loaded.reference, settings, out / "runs" / name)
+def runs_folder() -> Path:
+    """The folder of all finished runs, which every race of this user shares."""
+    return cache_folder() / "runs"
 
 
-def run_all(
-    loaded: LoadedTask, settings: Sequence[RunSettings], out: Path, jobs: int, console: Console, title: str
-) -> list[dict[str, Any]]:
-    """The results in the order of ``settings``. Those on disk are read, the others are run, the longest first."""
-    shared = {
+@functools.cache
+def identity(loaded: LoadedTask) -> dict[str, Any]:
+    """What all runs of a task depend on: its source, its data, the library's code and the versions."""
+    return {
         "task": loaded.source_sha256,
         "facts": dict(loaded.task.facts()),
         "versions": versions(),
         "code": code_sha256(),
     }
-    runs = [plan_run(loaded, each, shared, out) for each in settings]
-    results = {run.file: result for run in runs if (result := read_result(run.file)) is not None}
-    missing = [run for run in runs if run.file not in results]
-    if results:
-        console.print(f"{title}: {len(results)} of {len(runs)} runs are done already and are not run again")
-    if missing:
-        missing.sort(key=lambda run: -run.settings.horizon)
-        (out / "runs").mkdir(parents=True, exist_ok=True)
-        for leftover in (out / "runs").glob("*.progress"):
-            leftover.unlink(missing_ok=True)
-        with Watch(console, title, {run.progress_file: run.settings.horizon for run in missing}) as watch:
-            parallel = Parallel(n_jobs=min(jobs, len(missing)), return_as="generator_unordered")
-            with interrupts_ignored():  # by the workers that start here, for good: Ctrl-C is the race's to answer
-                finished = parallel(delayed(execute)(run, loaded.source_sha256, os.getpid()) for run in missing)
-            try:
-                for run, result in cast("Iterable[tuple[Run, dict[str, Any]]]", finished):
-                    results[run.file] = result
-                    watch.finished(run.progress_file)
-            except TerminatedWorkerError as error:
-                raise RaceError("a worker was killed, perhaps for want of memory: try fewer --jobs") from error
-    return [results[run.file] for run in runs]
 
 
-@contextmanager
-def interrupts_ignored() -> Generator[None, None, None]:
-    """Ctrl-C does nothing in this process for now, nor ever in those that it starts meanwhile."""
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
+class Runner:
+    """Runs jobs side by side and shows the progress of all that is to come.
+
+    Args:
+        backend: what runs them, and how many at once.
+        console: where the progress is shown.
+        title: what is running.
+    """
+
+    def __init__(self, backend: Backend, console: Console, title: str) -> None:
+        self._backend = backend
+        self._console = console
+        self._watch = Watch(console, title)
+        self._open = ExitStack()
+
+    def __enter__(self) -> "Runner":
+        self._open.enter_context(self._backend.started())
+        self._watch.start()
+        self._open.callback(self._watch.stop)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def expect(self, jobs: Iterable[Job]) -> None:
+        """These jobs are asked for later: the time left counts them."""
+        for job in jobs:
+            if read_result(job.file) is None:
+                self._watch.expect(job.progress_file, job.settings.horizon, job.seconds_per_step)
+
+    def expect_later(self, seconds: float) -> None:
+        """So much work comes beside the jobs that are expected; it replaces what was said before."""
+        self._watch.later = seconds
+
+    def run(self, jobs: Sequence[Job], phase: str) -> list[dict[str, Any]]:
+        """The results in the order of ``jobs``. Those on disk are read, the others are run, the longest first."""
+        results = {job.file: result for job in jobs if (result := read_result(job.file)) is not None}
+        missing = {job.file: job for job in jobs if job.file not in results}
+        if results:
+            self._console.print(f"{phase}: {len(results)} of {len(results) + len(missing)} runs are done already")
+        self.expect(missing.values())
+        self._watch.phase(phase)
+        for job in missing.values():
+            job.file.parent.mkdir(parents=True, exist_ok=True)
+            job.progress_file.unlink(missing_ok=True)
+        longest_first = sorted(missing.values(), key=lambda job: -job.settings.horizon * job.seconds_per_step)
+        race_process = os.getpid() if self._backend.local else None
+        calls = [
+            (job.loaded.reference, job.loaded.source_sha256, job.settings, job.file, job.progress_file, race_process)
+            for job in longest_first
+        ]
+        for file, result in self._backend.run(execute, calls):
+            results[file] = result
+            if read_result(file) is None:  # the worker has another disk
+                write_json(file, result)
+            self._watch.finished(missing[file].progress_file)
+        return [results[job.file] for job in jobs]
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
@@ -101,12 +140,15 @@ def read_result(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def execute(run: Run, source_sha256: str, race_process: int) -> tuple[Run, dict[str, Any]]:
-    """In a worker: train on one thread, keep the result on disk and return it."""
-    end_with(race_process)
+def execute(
+    reference: str, sha256: str, settings: RunSettings, file: Path, progress_file: Path, race_process: int | None
+) -> tuple[Path, dict[str, Any]]:
+    """In a worker: train on one thread, keep the result on disk and return its file and the result."""
+    if race_process is not None:
+        end_with(race_process)
     torch.set_num_threads(1)
-    loaded = load_task(run.reference)
-    if loaded.source_sha256 != source_sha256:
+    loaded = load_task(reference)
+    if loaded.source_sha256 != sha256:
         raise RaceError(f"{loaded.path.name} was changed during the race: start it again")
     last_report = time.monotonic()
 
@@ -115,17 +157,18 @@ def execute(run: Run, source_sha256: str, race_process: int) -> tuple[Run, dict[
         if time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
             last_report = time.monotonic()
             with suppress(OSError):  # a full disk is found out where a result is to be kept
-                run.progress_file.write_text(str(step))
+                progress_file.write_text(str(step))
 
     try:
-        result = train(loaded.task, run.settings, report)
+        result = train(loaded.task, settings, report)
     except Exception as error:
-        raise RaceError(
-            f"{loaded.name}: the run {run.file.stem} failed: {describe_error(error, loaded.path)}"
-        ) from error
-    write_json(run.file, result)
-    run.progress_file.unlink(missing_ok=True)
-    return run, result
+        told = describe_error(error, loaded.path, loaded.task)
+        raise RaceError(f"{loaded.name}: the run {file.stem} failed: {told}") from error
+    finally:
+        progress_file.unlink(missing_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, result)
+    return file, json.loads(json.dumps(result))  # as it is read from disk
 
 
 @functools.cache
@@ -141,8 +184,9 @@ def end_with(race_process: int) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def write_json(file: Path, value: object) -> None:
-    """Write all of it or nothing: a file that is there is complete."""
+def write_json(file: Path, value: object, lines: bool = True) -> None:
+    """Write all of it or nothing: a file that is there is complete. Without ``lines`` it is one line, and small."""
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    form: dict[str, Any] = {"indent": 1} if lines else {"separators": (",", ":")}
+    unfinished.write_text(json.dumps(value, allow_nan=False, **form) + "\n")
     unfinished.replace(file)

@@ -4,7 +4,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,11 +11,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
+from unscheduled.lab.comparison import mean_curve
+from unscheduled.lab.run import is_blown_up
+
 # Okabe and Ito's palette, told apart by colour-blind eyes; each contender has a marker of its own as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 MANY = 4
-"""More contenders than these have their legend beside the picture."""
+"""More contenders than these need a higher picture, for their legend."""
 CLOSE = 1.4
 """Horizons within this factor would have overlapping labels."""
 WIDE_RANGE = 5.0
@@ -42,11 +44,8 @@ def draw(record: Mapping[str, Any], file: Path) -> None:
         axes.set_xlabel("steps (logarithmic)")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    if many:
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    else:
-        for axes in (left, *right):
-            axes.legend(frameon=False)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3 if many else len(labels), frameon=False)
     figure.savefig(file)
 
 
@@ -71,19 +70,25 @@ def labelled(horizons: Sequence[int]) -> list[int]:
 def draw_curves(axes: Axes, record: Mapping[str, Any]) -> None:
     """The mean curve of each run, and the frontier: what the best scheduled run reached at each horizon."""
     lowest_shown = record["horizons"][0] / 3
+    lower_is_better = record["task"]["lower_is_better"]
     shown: list[float] = []
     for index, name in enumerate(record["contenders"]):
         lengths = sorted({run["horizon"] for run in record["runs"] if run["contender"] == name})
         for length in lengths:
-            steps, means = mean_curve(record, name, length)
+            runs = [run for run in record["runs"] if (run["contender"], run["horizon"]) == (name, length)]
+            curve = mean_curve(runs)
             axes.plot(
-                steps,
-                means,
+                [step for step, _ in curve],
+                [mean for _, mean in curve],
                 color=colour(index),
                 linewidth=2.6 if index == 0 else 1.1,
                 zorder=3 if index == 0 else 2,
             )
-            shown += [mean for step, mean in zip(steps, means, strict=True) if step >= lowest_shown]
+            shown += [
+                mean
+                for step, mean in curve
+                if step >= lowest_shown and not (lower_is_better and is_blown_up(mean, runs[0]["initial"]))
+            ]
         results = [result for result in record["results"] if result["contender"] == name and result["mean"] is not None]
         axes.plot(
             [result["horizon"] for result in results],
@@ -98,7 +103,7 @@ def draw_curves(axes: Axes, record: Mapping[str, Any]) -> None:
         )
     _, *others = record["contenders"]
     frontier = [
-        (horizon, min(means))
+        (horizon, min(means) if lower_is_better else max(means))
         for horizon in record["horizons"]
         if (
             means := [
@@ -132,15 +137,8 @@ def draw_curves(axes: Axes, record: Mapping[str, Any]) -> None:
     axes.set_title(f"{record['task']['name']}: {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}", loc="left")
 
 
-def mean_curve(record: Mapping[str, Any], name: str, length: int) -> tuple[list[int], list[float]]:
-    """The mean over the seeds at every step where none of them had diverged."""
-    curves = [dict(run["curve"]) for run in record["runs"] if (run["contender"], run["horizon"]) == (name, length)]
-    steps = sorted(set[int].intersection(*({*curve} for curve in curves)))
-    return steps, [fmean(curve[step] for curve in curves) for step in steps]
-
-
 def draw_differences(axes: Axes, record: Mapping[str, Any]) -> None:
-    """The first contender minus each other one, with bars of two standard errors: a bar over the line is a tie."""
+    """The first contender minus each other one, with its 95% interval: a bar over the line is a tie."""
     first, *others = record["contenders"]
     axes.axhline(0.0, color=COLOURS[0], linewidth=2.0)
     for index, name in enumerate(others, start=1):
@@ -151,14 +149,15 @@ def draw_differences(axes: Axes, record: Mapping[str, Any]) -> None:
         axes.errorbar(
             [result["horizon"] * spread for result in results],
             [result["difference"] for result in results],
-            yerr=[2.0 * (result["difference_standard_error"] or 0.0) for result in results],
+            yerr=[result["difference_half_width"] or 0.0 for result in results],
             linestyle="none",
             marker=marker(index),
             markersize=7,
             capsize=4,
             color=colour(index),
-            label=f"against {name}",
         )
     axes.set_xlim(record["horizons"][0] / 1.4, record["horizons"][-1] * 1.4)
     axes.set_ylabel(f"{first} minus the other")
-    axes.set_title("below 0 it is better; bars: two standard errors", loc="left", fontsize="medium")
+    side = "below" if record["task"]["lower_is_better"] else "above"
+    bars = "; bars: 95% intervals" if record["seeds"] > 1 else ""
+    axes.set_title(f"{side} 0 it is better{bars}", loc="left", fontsize="medium")

@@ -1,20 +1,21 @@
 """What a race consists of: its budget, horizons, contenders and seeds, and the runs that follow from them."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from unscheduled.lab.contenders import CONTENDERS, DEFAULT_CONTENDERS
-from unscheduled.lab.run import RunSettings
+from unscheduled.lab.contender import Contender
+from unscheduled.lab.contenders import DEFAULT_CONTENDERS
+from unscheduled.lab.run import RunSettings, known_contenders
 from unscheduled.lab.task import LoadedTask, RaceError, describe_error
 
 EARLIEST_EVALUATION = 1 / 50
 """Of the longest run, as a share of its steps."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """A race before it is run.
 
@@ -24,8 +25,8 @@ class Plan:
         horizons: the steps at which the contenders are compared, ascending, none beyond the budget.
         contenders: their names; the first is compared with each of the others.
         seeds: how many.
-        jobs: how many runs side by side.
-        out: the folder for everything the race writes.
+        rates: for the contenders named, the learning rates with which tuning begins, in place of the task's.
+        seconds_per_step: what a step takes, or about; the time left is estimated with it.
     """
 
     loaded: LoadedTask
@@ -33,17 +34,24 @@ class Plan:
     horizons: tuple[int, ...]
     contenders: tuple[str, ...]
     seeds: int
-    jobs: int
-    out: Path
+    rates: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
+    seconds_per_step: float = 1.0
+
+    def contender(self, name: str) -> Contender:
+        """The contender of this name, the task's own or one that every race knows."""
+        return known_contenders(self.loaded.task)[name]
 
     def warmup_steps(self, horizon: int) -> int:
-        """The task's warmup, scaled to the budget; at most half of a run."""
-        warmup = round(self.loaded.task.warmup_steps * self.steps / self.loaded.task.steps)
-        return min(warmup, horizon // 2)
+        """The same share of every run as of the task's own number of steps; a step at least is left for the rest."""
+        return min(round(self.loaded.task.warmup_steps * horizon / self.loaded.task.steps), horizon - 1)
 
     def runs_of(self, contender: str) -> tuple[int, ...]:
         """The lengths of the runs a contender needs: one for all horizons, or one for each."""
-        return self.horizons[-1:] if CONTENDERS[contender].anytime else self.horizons
+        return self.horizons[-1:] if self.contender(contender).anytime else self.horizons
+
+    def horizons_of(self, contender: str, length: int) -> tuple[int, ...]:
+        """The horizons that a run of this length serves: all of them, or its own end."""
+        return self.horizons if self.contender(contender).anytime else (length,)
 
     def evaluation_steps(self, horizon: int) -> tuple[int, ...]:
         """When a run is evaluated: at steps in geometric progression, at the horizons on its way and at its end."""
@@ -52,14 +60,16 @@ class Plan:
         return tuple(sorted(step for step in steps if 1 <= step <= horizon))
 
     def grid(self, contender: str) -> list[float]:
-        """The learning rates that tuning tries, ascending."""
-        if (lr := CONTENDERS[contender].lr) is not None:
+        """The learning rates that tuning tries first, ascending."""
+        if (lr := self.contender(contender).lr) is not None:
             return [lr]
-        return sorted(self.loaded.task.optimizers[CONTENDERS[contender].optimizer].learning_rates)
+        if contender in self.rates:
+            return sorted(self.rates[contender])
+        return sorted(self.loaded.task.optimizers[self.contender(contender).settings_of].learning_rates)
 
     def options(self, contender: str) -> dict[str, Any]:
         """The task's options for the contender's optimizer."""
-        return dict(self.loaded.task.optimizers[CONTENDERS[contender].optimizer].options)
+        return dict(self.loaded.task.optimizers[self.contender(contender).settings_of].options)
 
     def record(self) -> dict[str, Any]:
         """The plan as the JSON files state it.
@@ -71,6 +81,8 @@ class Plan:
         try:
             facts = dict(task.facts())
             json.dumps([facts, [self.options(name) for name in self.contenders]])
+        except RaceError:
+            raise
         except Exception as error:
             raise RaceError(f"{self.loaded.name}: facts, options: {describe_error(error, self.loaded.path)}") from error
         return {
@@ -78,16 +90,17 @@ class Plan:
                 "name": self.loaded.name,
                 "summary": task.summary,
                 "metric": task.metric_name,
+                "lower_is_better": task.lower_is_better,
                 "source_sha256": self.loaded.source_sha256,
                 "facts": facts,
             },
             "steps": self.steps,
             "horizons": list(self.horizons),
-            "warmup_steps": {str(horizon): self.warmup_steps(horizon) for horizon in self.horizons},
             "contenders": {
                 name: {
-                    "theory": CONTENDERS[name].theory,
-                    "optimizer": CONTENDERS[name].optimizer,
+                    "theory": self.contender(name).theory,
+                    "anytime": self.contender(name).anytime,
+                    "settings_of": self.contender(name).settings_of,
                     "options": self.options(name),
                 }
                 for name in self.contenders
@@ -111,12 +124,11 @@ class Plan:
 
 def make_plan(
     loaded: LoadedTask,
-    steps: int | None,
-    horizons: Sequence[int] | None,
-    contenders: Sequence[str] | None,
-    seeds: int | None,
-    jobs: int,
-    out: Path,
+    steps: int | None = None,
+    horizons: Sequence[int] | None = None,
+    contenders: Sequence[str] | None = None,
+    seeds: int | None = None,
+    rates: Mapping[str, Sequence[float]] | None = None,
 ) -> Plan:
     """The plan with the defaults filled in: an eighth, a quarter, a half and all of the task's steps.
 
@@ -126,7 +138,7 @@ def make_plan(
     task = loaded.task
     steps = task.steps if steps is None else steps
     seeds = task.seeds if seeds is None else seeds
-    for name, value in {"--steps": steps, "--seeds": seeds, "--jobs": jobs}.items():
+    for name, value in {"--steps": steps, "--seeds": seeds}.items():
         if value < 1:
             raise RaceError(f"{name} {value}: want an integer >= 1")
     horizons = sorted({*(horizons or [max(1, steps // divisor) for divisor in (8, 4, 2, 1)])})
@@ -134,10 +146,31 @@ def make_plan(
         wrong = horizons[0] if horizons[0] < 1 else horizons[-1]
         raise RaceError(f"horizon {wrong} is not within the budget: want 1 <= horizon <= {steps} steps (see --steps)")
     contenders = tuple(dict.fromkeys(contenders or DEFAULT_CONTENDERS))
+    known = known_contenders(task)
     for contender in contenders:
-        if contender not in CONTENDERS:
-            raise RaceError(f"unknown contender {contender!r}: the contenders are {', '.join(CONTENDERS)}")
-        optimizer = CONTENDERS[contender].optimizer
-        if optimizer not in task.optimizers:
-            raise RaceError(f"{loaded.name} has no settings for {optimizer} (contender {contender}) in `optimizers`")
-    return Plan(loaded, steps, tuple(horizons), contenders, seeds, jobs, out)
+        if contender not in known:
+            raise RaceError(f"unknown contender {contender!r}: the contenders are {', '.join(known)}")
+        settings_of = known[contender].settings_of
+        if settings_of not in task.optimizers:
+            raise RaceError(f"{loaded.name} has no settings for {settings_of} (contender {contender}) in `optimizers`")
+    return Plan(loaded, steps, tuple(horizons), contenders, seeds, checked_rates(rates or {}, contenders, known))
+
+
+def checked_rates(
+    rates: Mapping[str, Sequence[float]], contenders: Sequence[str], known: Mapping[str, Contender]
+) -> dict[str, Sequence[float]]:
+    """The rates by contender; those under the name "" are of every contender that is tuned and has none of its own.
+
+    Raises:
+        RaceError: if a rate is no number above 0, or a contender is not raced.
+    """
+    for name, values in rates.items():
+        if name and name not in contenders:
+            raise RaceError(f"--rates {name}=…: {name} is not raced; the contenders are {', '.join(contenders)}")
+        if name and known[name].lr is not None:
+            raise RaceError(f"--rates {name}=…: {name} has no learning rate to tune")
+        if not values or len({*values}) < len(values) or not all(0.0 < value < math.inf for value in values):
+            shown = f"{name}=" * bool(name) + ",".join(f"{value:g}" for value in values)
+            raise RaceError(f"--rates {shown}: want different numbers above 0")
+    tuned = [name for name in contenders if known[name].lr is None]
+    return {name: rates.get(name, rates.get("", ())) for name in tuned if name in rates or "" in rates}

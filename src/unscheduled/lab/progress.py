@@ -2,9 +2,8 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -12,24 +11,33 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 REFRESH_SECONDS = 0.5
 SECONDS_BETWEEN_LINES = 20.0
 EARLIEST_ESTIMATE = 0.02
-"""The share of the steps after which the time left is told: before, it is mostly that of starting."""
+"""The share of the work after which the time left is told: before, it is mostly that of starting."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A run that is still to be done: its steps, and what a step costs."""
+
+    steps: int
+    seconds_per_step: float
 
 
 class Watch:
-    """Shows steps done, runs done, the current runs and the time left: a bar in a terminal, else a line now and then.
+    """Shows runs done, the current runs and the time left for all: a bar in a terminal, else a line now and then.
 
     Args:
         console: where.
         title: what is running.
-        steps: for each run still to be done, the file it writes its progress to and its number of steps.
     """
 
-    def __init__(self, console: Console, title: str, steps: Mapping[Path, int]) -> None:
+    def __init__(self, console: Console, title: str) -> None:
         self._console = console
         self._title = title
-        self._steps = dict(steps)
-        self._total = sum(self._steps.values())
+        self.later = 0.0
+        """The work of runs that are not known yet, in seconds."""
+        self._expected: dict[Path, Expected] = {}
         self._finished: set[Path] = set()
+        self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -41,53 +49,72 @@ class Watch:
             auto_refresh=False,
             disable=not console.is_terminal,
         )
-        self._all = self._progress.add_task(title, total=self._total, state="starting")
+        self._all = self._progress.add_task(title, total=None, state="starting")
         self._current: dict[Path, TaskID] = {}
 
-    def __enter__(self) -> "Watch":
+    def start(self) -> None:
+        """Begin to show the progress."""
         self._progress.start()
         self._thread.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def stop(self) -> None:
+        """Show it a last time."""
         self._closing.set()
         self._thread.join()
         self._show()
         self._progress.stop()
 
+    def expect(self, progress_file: Path, steps: int, seconds_per_step: float) -> None:
+        """A run is to be done, now or later; it writes the steps it has done to this file."""
+        with self._lock:
+            self._expected[progress_file] = Expected(steps, seconds_per_step)
+
+    def phase(self, name: str) -> None:
+        """What the runs that begin now are for."""
+        self._progress.update(self._all, description=f"{self._title}, {name}")
+
     def finished(self, progress_file: Path) -> None:
         """A run is done."""
-        self._finished.add(progress_file)
+        with self._lock:
+            self._finished.add(progress_file)
 
     def _watch(self) -> None:
         while not self._closing.wait(REFRESH_SECONDS):
             self._show()
 
     def _show(self) -> None:
-        finished = frozenset(self._finished)  # the other thread adds to it
-        running = {file: done for file in self._steps.keys() - finished if (done := steps_done(file))}
-        done = sum(running.values()) + sum(self._steps[file] for file in finished)
-        state = f"{len(finished)}/{len(self._steps)} runs, {done:,} of {self._total:,} steps"
-        if done > EARLIEST_ESTIMATE * self._total:
-            seconds = round((time.monotonic() - self._started) * (self._total / done - 1))
-            state += f", {seconds // 60}:{seconds % 60:02} left"
-        self._progress.update(self._all, completed=done, state=state)
-        self._show_current(running)
+        with self._lock:
+            expected, finished = dict(self._expected), set(self._finished)
+        running = {file: done for file in expected.keys() - finished if (done := steps_done(file))}
+        total = self.later + sum(each.steps * each.seconds_per_step for each in expected.values())
+        done = sum(expected[file].steps * expected[file].seconds_per_step for file in finished)
+        done += sum(steps * expected[file].seconds_per_step for file, steps in running.items())
+        state = f"{len(finished):,} of {len(expected):,} runs"
+        if total and done > EARLIEST_ESTIMATE * total:
+            state += f", {duration((time.monotonic() - self._started) * (total / done - 1))} left"
+        self._progress.update(self._all, completed=done, total=total or None, state=state)
+        self._show_current(running, expected)
         self._progress.refresh()
         if not self._console.is_terminal and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self._console.print(f"{self._title}: {state}")
 
-    def _show_current(self, running: Mapping[Path, int]) -> None:
+    def _show_current(self, running: dict[Path, int], expected: dict[Path, Expected]) -> None:
         for file in self._current.keys() - running.keys():
             self._progress.remove_task(self._current.pop(file))
         for file, done in running.items():
             if file not in self._current:
-                name = file.stem.rpartition("-")[0]
-                self._current[file] = self._progress.add_task(name, total=self._steps[file], state="")
-            self._progress.update(self._current[file], completed=done, state=f"{done:,} of {self._steps[file]:,}")
+                name = f"{file.parent.name} {file.stem.rpartition('-')[0]}"
+                self._current[file] = self._progress.add_task(name, total=expected[file].steps, state="")
+            self._progress.update(self._current[file], completed=done, state=f"{done:,} of {expected[file].steps:,}")
+
+
+def duration(seconds: float) -> str:
+    """As minutes and seconds, or hours and minutes: 2:05, 1 h 20 min."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 60}:{whole % 60:02}"
 
 
 def steps_done(progress_file: Path) -> int:

@@ -15,13 +15,18 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "unscheduled": version("unscheduled")}
 
 
+LAB_FILES = ("contender.py", "contenders.py", "run.py", "schedules.py")
+"""The part of the lab that a run executes."""
+
+
 @functools.cache
 def code_sha256() -> str:
-    """The checksum of the library's own source: numbers of another version of it are not these."""
+    """The checksum of the source that a run executes beside its task: another version of it has other numbers."""
+    lab = Path(__file__).parent
+    library = [file for file in lab.parent.rglob("*.py") if lab not in file.parents and file.name != "cli.py"]
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.parent.rglob("*.py")):
-        if file.parent.name != "tasks":  # each task has a checksum of its own
-            digest.update(file.read_bytes())
+    for file in sorted([*library, *(lab / name for name in LAB_FILES)]):
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

@@ -13,18 +13,35 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
+from unscheduled.lab.contender import Contender
 from unscheduled.lab.contenders import CONTENDERS
 from unscheduled.lab.task import Task
 
 BATCH_NORM_BATCHES = 20
 BATCH_NORM_SEED = 2**31 - 1  # the batches of no run
+BLOWN_UP = 2.0
+"""A run whose metric is this many times what it was before training has diverged (where lower is better)."""
+COUNTED = ("lr", "initial_lr", "params", "param_names")
+"""The entries of a group that are reported elsewhere, or are no options."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """All that one run depends on, beside the task's file and the versions of the libraries."""
+    """All that one run depends on, beside the task's file and the versions of the libraries.
+
+    Args:
+        contender: its name.
+        lr: the learning rate, at the end of the warmup.
+        options: the other keyword arguments of the optimizer.
+        warmup_steps: steps of linear warmup.
+        horizon: the length of the run in steps.
+        evaluate_at: the steps after which the model is evaluated, ascending.
+        seed: of the initial weights, the batches, and dropout.
+        batch_norm: whether BatchNorm's running statistics are re-estimated at the weights that are evaluated.
+    """
 
     contender: str
     lr: float
@@ -33,6 +50,12 @@ class RunSettings:
     horizon: int
     evaluate_at: tuple[int, ...]
     seed: int
+    batch_norm: bool = True
+
+
+def known_contenders(task: Task) -> dict[str, Contender]:
+    """The contenders that every race knows, and the task's own."""
+    return {**CONTENDERS, **task.contenders}
 
 
 def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> dict[str, Any]:
@@ -44,26 +67,32 @@ def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> d
         report: called after every step with the number of steps done.
 
     Returns:
-        The settings; ``curve``, a list of [step, metric]; ``diverged_at``, the step at which the loss, the gradient
-        or the metric was no finite number and the run ended, or None; the checksums of what all contenders with one
-        seed must share; and the seconds it took.
+        The settings; ``optimizer``, the class and the options that ran; ``initial``, the metric before training;
+        ``curve``, a list of [step, metric]; ``others``, by name what else the metric returned at these steps;
+        ``diverged_at``, the step at which the loss, the gradient or the metric was no finite number and the run ended,
+        or the evaluation from which on the metric stayed above twice its initial value, or None; the checksums of what
+        all contenders with one seed must share; the seconds it took, and those of the steps alone.
     """
-    contender = CONTENDERS[settings.contender]
+    contender = known_contenders(task)[settings.contender]
     started = time.perf_counter()
     torch.manual_seed(settings.seed)
     model = task.model()
     initial_weights = checksum(model.state_dict().values())
+    initial = first_of(evaluate(task, model, settings.batch_norm))
     training = contender.prepare(model, settings.lr, settings.options, settings.warmup_steps, settings.horizon)
     batches = task.batches(torch.Generator().manual_seed(settings.seed))
     first_batch = next(batches)
     first_batch_checksum = checksum(tensors_in(first_batch))
 
     curve: list[tuple[int, float]] = []
+    others: dict[str, list[float | None]] = {}
     diverged_at: int | None = None
-    step = 0
+    step, seconds_of_steps = 0, 0.0
     torch.manual_seed(settings.seed)
     for step, batch in enumerate(itertools.islice(itertools.chain([first_batch], batches), settings.horizon), start=1):
+        step_started = time.perf_counter()
         loss = task.loss(model, batch)
+        check_loss(loss)
         finite = math.isfinite(loss.item())
         if finite:
             training.optimizer.zero_grad()
@@ -71,47 +100,106 @@ def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> d
             finite = gradients_are_finite(model)
         if finite:
             training.step(loss)
+        seconds_of_steps += time.perf_counter() - step_started
         if finite and step in settings.evaluate_at:
-            value = evaluate(task, model)
-            finite = math.isfinite(value)
+            values = evaluate(task, model, settings.batch_norm)
+            finite = math.isfinite(first_of(values))
             if finite:
-                curve.append((step, value))
+                curve.append((step, first_of(values)))
+                for name, value in list(values.items())[1:]:
+                    others.setdefault(name, []).append(value if math.isfinite(value) else None)
         if not finite:
             diverged_at = step
             break
         report(step)
     if step < settings.horizon and diverged_at is None:
         raise ValueError(f"batches ended after {step} of {settings.horizon} steps; they must be endless")
+    if diverged_at is None and task.lower_is_better:
+        diverged_at = blown_up_at(curve, initial)
     return {
         **asdict(settings),
+        "optimizer": described(training.optimizer),
+        "initial": initial if math.isfinite(initial) else None,
         "curve": curve,
+        "others": others,
         "diverged_at": diverged_at,
         "initial_weights_sha256": initial_weights,
         "first_batch_sha256": first_batch_checksum,
         "seconds": time.perf_counter() - started,
+        "seconds_of_steps": seconds_of_steps,
     }
+
+
+def check_loss(loss: object) -> None:
+    """Raise TypeError unless the loss can be differentiated."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise TypeError(f"`loss` returned {found}: want a tensor of one number, such as the mean over the batch")
+
+
+def blown_up_at(curve: Sequence[tuple[int, float]], initial: float) -> int | None:
+    """The evaluation from which on all values are far above the initial one, or None."""
+    last = [step for step, value in curve if not is_blown_up(value, initial)]
+    since = [step for step, _ in curve if step > (last[-1] if last else 0)]
+    return since[0] if since else None
+
+
+def is_blown_up(value: float, initial: float | None) -> bool:
+    """Whether a value of a metric, where lower is better, is far above what it was before training."""
+    return initial is not None and 0.0 < initial < math.inf and value > BLOWN_UP * initial
 
 
 def gradients_are_finite(model: nn.Module) -> bool:
     """Whether all are; some optimizers refuse others."""
     grads = [param.grad for param in model.parameters() if param.grad is not None]
-    return all(bool(grad.isfinite().all()) for grad in grads)
+    return all(bool(grad.isfinite().all()) for grad in map(values_of, grads))
 
 
-def evaluate(task: Task, model: nn.Module) -> float:
-    """The metric of a copy of the model, at the average if a schedule-free optimizer is attached; nothing is changed.
+def values_of(tensor: Tensor) -> Tensor:
+    """The stored values of a sparse tensor, or the tensor itself."""
+    return tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor
 
-    BatchNorm's running statistics are re-estimated at these weights, whoever the contender is.
+
+def evaluate(task: Task, model: nn.Module, batch_norm: bool = True) -> dict[str, float]:
+    """The metrics of a copy of the model, at the average if a schedule-free optimizer is attached; nothing is changed.
+
+    Unless ``batch_norm`` is False, BatchNorm's running statistics are re-estimated at these weights, whoever the
+    contender is.
     """
     judged = copy.deepcopy(model)
     with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
-        batches = task.batches(torch.Generator().manual_seed(BATCH_NORM_SEED))
-        update_bn(itertools.islice(batches, BATCH_NORM_BATCHES), judged)  # does nothing without BatchNorm
-        return float(task.metric(judged.eval()))
+        if batch_norm:
+            batches = task.batches(torch.Generator().manual_seed(BATCH_NORM_SEED))
+            update_bn(itertools.islice(batches, BATCH_NORM_BATCHES), judged)  # does nothing without BatchNorm
+        found = task.metric(judged.eval())
+    if not isinstance(found, Mapping):
+        return {task.metric_name: float(found)}
+    if not found:
+        raise ValueError("`metric` returned no number: want one, or several by name")
+    return {name: float(value) for name, value in found.items()}
+
+
+def first_of(values: Mapping[str, float]) -> float:
+    """The number that is compared."""
+    return next(iter(values.values()))
+
+
+def described(optimizer: Optimizer) -> dict[str, Any]:
+    """The class of an optimizer and the options of its first group, as they ran."""
+    defaults = optimizer.defaults
+    options = {name: value for name, value in optimizer.param_groups[0].items() if name in defaults}
+    return {
+        "class": type(optimizer).__name__,
+        "options": {
+            name: value if isinstance(value, (int, float, str, tuple)) else repr(value)
+            for name, value in options.items()
+            if name not in COUNTED and value is not None
+        },
+    }
 
 
 def tensors_in(batch: object) -> Iterable[Tensor]:
-    """The tensors of a batch made of tuples, lists and dictionaries, in order."""
+    """The tensors of a batch made of tuples, lists, dictionaries and objects with attributes, in order."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
@@ -120,11 +208,19 @@ def tensors_in(batch: object) -> Iterable[Tensor]:
     elif isinstance(batch, (tuple, list)):
         for value in cast("Sequence[object]", batch):
             yield from tensors_in(value)
+    elif hasattr(batch, "__dict__"):
+        yield from tensors_in(vars(batch))
 
 
 def checksum(tensors: Iterable[Tensor]) -> str:
     """The sha256 of the values, in order."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        parts = [tensor]
+        if tensor.layout == torch.sparse_coo:
+            parts = [tensor.coalesce().indices(), values_of(tensor)]
+        elif tensor.layout != torch.strided:
+            parts = [tensor.to_dense()]
+        for part in parts:
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,11 +1,18 @@
 """Means over seeds, and which contender is better."""
+# scipy has no types:
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from scipy import stats
+
 Verdict = Literal["better", "tie", "worse", "diverged", "one seed"]
+
+LEVEL = 0.95
+"""The confidence level of a comparison."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The mean of first - second over the seeds (negative: the first is better, lower values being better)."""
+    """The mean of first - second over the seeds, the half-width of its 95% interval, and which is better."""
 
     difference: Estimate
+    half_width: float | None
     verdict: Verdict
 
 
@@ -52,19 +60,31 @@ def estimate(values: Sequence[float | None]) -> Estimate:
     return Estimate(mean, math.sqrt(variance / len(finite)))
 
 
-def compare(first: Sequence[float | None], second: Sequence[float | None]) -> Comparison:
+def t_quantile(seeds: int) -> float:
+    """How many standard errors the two-sided 95% interval of a mean over this many seeds reaches (Student's t)."""
+    return float(stats.t.ppf(0.5 + LEVEL / 2, seeds - 1))
+
+
+def compare(first: Sequence[float | None], second: Sequence[float | None], lower_is_better: bool = True) -> Comparison:
     """Compare two contenders seed by seed: a pair shares initial weights and batches.
 
-    The first is better or worse when the mean difference is more than two standard errors from 0, and otherwise it
-    is a tie. A contender that diverged with any seed is worse than one that did not.
+    The first is better or worse when the 95% interval of the mean difference (Student's t for the number of seeds)
+    does not contain 0; otherwise it is a tie. A contender that diverged with any seed is worse than one that did not.
     """
     first_diverged, second_diverged = None in first, None in second
     if first_diverged or second_diverged:
         both = first_diverged and second_diverged
-        return Comparison(Estimate(None, None), "diverged" if both else "worse" if first_diverged else "better")
-    difference = estimate([a - b for a, b in zip(first, second, strict=True) if a is not None and b is not None])
+        return Comparison(Estimate(None, None), None, "diverged" if both else "worse" if first_diverged else "better")
+    differences = [a - b for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    difference = estimate(differences)
     if difference.mean is None or difference.standard_error is None:
-        return Comparison(difference, "one seed")
-    if abs(difference.mean) <= 2 * difference.standard_error:
-        return Comparison(difference, "tie")
-    return Comparison(difference, "better" if difference.mean < 0 else "worse")
+        return Comparison(difference, None, "one seed")
+    half_width = t_quantile(len(differences)) * difference.standard_error
+    if abs(difference.mean) <= half_width:
+        return Comparison(difference, half_width, "tie")
+    return Comparison(difference, half_width, "better" if (difference.mean < 0) == lower_is_better else "worse")
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The exponential of the mean logarithm, of numbers above 0."""
+    return math.exp(math.fsum(map(math.log, values)) / len(values))

@@ -1,5 +1,6 @@
 """A task: everything a race needs to know about a training problem, and how to find one by name or by path."""
 
+import ast
 import functools
 import hashlib
 import importlib.util
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from unscheduled.lab.contender import Contender
 
 BUILT_IN_FOLDER = Path(__file__).parent / "tasks"
 
@@ -56,15 +59,17 @@ class Task:
         batches: given a generator, yields training batches without end. A batch may be anything that ``loss``
             takes; for a model with BatchNorm it is ``(inputs, targets)``, because the running statistics are
             re-estimated at the averaged weights by calling the model on the inputs.
-        loss: given the model and a batch, the training loss.
-        metric: given the model, in eval mode and with the weights to be judged, a number; lower is better. It is
+        loss: given the model and a batch, the training loss, a scalar.
+        metric: given the model, in eval mode and with the weights to be judged, a number, or several by name, such
+            as ``{"loss": 0.41, "accuracy": 0.87}``. The first is compared, the others are reported beside it. It is
             called without gradients.
-        metric_name: what the number is, with its unit.
-        steps: the budget, in optimizer steps.
-        warmup_steps: steps of linear warmup, the same for every contender. With another number of steps than
-            ``steps`` it is scaled in proportion; a schedule that ends before twice the warmup warms up over the
-            first half of its steps.
+        metric_name: what the first number is, with its unit.
+        steps: the budget, in optimizer steps, an integer >= 1.
+        warmup_steps: steps of linear warmup of a run of ``steps`` steps. A run of another length, such as a
+            scheduled run for an earlier horizon, warms up for the same share of its steps.
         optimizers: for each optimizer class name (``AdamW``, ``AdamWScheduleFree``), its ``OptimizerSettings``.
+        lower_is_better: the direction of the first number; False for an accuracy.
+        contenders: contenders of the task's own, by name, beside those that every race knows.
         evaluations: how many times the longest run is evaluated besides at the horizons, at steps in geometric
             progression.
         seeds: how many seeds are raced unless the user asks for another number.
@@ -102,17 +107,22 @@ class Task:
     model: Callable[[], nn.Module]
     batches: Callable[[torch.Generator], Iterator[Any]]
     loss: Callable[[nn.Module, Any], torch.Tensor]
-    metric: Callable[[nn.Module], float]
+    metric: Callable[[nn.Module], float | Mapping[str, float]]
     metric_name: str
     steps: int
     warmup_steps: int
     optimizers: Mapping[str, OptimizerSettings]
+    lower_is_better: bool = True
+    contenders: Mapping[str, Contender] = field(default_factory=dict[str, Contender])
     evaluations: int = 24
     seeds: int = 3
     facts: Callable[[], Mapping[str, Any]] = dict[str, Any]
     data: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        for name in ("steps", "warmup_steps", "evaluations", "seeds"):
+            if not isinstance(getattr(self, name), int):
+                raise TypeError(f"{name} = {getattr(self, name)!r}: want an integer")
         if self.steps < 1 or not 0 <= self.warmup_steps < self.steps:
             raise ValueError(
                 f"steps = {self.steps}, warmup_steps = {self.warmup_steps}: want 0 <= warmup_steps < steps"
@@ -128,7 +138,7 @@ class Task:
             raise ValueError(f"learning_rates: every optimizer needs a grid of the same size, got {sizes}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedTask:
     """A task with its name and the file it came from."""
 
@@ -138,15 +148,16 @@ class LoadedTask:
     source_sha256: str
     task: Task
 
-    def tuning_files(self) -> list[Path]:
-        """The tuned learning rates shipped beside the task: of the default race, and of the whole family."""
-        return [self.path.with_suffix(suffix) for suffix in (".tuning.json", ".family.tuning.json")]
+    @property
+    def tuning_file(self) -> Path:
+        """The tuned learning rates that are shipped beside the task."""
+        return self.path.with_suffix(".tuning.json")
 
 
 def built_in_tasks() -> dict[str, Path]:
-    """The tasks that come with the library: every file in ``lab/tasks`` is one."""
-    files = sorted(BUILT_IN_FOLDER.glob("*.py"))
-    return {file.stem.replace("_", "-"): file for file in files if file.stem != "__init__"}
+    """The tasks that come with the library: every file in ``lab/tasks`` whose name begins with no underscore."""
+    files = sorted(BUILT_IN_FOLDER.glob("[!_]*.py"))
+    return {file.stem.replace("_", "-"): file for file in files}
 
 
 @functools.cache
@@ -161,7 +172,7 @@ def load_task(reference: str) -> LoadedTask:
         name, path = reference, built_in[reference]
     elif reference.endswith(".py") or Path(reference).exists():
         path = Path(reference).absolute()
-        name = path.stem.replace("_", "-")
+        reference, name = str(path), path.stem.replace("_", "-")
         if not path.is_file():
             raise RaceError(f"no such task file: {reference}")
     else:
@@ -172,7 +183,47 @@ def load_task(reference: str) -> LoadedTask:
     task = getattr(module, "task", None)
     if not isinstance(task, Task):
         raise RaceError(f"{reference} defines no `task = Task(...)` (from unscheduled.lab.task import Task)")
-    return LoadedTask(reference, name, path, hashlib.sha256(path.read_bytes()).hexdigest(), task)
+    return LoadedTask(reference, name, path, source_sha256(path), task)
+
+
+def source_sha256(path: Path) -> str:
+    """The checksum of a task's file, and of the files in its folder that it imports, directly or through others."""
+    digest = hashlib.sha256()
+    for file in [path, *sorted(imported_neighbours(path) - {path})]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def imported_neighbours(path: Path) -> set[Path]:
+    """The files in the folder of a Python file that it imports, also in its functions, and those that they import."""
+    folder, found, unread = path.parent, set[Path](), [path]
+    while unread:
+        for name in imported_names(unread.pop()):
+            own_name = name.removeprefix(f"unscheduled.lab.{folder.name}.").lstrip(".")
+            if not own_name:
+                continue
+            module = folder.joinpath(*own_name.split("."))
+            for file in (module.with_suffix(".py"), module / "__init__.py"):
+                if file.is_file() and file not in found:
+                    found.add(file)
+                    unread.append(file)
+    return found
+
+
+def imported_names(path: Path) -> set[str]:
+    """The dotted names that a Python file may import, with a dot before those that are relative."""
+    names = set[str]()
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:  # told when it is imported
+        return names
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return names
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -192,10 +243,21 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def describe_error(error: BaseException, path: Path) -> str:
-    """An exception in one line: its type, its message and the last line of the task's file on its way."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+def describe_error(error: BaseException, path: Path, task: Task | None = None) -> str:
+    """An exception in one line: its type, its message and the last line of the task's file on its way.
+
+    If there is no such line, it is the one where a function of the task begins: the function that the message begins
+    with, as in "`loss` returned ...", or ``model`` if a layer failed.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines = [error.lineno]
+    if not lines:
+        named = re.match(r"`?(\w+)`? ", str(error))
+        names = [named[1]] if named is not None else []
+        names += ["model" for frame in frames if Path(frame.filename).parts[-4:-1] == ("torch", "nn", "modules")]
+        codes = [getattr(getattr(task, name, None), "__code__", None) for name in names]
+        lines = [code.co_firstlineno for code in codes if code is not None and Path(code.co_filename) == path]
     message = " ".join(f"{type(error).__name__}: {error}".split())
     return f"{message} ({path.name}, line {lines[-1]})" if lines else message

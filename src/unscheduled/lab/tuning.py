@@ -1,123 +1,230 @@
-"""The learning rates of a race: searched on a grid, with other seeds than the race's own."""
+"""The learning rates of a race: searched on grids that widen by themselves, with other seeds than the race's own."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from unscheduled.lab.execution import run_all, write_json
+from unscheduled.lab.execution import Job, Runner
 from unscheduled.lab.plan import Plan
 from unscheduled.lab.provenance import machine, versions
+from unscheduled.lab.run import is_blown_up
 from unscheduled.lab.statistics import estimate
-from unscheduled.lab.task import RaceError
+from unscheduled.lab.task import LoadedTask, RaceError
 
 TUNING_SEEDS = (1000, 1001)
 TUNING_FILE = "tuning.json"
+WIDEST = 12
+"""A grid does not widen beyond this many learning rates."""
+
+Cell = tuple[str, int]
+"""A contender and the length of a run of it."""
 
 
 @dataclass(frozen=True)
 class TunedRates:
-    """The result of a tuning run, as its JSON file has it.
+    """What was chosen for each contender.
 
     Args:
-        source: the file, for the report.
-        record: the contents.
+        choices: for each contender, a choice for every horizon at which it was tuned, with the file it came from.
+        scores: for each learning rate that was tried: contender, length, horizon, mean.
     """
 
-    source: str
-    record: dict[str, Any]
+    choices: Mapping[str, Sequence[Mapping[str, Any]]]
+    scores: Sequence[Mapping[str, Any]]
 
-    def covers(self, plan: Plan) -> bool:
-        """Whether every contender of the plan was tuned."""
-        return set(plan.contenders) <= {choice["contender"] for choice in self.record["chosen"]}
-
-    def choice(self, contender: str, horizon: int) -> dict[str, Any]:
+    def choice(self, contender: str, horizon: int) -> Mapping[str, Any]:
         """What was chosen for the contender at the tuned horizon nearest to this one, in the logarithm."""
-        choices = [choice for choice in self.record["chosen"] if choice["contender"] == contender]
-        return min(choices, key=lambda choice: abs(math.log(choice["horizon"] / horizon)))
+        return min(self.choices[contender], key=lambda choice: abs(math.log(choice["horizon"] / horizon)))
+
+    def without(self, contenders: Sequence[str]) -> list[str]:
+        """Those that were not tuned."""
+        return [name for name in contenders if name not in self.choices]
+
+    def joined(self, other: "TunedRates") -> "TunedRates":
+        """These, and of the other ones the contenders that are not among these."""
+        more = [score for score in other.scores if score["contender"] not in self.choices]
+        return TunedRates({**other.choices, **self.choices}, [*self.scores, *more])
 
 
-def find_tuned_rates(plan: Plan) -> TunedRates | None:
-    """From the output folder if they were tuned there for the task as it is now, else those shipped with the task.
+def read_rates(plan: Plan, out: Path) -> TunedRates:
+    """From the output folder, if they were tuned there for the task as it is now, and those shipped with the task.
 
     Raises:
         RaceError: if a file cannot be understood.
     """
-    own = plan.out / TUNING_FILE
-    for file in (own, *plan.loaded.tuning_files()):
+    found = TunedRates({}, [])
+    own = out / TUNING_FILE
+    for file in (own, plan.loaded.tuning_file):
         if file.is_file():
             try:
-                tuned = TunedRates(file.name, json.loads(file.read_text()))
-                outdated = file == own and tuned.record["task"]["source_sha256"] != plan.loaded.source_sha256
-                covers = tuned.covers(plan)
+                record = json.loads(file.read_text())
+                if file != own or record["task"]["source_sha256"] == plan.loaded.source_sha256:
+                    found = found.joined(rates_in(record, file.name))
             except (ValueError, TypeError, KeyError) as error:
                 raise RaceError(f"{file} is no tuning file ({error}): remove it, or tune with --tune") from error
-            if covers and not outdated:
-                return tuned
-    return None
+    return found
 
 
-def tune(plan: Plan, console: Console) -> TunedRates:
-    """Run the grid of every contender, choose the best learning rates and keep them in the output folder.
+def rates_in(record: Mapping[str, Any], file: str) -> TunedRates:
+    """What the contents of a tuning file say."""
+    choices: dict[str, list[Mapping[str, Any]]] = {}
+    for choice in record["chosen"]:
+        needed = {name: choice[name] for name in ("contender", "horizon", "lr", "edge_of_grid", "best_at")}
+        choices.setdefault(choice["contender"], []).append({**needed, "file": file})
+    return TunedRates(choices, record["scores"])
 
-    A contender with one run for all horizons gets one learning rate, the best at the last horizon; the others get one
-    for each horizon.
-    """
-    cells = [
-        (contender, horizon, lr)
-        for contender in plan.contenders
-        for horizon in plan.runs_of(contender)
-        for lr in plan.grid(contender)
-    ]
-    settings = [
-        plan.settings(*cell, seed, evaluate_at=[step for step in plan.horizons if step <= cell[1]])
-        for cell in cells
+
+def with_earlier(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The contents of a tuning file, and what an earlier one has of other contenders of the same task."""
+    try:
+        earlier = json.loads(file.read_text())
+        if earlier["task"]["source_sha256"] != record["task"]["source_sha256"]:
+            return dict(record)
+        others = {name: each for name, each in earlier["contenders"].items() if name not in record["contenders"]}
+        return {
+            **record,
+            "contenders": {**record["contenders"], **others},
+            **{
+                name: [*record[name], *(each for each in earlier[name] if each["contender"] in others)]
+                for name in ("chosen", "scores")
+            },
+        }
+    except (OSError, ValueError, TypeError, KeyError):
+        return dict(record)
+
+
+def tuning_jobs(plan: Plan, cells: Mapping[Cell, Sequence[float]]) -> list[Job]:
+    """The runs that try these learning rates, evaluated at the horizons only."""
+    return [
+        Job(
+            plan.loaded,
+            plan.settings(contender, length, lr, seed, [step for step in plan.horizons if step <= length]),
+            plan.seconds_per_step,
+        )
+        for (contender, length), rates in cells.items()
+        for lr in rates
         for seed in TUNING_SEEDS
     ]
-    results = run_all(plan.loaded, settings, plan.out, plan.jobs, console, f"tuning {plan.loaded.name}")
-    scores: list[dict[str, Any]] = []
-    for index, (contender, horizon, lr) in enumerate(cells):
-        runs = results[index * len(TUNING_SEEDS) : (index + 1) * len(TUNING_SEEDS)]
-        values = [value_at(run, horizon) for run in runs]
-        mean = estimate(values).mean
-        scores.append({"contender": contender, "horizon": horizon, "lr": lr, "values": values, "mean": mean})
-    record = {
-        **plan.record(),
-        "purpose": "tuning of the learning rates",
-        "seeds": TUNING_SEEDS,
-        "grids": {contender: plan.grid(contender) for contender in plan.contenders},
-        "chosen": [
-            choose(scores, contender, horizon) for contender in plan.contenders for horizon in plan.runs_of(contender)
-        ],
-        "scores": scores,
-        "versions": versions(),
-        "machine": machine(),
+
+
+def first_grids(plan: Plan, contenders: Sequence[str]) -> dict[Cell, list[float]]:
+    """The learning rates with which the tuning of these contenders begins."""
+    return {(name, length): plan.grid(name) for name in contenders for length in plan.runs_of(name)}
+
+
+def tune(plans: Mapping[Plan, Sequence[str]], runner: Runner) -> dict[Plan, dict[str, Any]]:
+    """Search the learning rates of these contenders of each plan; the contents of a tuning file for each.
+
+    A grid whose best value is at an end is continued there by its own ratio, until the best lies inside. A contender
+    with a run for each horizon has a choice for each; one with one run for all has the one whose mean of the log
+    metrics over the horizons is the lowest.
+    """
+    grids = {plan: first_grids(plan, contenders) for plan, contenders in plans.items()}
+    pending = {plan: dict(cells) for plan, cells in grids.items()}
+    scores: dict[Plan, list[dict[str, Any]]] = {plan: [] for plan in plans}
+    while any(pending.values()):
+        jobs = {plan: tuning_jobs(plan, cells) for plan, cells in pending.items()}
+        results = iter(runner.run([job for each in jobs.values() for job in each], "tuning"))
+        for plan, own in jobs.items():
+            scores[plan] += scores_of(plan, [next(results) for _ in own])
+        pending = {plan: widened(plan, cells, scores[plan]) for plan, cells in grids.items()}
+        for plan, cells in pending.items():
+            for cell, rates in cells.items():
+                grids[plan][cell] = sorted({*grids[plan][cell], *rates})
+    return {
+        plan: {
+            **plan.record(),
+            "purpose": "tuning of the learning rates",
+            "seeds": list(TUNING_SEEDS),
+            "chosen": [choose(plan, scores[plan], *cell) for cell in cells],
+            "scores": scores[plan],
+            "versions": versions(),
+            "machine": machine(),
+        }
+        for plan, cells in grids.items()
     }
-    file = plan.out / TUNING_FILE
-    write_json(file, record)
-    return TunedRates(file.name, json.loads(file.read_text()))
 
 
-def choose(scores: Sequence[Mapping[str, Any]], contender: str, horizon: int) -> dict[str, Any]:
-    """The learning rate with the lowest mean, and at which end of the grid it lies, if it does.
+def scores_of(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each learning rate and each horizon that its run serves, the values of the tuning seeds and their mean."""
+    scores: list[dict[str, Any]] = []
+    for index in range(0, len(runs), len(TUNING_SEEDS)):
+        same = runs[index : index + len(TUNING_SEEDS)]
+        contender, length, lr = (same[0][name] for name in ("contender", "horizon", "lr"))
+        for horizon in plan.horizons_of(contender, length):
+            values = [value_at(plan.loaded, run, horizon) for run in same]
+            score = {"contender": contender, "length": length, "horizon": horizon, "lr": lr}
+            scores.append({**score, "values": values, "mean": estimate(values).mean})
+    return scores
+
+
+def widened(
+    plan: Plan, cells: Mapping[Cell, Sequence[float]], scores: Sequence[Mapping[str, Any]]
+) -> dict[Cell, list[float]]:
+    """One more learning rate for each grid whose best is at an end, beyond that end."""
+    more: dict[Cell, list[float]] = {}
+    for cell, rates in cells.items():
+        if not 1 < len(rates) < WIDEST:
+            continue
+        best = choose(plan, scores, *cell)
+        if best["edge_of_grid"] == "lowest":
+            more[cell] = [rounded(rates[0] ** 2 / rates[1])]
+        elif best["edge_of_grid"] == "highest":
+            more[cell] = [rounded(rates[-1] ** 2 / rates[-2])]
+    return more
+
+
+def rounded(rate: float) -> float:
+    """To six digits, so that a grid has the same numbers on its way up and down."""
+    return float(f"{rate:.6g}")
+
+
+def choose(plan: Plan, scores: Sequence[Mapping[str, Any]], contender: str, length: int) -> dict[str, Any]:
+    """The best learning rate for a run, at which end of the grid it lies, if it does, and the best at each horizon.
+
+    If every learning rate diverged, the choice is the lowest one, at the lowest end.
 
     Raises:
-        RaceError: if every learning rate diverged.
+        RaceError: if every learning rate diverged and the grid does not widen any more.
     """
-    candidates = [score for score in scores if (score["contender"], score["horizon"]) == (contender, horizon)]
-    finite = [score for score in candidates if score["mean"] is not None]
+    own = [score for score in scores if (score["contender"], score["length"]) == (contender, length)]
+    rates = sorted({score["lr"] for score in own})
+    means = {lr: [score["mean"] for score in own if score["lr"] == lr] for lr in rates}
+    sign = 1.0 if plan.loaded.task.lower_is_better else -1.0
+    finite = {lr: values for lr, values in means.items() if None not in values}
+    logarithm = math.log if all(value > 0.0 for values in finite.values() for value in values) else float
+    costs = {lr: sign * math.fsum(map(logarithm, values)) for lr, values in finite.items()}
+    if not finite and (len(rates) == 1 or len(rates) >= WIDEST):
+        tried = ", ".join(f"{lr:g}" for lr in rates)
+        raise RaceError(
+            f"{plan.loaded.name}: {contender} diverged at every learning rate ({tried}): give lower --rates"
+        )
+    best = min(costs, key=lambda lr: costs[lr]) if costs else rates[0]
+    edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(best) if len(rates) > 1 else None
+    return {
+        "contender": contender,
+        "horizon": length,
+        "lr": best,
+        "edge_of_grid": edge,
+        "best_at": {str(horizon): best_at(own, horizon, sign) for horizon in plan.horizons_of(contender, length)},
+    }
+
+
+def best_at(scores: Sequence[Mapping[str, Any]], horizon: int, sign: float) -> dict[str, Any] | None:
+    """The learning rate that is best at this horizon alone, and its mean; None if all diverged."""
+    finite = [score for score in scores if score["horizon"] == horizon and score["mean"] is not None]
     if not finite:
-        rates = ", ".join(f"{score['lr']:g}" for score in candidates)
-        raise RaceError(f"{contender} diverged at every learning rate of its grid ({rates}): give the task a lower one")
-    best = min(finite, key=lambda score: score["mean"])
-    rates = sorted(score["lr"] for score in candidates)
-    edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(best["lr"]) if len(rates) > 1 else None
-    return {"contender": contender, "horizon": horizon, "lr": best["lr"], "mean": best["mean"], "edge_of_grid": edge}
+        return None
+    best = min(finite, key=lambda score: sign * score["mean"])
+    return {"lr": best["lr"], "mean": best["mean"]}
 
 
-def value_at(run: Mapping[str, Any], step: int) -> float | None:
+def value_at(loaded: LoadedTask, run: Mapping[str, Any], step: int) -> float | None:
     """The metric of a run at a step; None if it had diverged by then."""
-    return dict(run["curve"]).get(step)
+    value = dict(run["curve"]).get(step)
+    if value is None or (loaded.task.lower_is_better and is_blown_up(value, run["initial"])):
+        return None
+    return value

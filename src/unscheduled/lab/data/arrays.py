@@ -19,7 +19,7 @@ DAMAGED = (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 def read_arrays(path: Path) -> Arrays | None:
     """The arrays of a file; None if it is not there or is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except (FileNotFoundError, *DAMAGED):
         return None

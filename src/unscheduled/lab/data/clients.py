@@ -8,9 +8,11 @@ from unscheduled.lab.data.archives import Archive
 from unscheduled.lab.task import RaceError
 
 REMEDIES = {
-    "pip": "is pip installed for this Python, and can it reach its package index?",
+    "pip": "pip must be installed for this Python, and reach its package index",
     "apt-get": "this needs Debian 12; if apt has no lists of packages yet, run 'apt-get update' once as root",
 }
+WRONG_SHA256 = "DO NOT MATCH THE HASHES"
+"""What pip says when it refuses a file that it downloaded."""
 
 
 class FetchError(RaceError):
@@ -18,7 +20,7 @@ class FetchError(RaceError):
 
 
 def download(archive: Archive, folder: Path) -> None:
-    """Download the archive into the folder.
+    """Download the archive into the folder, where it is missing if pip finds that its SHA-256 is wrong.
 
     Raises:
         FetchError: if the client is missing or fails.
@@ -31,6 +33,8 @@ def download(archive: Archive, folder: Path) -> None:
         result = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     except FileNotFoundError:
         raise FetchError(f"{archive}: there is no {archive.client} here: {REMEDIES[archive.client]}") from None
+    if WRONG_SHA256 in result.stderr:
+        return
     if result.returncode or not (folder / archive.file).is_file():
         reason = last_error(result.stderr) or f"did not download {archive.file}"
         raise FetchError(f"{archive}: {archive.client} says: {reason} ({REMEDIES[archive.client]})")

@@ -64,13 +64,12 @@ def parsed(data_set: DataSet) -> Arrays:
     Raises:
         DataMissing: if an archive is not there, or is damaged.
     """
-    path = arrays_path(data_set)
+    path, name = arrays_path(data_set), data_set.name
+    if not all(is_intact(archive_path(archive), archive) for archive in data_set.archives):
+        raise DataMissing(f"data set {name} is not here: run 'unscheduled data fetch {name}'")
     with locked(path):
         arrays = read_arrays(path)
         if arrays is None:
-            if not all(map(is_intact, data_set.archives)):
-                name = data_set.name
-                raise DataMissing(f"data set {name} is not here: run 'unscheduled data fetch {name}'")
             files: dict[str, bytes] = {}
             for archive in data_set.archives:
                 files |= read_files(archive_path(archive), data_set.files)
@@ -92,23 +91,22 @@ def fetch(archive: Archive, say: Callable[[str], None]) -> None:
     path = archive_path(archive)
     with locked(path):
         say("checking")
-        if is_intact(archive):
+        if is_intact(path, archive):
             return
+        path.unlink(missing_ok=True)
         for _ in range(ATTEMPTS):
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 say(f"fetching {archive.megabytes}")
                 download(archive, Path(folder))
-                os.replace(Path(folder, archive.file), path)
-            say("checking")
-            if is_intact(archive):
-                return
-            path.unlink()
+                say("checking")
+                if is_intact(Path(folder, archive.file), archive):
+                    os.replace(Path(folder, archive.file), path)
+                    return
     raise FetchError(f"{archive}: fetched {ATTEMPTS} times, and the SHA-256 of {archive.file} is not {archive.sha256}")
 
 
-def is_intact(archive: Archive) -> bool:
-    """Whether the archive is in the cache, with the right SHA-256."""
-    path = archive_path(archive)
+def is_intact(path: Path, archive: Archive) -> bool:
+    """Whether the file is there, with the SHA-256 of the archive."""
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == archive.sha256
 
 

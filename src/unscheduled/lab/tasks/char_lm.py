@@ -109,7 +109,7 @@ def facts() -> dict[str, Any]:
 
 
 BETAS = (0.9, 0.99)
-settings = OptimizerSettings((0.002, 0.004, 0.008, 0.016, 0.032), {"betas": BETAS, "weight_decay": 0.01})
+settings = OptimizerSettings((0.004, 0.008, 0.016), {"betas": BETAS, "weight_decay": 0.01})
 task = Task(
     summary="a GPT of 114,000 parameters on the source of Python's standard library, character by character",
     model=GPT,
@@ -122,10 +122,8 @@ task = Task(
     optimizers={
         "AdamW": settings,
         "AdamWScheduleFree": settings,
-        "SGDScheduleFree": OptimizerSettings((0.25, 0.5, 1.0, 2.0, 4.0)),
-        "LionScheduleFree": OptimizerSettings(
-            (0.001, 0.002, 0.004, 0.008, 0.016), {"betas": BETAS, "weight_decay": 0.05}
-        ),
+        "SGDScheduleFree": OptimizerSettings((0.5, 1.0, 2.0)),
+        "LionScheduleFree": OptimizerSettings((0.002, 0.004, 0.008), {"betas": BETAS, "weight_decay": 0.05}),
     },
     facts=facts,
 )

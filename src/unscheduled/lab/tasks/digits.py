@@ -72,7 +72,7 @@ def facts() -> dict[str, Any]:
 
 
 BETAS = (0.9, 0.99)
-settings = OptimizerSettings((0.001, 0.003, 0.01, 0.03, 0.1), {"betas": BETAS, "weight_decay": 0.05})
+settings = OptimizerSettings((0.004, 0.008, 0.016), {"betas": BETAS, "weight_decay": 0.05})
 task = Task(
     summary="a convolutional network of 15,000 parameters, with BatchNorm, on scikit-learn's handwritten digits",
     model=model,
@@ -85,10 +85,8 @@ task = Task(
     optimizers={
         "AdamW": settings,
         "AdamWScheduleFree": settings,
-        "SGDScheduleFree": OptimizerSettings((0.03, 0.1, 0.3, 1.0, 3.0), {"weight_decay": 0.001}),
-        "LionScheduleFree": OptimizerSettings(
-            (0.0003, 0.001, 0.003, 0.01, 0.03), {"betas": BETAS, "weight_decay": 0.2}
-        ),
+        "SGDScheduleFree": OptimizerSettings((0.3, 1.0, 3.0), {"weight_decay": 0.001}),
+        "LionScheduleFree": OptimizerSettings((0.001, 0.003, 0.01), {"betas": BETAS, "weight_decay": 0.2}),
     },
     seeds=5,
     facts=facts,

@@ -1,0 +1,105 @@
+"""The tasks of the battery, each with its contenders, in the order in which a limited budget takes them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unscheduled.lab.battery.ablations import VARIANTS, WITHOUT_BATCH_NORM, Variant
+
+SCHEDULES = ("cosine", "linear", "step", "wsd")
+FAMILY = ("polyak-ruppert", "primal", "river", "constant", "plus")
+ADAMW = ("schedule-free", "schedule-free-r1", *SCHEDULES, *FAMILY)
+MUON = (*ADAMW, "muon-r1", "amuse-slow", "muon-linear")
+SGD = ("sgd", "sgd-r1", "sgd-cosine", "sgd-step")
+LONG_CONTENDERS = ("schedule-free", "schedule-free-r1", "cosine", "linear")
+CONVEX = ("schedule-free", "schedule-free-r1", "linear", "polyak-ruppert", "primal")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A task of the battery.
+
+    Args:
+        task: its name, or the path of a file that defines one.
+        kind: what kind of problem it is, for the report.
+        counterpart: the problem of the paper that it stands for, or "" if there is none.
+        contenders: who races; the first is compared with the others.
+        length: how many times the task's own number of steps.
+        seeds: how many seeds, or None for the task's own number.
+        ablated: whether the choices of Schedule-Free AdamW are varied on it.
+    """
+
+    task: str
+    kind: str
+    counterpart: str
+    contenders: tuple[str, ...]
+    length: int = 1
+    seeds: int | None = None
+    ablated: bool = False
+
+    @property
+    def name(self) -> str:
+        """The task's name, with ``-long`` for a longer run of it."""
+        name = Path(self.task).stem.replace("_", "-")
+        return name if self.length == 1 else f"{name}-long"
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Those of Schedule-Free AdamW that are tried if the task is ablated."""
+        return (*VARIANTS, WITHOUT_BATCH_NORM) if "BatchNorm" in self.kind else VARIANTS
+
+    @property
+    def shares_rates(self) -> bool:
+        """Whether it takes part in the comparison of one learning rate for all tasks."""
+        return self.kind != "convex" and self.length == 1
+
+    def stated(self) -> dict[str, Any]:
+        """As the report has it."""
+        return {"kind": self.kind, "counterpart": self.counterpart, "length": self.length}
+
+
+DEEP = (
+    Entry("char-lm", "transformer", "NanoGPT on OpenWebText", MUON, seeds=5, ablated=True),
+    Entry("movielens", "recommender", "DLRM on Criteo", ADAMW, ablated=True),
+    Entry("cora-gcn", "graph network", "OGBG (AlgoPerf)", ADAMW),
+    Entry("mnist-cnn", "CNN", "CIFAR, SVHN", (*ADAMW, *SGD)),
+    Entry("translation-lstm", "RNN", "LSTM on IWSLT14", ADAMW),
+    Entry("fashion-resnet", "CNN with BatchNorm", "ResNet-50 on ImageNet", (*ADAMW, *SGD), ablated=True),
+    Entry("fashion-mae", "transformer", "fine-tuning of a masked autoencoder", MUON),
+    Entry("fashion-unet", "image reconstruction", "VarNet on fastMRI", ADAMW),
+    Entry("census-dlrm", "recommender", "DLRM on Criteo", ADAMW),
+    Entry("pubmed-gcn", "graph network", "OGBG (AlgoPerf)", ADAMW),
+    Entry("shakespeare-gpt", "transformer", "NanoGPT on OpenWebText", MUON),
+    Entry("digits", "CNN with BatchNorm", "CIFAR, SVHN", ADAMW),
+)
+LONG = (
+    Entry("shakespeare-gpt", "transformer", "NanoGPT on OpenWebText", LONG_CONTENDERS, length=10, seeds=3),
+    Entry("mnist-cnn", "CNN", "CIFAR, SVHN", LONG_CONTENDERS, length=10, seeds=3),
+)
+"""Ten times as long as usual: where do the best beta and r move?"""
+CONVEX_SETS = ("glass", "iris", "letter", "pendigits", "vehicle", "vowel", "wine", "dna", "segment", "satimage")
+ENTRIES = (
+    *DEEP,
+    *(Entry(f"logistic-{name}", "convex", f"logistic regression on {name}", CONVEX) for name in CONVEX_SETS),
+    *LONG,
+)
+
+
+def entry_of(name: str) -> Entry | None:
+    """The entry of this name, or one for a task file of the user's own; None if there is none."""
+    if name.endswith(".py"):
+        return Entry(name, "own", "", ADAMW)
+    return next((entry for entry in ENTRIES if entry.name == name), None)
+
+
+PAPER_CONVEX = {
+    "glass": {"schedule-free": 72.1, "linear": 70.3, "polyak-ruppert": 68.8, "primal": 65.0},
+    "iris": {"schedule-free": 98.6, "linear": 98.6, "polyak-ruppert": 98.3, "primal": 98.5},
+    "letter": {"schedule-free": 77.8, "linear": 77.8, "polyak-ruppert": 77.8, "primal": 77.8},
+    "pendigits": {"schedule-free": 96.0, "linear": 96.0, "polyak-ruppert": 95.8, "primal": 94.0},
+    "vehicle": {"schedule-free": 83.4, "linear": 83.2, "polyak-ruppert": 80.8, "primal": 81.2},
+    "vowel": {"schedule-free": 77.5, "linear": 77.6, "polyak-ruppert": 76.8, "primal": 77.2},
+    "wine": {"schedule-free": 100.0, "linear": 100.0, "polyak-ruppert": 100.0, "primal": 100.0},
+    "dna": {"schedule-free": 100.0, "linear": 100.0, "polyak-ruppert": 100.0, "primal": 100.0},
+}
+"""Training accuracy in per cent, from the figures of "The Road Less Scheduled", arXiv 2405.15682."""

@@ -1,0 +1,65 @@
+"""What the battery leaves behind: JSON, pictures and one page that needs no other file and no network."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from unscheduled.lab.battery.figures import draw_averaging, draw_frontier
+from unscheduled.lab.battery.summary import summary
+from unscheduled.lab.execution import write_json
+
+SUMMARY_FILE = "battery.json"
+PAGE_FILE = "battery.html"
+FRONTIER_FILE = "frontier.png"
+AVERAGING_FILE = "averaging.png"
+
+
+def write_report(records: Mapping[str, Mapping[str, Any]], out: Path) -> dict[str, Any]:
+    """Write the summary, the pictures and the page, and return the summary."""
+    found = summary(records)
+    write_json(out / SUMMARY_FILE, found)
+    deep = {name: record for name, record in records.items() if record["entry"]["kind"] != "convex"}
+    pictures: dict[str, str] = {}
+    for file, draw in ((FRONTIER_FILE, draw_frontier), (AVERAGING_FILE, draw_averaging)):
+        draw(deep or records, out / file)
+        pictures[file] = base64.b64encode((out / file).read_bytes()).decode()
+    environment = Environment(
+        loader=PackageLoader("unscheduled.lab", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("battery.html.jinja").render(
+        summary=found, records=records, pictures=pictures, doubts=doubts_of(records)
+    )
+    (out / PAGE_FILE).write_text(page, encoding="utf-8")
+    return found
+
+
+def doubts_of(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The doubts of all races, a line each."""
+    return [f"{name}: {doubt}" for name, record in records.items() for doubt in record["doubts"]]
+
+
+def print_totals(found: Mapping[str, Any], console: Console) -> None:
+    """The counts of each contender, for the terminal."""
+    table = Table(box=SIMPLE_HEAD, title="against the best schedule tuned for each horizon (95%, Student's t)")
+    for name in ("contender", "tasks", "cells", "better", "tie", "worse", "not worse", "loss ratio", "steps ratio"):
+        table.add_column(name, justify="left" if name in ("contender", "tasks") else "right")
+    for total in found["totals"]:
+        table.add_row(
+            total["contender"],
+            total["group"],
+            *(str(total[name]) for name in ("cells", "better", "tie", "worse")),
+            f"{total['not_worse']:.0%}",
+            "" if total["loss_ratio"] is None else f"{total['loss_ratio']:.3f}",
+            f"{total['steps_ratio']:.2f}",
+        )
+    console.print(table)

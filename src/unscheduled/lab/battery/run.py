@@ -1,0 +1,163 @@
+"""Running the battery, task by task: first the learning rates, then the race."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from unscheduled.lab.battery.ablations import CONTENDER, ablation_jobs, ablation_rows
+from unscheduled.lab.battery.entries import Entry
+from unscheduled.lab.battery.one_setting import one_setting_jobs
+from unscheduled.lab.data import DataMissing
+from unscheduled.lab.execution import Job, Runner, write_json
+from unscheduled.lab.forecast import Forecast, forecast, total, with_trial
+from unscheduled.lab.plan import Plan, make_plan
+from unscheduled.lab.race import learning_rates, race_jobs, race_record, steps_of_race
+from unscheduled.lab.task import load_task
+from unscheduled.lab.tuning import (
+    TUNING_FILE,
+    TunedRates,
+    first_grids,
+    rates_in,
+    read_rates,
+    scores_of,
+    tune,
+    tuning_jobs,
+)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A task of the battery that can be run here.
+
+    Args:
+        entry: the task and its contenders.
+        plan: its race.
+        tuned: the learning rates that are known already.
+        forecast: what is still to be run.
+    """
+
+    entry: Entry
+    plan: Plan
+    tuned: TunedRates
+    forecast: Forecast
+
+    @property
+    def untuned(self) -> list[str]:
+        """The contenders whose learning rates have to be searched."""
+        return self.tuned.without(self.plan.contenders)
+
+    @property
+    def seconds_of_race(self) -> float:
+        """What its race takes on one core, tuning aside."""
+        return steps_of_race(self.plan) * self.plan.seconds_per_step
+
+
+def prepare(
+    entries: Sequence[Entry],
+    console: Console,
+    out: Path,
+    tune_first: bool = False,
+    races_only: bool = False,
+    seeds: int | None = None,
+) -> list[Planned]:
+    """A plan for each task whose data are here; a task whose data are not is left out with one line."""
+    planned: list[Planned] = []
+    for entry in entries:
+        loaded = load_task(entry.task)
+        try:
+            plan = make_plan(
+                loaded, steps=entry.length * loaded.task.steps, contenders=entry.contenders, seeds=seeds or entry.seeds
+            )
+            plan.record()
+            plan = with_trial(plan)
+        except DataMissing as error:
+            console.print(f"{entry.name}: left out, {error}")
+            continue
+        tuned = TunedRates({}, []) if tune_first else read_rates(plan, tuning_folder(out, entry))
+        extra = [] if races_only else extra_jobs(entry, plan, tuned)
+        missing = [job for job in extra if not job.file.exists()]
+        planned.append(Planned(entry, plan, tuned, total([forecast(plan, tuned), of_jobs(missing)])))
+    return planned
+
+
+def extra_jobs(entry: Entry, plan: Plan, tuned: TunedRates) -> list[Job]:
+    """The runs beside tuning and race; before tuning, the ablations are planned around the middle of the grid."""
+    jobs = one_setting_jobs(plan) if entry.shares_rates else []
+    if entry.ablated:
+        known = CONTENDER in tuned.choices
+        middle = tuned.choice(CONTENDER, plan.horizons[-1])["lr"] if known else plan.grid(CONTENDER)[1]
+        jobs += ablation_jobs(plan, entry.variants, middle)
+    return jobs
+
+
+def of_jobs(jobs: Sequence[Job]) -> Forecast:
+    """What these runs take."""
+    steps = sum(job.settings.horizon for job in jobs)
+    seconds = sum(job.settings.horizon * job.seconds_per_step for job in jobs)
+    return Forecast(len(jobs), steps, seconds, tuned=True)
+
+
+def tuning_folder(out: Path, entry: Entry) -> Path:
+    """Where the learning rates of a task are kept."""
+    return out / "tuning" / entry.name
+
+
+def fitting(planned: Sequence[Planned], seconds: float) -> list[Planned]:
+    """The tasks, in order, that fit into so many seconds of all workers together."""
+    chosen: list[Planned] = []
+    for each in planned:
+        if each.forecast.seconds <= seconds:
+            chosen.append(each)
+            seconds -= each.forecast.seconds
+    return chosen
+
+
+def run_battery(planned: Sequence[Planned], races_only: bool, out: Path, runner: Runner) -> None:
+    """Run what is not on disk yet, and keep the race of each task in a file of its own."""
+    for each in planned:
+        runner.expect(tuning_jobs(each.plan, first_grids(each.plan, each.untuned)))
+    for index, each in enumerate(planned):
+        runner.expect_later(sum(other.seconds_of_race for other in planned[index:]))
+        tuned = tuned_rates(each, out, runner)
+        runner.expect_later(sum(other.seconds_of_race for other in planned[index + 1 :]))
+        jobs = race_jobs(each.plan, learning_rates(each.plan, tuned))
+        record = race_record(each.plan, tuned, runner.run(jobs, f"racing {each.entry.name}"))
+        more = [] if races_only else one_setting_scores(each, runner)
+        record |= {
+            "entry": each.entry.stated(),
+            "tuning_scores": [*tuned.scores, *more],
+            "ablations": [] if races_only else ablations(each, tuned, runner),
+        }
+        write_json(out / f"{each.entry.name}.json", record, lines=False)
+
+
+def one_setting_scores(planned: Planned, runner: Runner) -> list[dict[str, Any]]:
+    """What the rates that all tasks share reach on this one; convex tasks and long runs are not asked."""
+    if not planned.entry.shares_rates:
+        return []
+    runs = runner.run(one_setting_jobs(planned.plan), f"one rate for all, {planned.entry.name}")
+    return scores_of(planned.plan, runs)
+
+
+def ablations(planned: Planned, tuned: TunedRates, runner: Runner) -> list[dict[str, Any]]:
+    """What each choice of Schedule-Free AdamW is worth on a task that is ablated."""
+    if not planned.entry.ablated:
+        return []
+    variants = planned.entry.variants
+    lr = tuned.choice(CONTENDER, planned.plan.horizons[-1])["lr"]
+    runs = runner.run(ablation_jobs(planned.plan, variants, lr), f"ablations of {planned.entry.name}")
+    return ablation_rows(planned.plan, variants, runs)
+
+
+def tuned_rates(planned: Planned, out: Path, runner: Runner) -> TunedRates:
+    """The learning rates of a plan; those that are not known yet are searched and kept in a file."""
+    if not planned.untuned:
+        return planned.tuned
+    found = tune({planned.plan: planned.untuned}, runner)[planned.plan]
+    folder = tuning_folder(out, planned.entry)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / TUNING_FILE, found, lines=False)
+    return planned.tuned.joined(rates_in(found, TUNING_FILE))

@@ -1,0 +1,179 @@
+"""What the races of the battery say together: a cell is one task at one horizon."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unscheduled.lab.battery.entries import PAPER_CONVEX
+from unscheduled.lab.battery.one_setting import one_setting
+from unscheduled.lab.comparison import first_crossing, mean_curve
+from unscheduled.lab.statistics import compare, geometric_mean
+
+NEVER = 2.0
+"""The steps ratio that counts for a run which does not reach its target within the budget."""
+ADAMW_SCHEDULES = ("cosine", "linear", "step", "wsd")
+CHAMPIONS = {
+    "schedule-free": ADAMW_SCHEDULES,
+    "schedule-free-r1": ADAMW_SCHEDULES,
+    "polyak-ruppert": ADAMW_SCHEDULES,
+    "primal": ADAMW_SCHEDULES,
+    "river": ADAMW_SCHEDULES,
+    "plus": ADAMW_SCHEDULES,
+    "constant": ADAMW_SCHEDULES,
+    "muon-r1": (*ADAMW_SCHEDULES, "muon-linear"),
+    "amuse-slow": (*ADAMW_SCHEDULES, "muon-linear"),
+    "sgd": ("sgd-cosine", "sgd-step"),
+    "sgd-r1": ("sgd-cosine", "sgd-step"),
+}
+"""The contenders with one run for all horizons, each with the schedules that it is compared with."""
+GROUPS = ("deep", "convex", "long")
+
+Record = Mapping[str, Any]
+
+
+def summary(records: Mapping[str, Record]) -> dict[str, Any]:
+    """The contents of ``battery.json``, from the race of each task by its name."""
+    cells = [cell for name, record in records.items() for cell in cells_of(name, record)]
+    return {
+        "tasks": {name: {**record["entry"], "task": record["task"]["name"]} for name, record in records.items()},
+        "never": NEVER,
+        "totals": totals(cells),
+        "cells": cells,
+        "convex": convex(records),
+        "one_setting": one_setting(records),
+        "windows": [window for name, record in records.items() for window in windows_of(name, record)],
+        "seconds_of_training": sum(record["seconds_of_training"] for record in records.values()),
+        "versions": next(iter(records.values()))["versions"],
+        "machine": next(iter(records.values()))["machine"],
+    }
+
+
+def cells_of(name: str, record: Record) -> list[dict[str, Any]]:
+    """For each champion that raced and each horizon: how it does against the best schedule tuned for that horizon."""
+    cells: list[dict[str, Any]] = []
+    results = {(result["contender"], result["horizon"]): result for result in record["results"]}
+    for champion, schedules in CHAMPIONS.items():
+        if champion not in record["contenders"]:
+            continue
+        curve = mean_curve(runs_of(record, champion, record["horizons"][-1]))
+        for horizon in record["horizons"]:
+            raced = [results[schedule, horizon] for schedule in schedules if schedule in record["contenders"]]
+            finished = [result for result in raced if result["mean"] is not None]
+            if not finished:
+                continue
+            best = min(finished, key=lambda result: result["mean"])
+            own = results[champion, horizon]
+            steps = first_crossing(curve, best["mean"], lower_is_better=True)
+            cells.append(
+                {
+                    "task": name,
+                    "kind": record["entry"]["kind"],
+                    "group": group_of(record),
+                    "horizon": horizon,
+                    "contender": champion,
+                    "mean": own["mean"],
+                    "schedule": best["contender"],
+                    "schedule_mean": best["mean"],
+                    "ratio": None if own["mean"] is None else own["mean"] / best["mean"],
+                    "verdict": compare(own["values"], best["values"]).verdict,
+                    "steps_ratio": None if steps is None else steps / horizon,
+                }
+            )
+    return cells
+
+
+def runs_of(record: Record, contender: str, length: int) -> list[Record]:
+    """The runs of a contender of this length."""
+    return [run for run in record["runs"] if (run["contender"], run["horizon"]) == (contender, length)]
+
+
+def totals(cells: Sequence[Record]) -> list[dict[str, Any]]:
+    """For each champion, over the convex tasks, the others, and the long runs."""
+    return [
+        {"contender": champion, "group": group, **total_of(own)}
+        for champion in CHAMPIONS
+        for group in GROUPS
+        if (own := [cell for cell in cells if (cell["contender"], cell["group"]) == (champion, group)])
+    ]
+
+
+def group_of(record: Record) -> str:
+    """Convex tasks, long runs, and all others are counted apart."""
+    if record["entry"]["kind"] == "convex":
+        return "convex"
+    return "long" if record["entry"]["length"] > 1 else "deep"
+
+
+def total_of(cells: Sequence[Record]) -> dict[str, Any]:
+    """How often better, tied and worse, and the geometric means of the loss ratio and of the steps ratio.
+
+    The loss ratio leaves out cells in which the contender diverged; they count as worse.
+    """
+    count = {kind: sum(cell["verdict"] == kind for cell in cells) for kind in ("better", "tie", "worse")}
+    ratios = [cell["ratio"] for cell in cells if cell["ratio"] is not None and cell["ratio"] > 0.0]
+    steps = [NEVER if cell["steps_ratio"] is None else cell["steps_ratio"] for cell in cells]
+    return {
+        "cells": len(cells),
+        **count,
+        "not_worse": (count["better"] + count["tie"]) / len(cells),
+        "loss_ratio": geometric_mean(ratios) if ratios else None,
+        "steps_ratio": geometric_mean(steps),
+        "never_reached": sum(cell["steps_ratio"] is None for cell in cells),
+    }
+
+
+def convex(records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """Final training accuracy of each convex set, beside the paper's."""
+    rows: list[dict[str, Any]] = []
+    for name, record in records.items():
+        if record["entry"]["kind"] == "convex":
+            last = record["horizons"][-1]
+            found = {
+                result["contender"]: result["others"].get("accuracy")
+                for result in record["results"]
+                if result["horizon"] == last
+            }
+            data_set = name.removeprefix("logistic-")
+            rows.append({"set": data_set, "accuracy": found, "paper": PAPER_CONVEX.get(data_set)})
+    return rows
+
+
+def windows_of(name: str, record: Record, tolerance: float = 0.01) -> list[dict[str, Any]]:
+    """For each contender, by what factor its learning rate may vary within 1% of the best loss at the last horizon."""
+    windows: list[dict[str, Any]] = []
+    last = record["horizons"][-1]
+    for contender in record["contenders"]:
+        scores = {
+            score["lr"]: score["mean"]
+            for score in record["tuning_scores"]
+            if (score["contender"], score["horizon"], score.get("length", last)) == (contender, last, last)
+            and score["mean"] is not None
+        }
+        if len(scores) > 1 and min(scores.values()) > 0.0:
+            windows.append({"task": name, "contender": contender, "factor": window(scores, tolerance)})
+    return windows
+
+
+def window(scores: Mapping[float, float], tolerance: float) -> float:
+    """The factor between the highest and the lowest rate whose loss is within the tolerance of the best.
+
+    Between the rates that were tried, the logarithm of the loss is a straight line in that of the rate.
+    """
+    rates = sorted(scores)
+    limit = math.log(min(scores.values())) + math.log1p(tolerance)
+    best = min(rates, key=lambda rate: scores[rate])
+    ends: list[float] = []
+    for direction in (-1, 1):
+        position = rates.index(best)
+        end = math.log(best)
+        while 0 <= position + direction < len(rates):
+            here, there = rates[position], rates[position + direction]
+            if math.log(scores[there]) > limit:
+                rise = math.log(scores[there]) - math.log(scores[here])
+                share = (limit - math.log(scores[here])) / rise
+                end = math.log(here) + share * math.log(there / here)
+                break
+            position += direction
+            end = math.log(rates[position])
+        ends.append(end)
+    return math.exp(ends[1] - ends[0])

@@ -1,0 +1,126 @@
+"""A contender: a way to train that a race compares, and the two kinds of which most are made."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from unscheduled import ScheduleFreeOptimizer
+from unscheduled.lab.schedules import Decay, warmup_then
+
+Options = Mapping[str, Any]
+Prepare = Callable[[nn.Module, float, Options, int, int], "Training"]
+Make = Callable[[nn.Module, float, Options], Optimizer]
+MakeScheduleFree = Callable[[nn.Module, float, Options, int], ScheduleFreeOptimizer]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What moves the weights of one run.
+
+    Args:
+        optimizer: stepped once a batch.
+        schedule: stepped after the optimizer, if there is one.
+    """
+
+    optimizer: Optimizer
+    schedule: LambdaLR | None = None
+
+    def step(self, loss: Tensor) -> None:
+        """One step, from the gradients of this loss."""
+        if isinstance(self.optimizer, ScheduleFreeOptimizer):
+            self.optimizer.step(loss=loss)
+        else:
+            self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to train that a race compares.
+
+    A task file adds contenders of its own with ``Task(contenders={"name": Contender(...)})``; `scheduled` and
+    `schedule_free` make the two usual kinds.
+
+    Args:
+        theory: one line that says what it is.
+        settings_of: the optimizer class whose ``OptimizerSettings`` of the task it takes.
+        anytime: whether one run serves every horizon; otherwise each horizon has a run of its own.
+        prepare: given the model, the learning rate, the other options, the steps of warmup and the horizon, returns
+            the ``Training``.
+        lr: the learning rate, of a contender that is not tuned; None for one that is.
+
+    Example:
+        >>> import torch
+        >>> from unscheduled.lab.schedules import cosine
+        >>> def rmsprop(model, lr, options):
+        ...     return torch.optim.RMSprop(model.parameters(), lr=lr, alpha=0.99)
+        >>> contender = scheduled("RMSprop, linear warmup, then cosine decay", "AdamW", rmsprop, cosine)
+        >>> contender.anytime
+        False
+    """
+
+    theory: str
+    settings_of: str
+    anytime: bool
+    prepare: Prepare
+    lr: float | None = None
+
+
+def scheduled(theory: str, settings_of: str, make: Make, decay: Decay) -> Contender:
+    """An optimizer with linear warmup and a decay that ends at the horizon: a run for each horizon.
+
+    Args:
+        theory: one line that says what it is.
+        settings_of: the optimizer class whose settings it takes.
+        make: given the model, the peak learning rate and the task's options, returns the optimizer.
+        decay: the share of the peak rate, given the progress from 0 (end of the warmup) to 1 (horizon).
+    """
+
+    def prepare(model: nn.Module, lr: float, options: Options, warmup_steps: int, horizon: int) -> Training:
+        optimizer = make(model, lr, options)
+        return Training(optimizer, LambdaLR(optimizer, warmup_then(decay, warmup_steps, horizon)))
+
+    return Contender(theory, settings_of, False, prepare)
+
+
+def schedule_free(
+    theory: str, make: MakeScheduleFree, settings_of: str = "AdamWScheduleFree", lr: float | None = None
+) -> Contender:
+    """A schedule-free optimizer, attached to the model and judged at the average: one run for all horizons.
+
+    Args:
+        theory: one line that says what it is.
+        make: given the model, the learning rate, the task's options and the steps of warmup, returns the optimizer.
+        settings_of: the optimizer class whose settings it takes.
+        lr: the learning rate, if it is not tuned.
+    """
+
+    def prepare(model: nn.Module, lr: float, options: Options, warmup_steps: int, horizon: int) -> Training:
+        return Training(make(model, lr, options, warmup_steps).attach(model))
+
+    return Contender(theory, settings_of, True, prepare, lr)
+
+
+def with_beta(beta: float, options: Options) -> dict[str, Any]:
+    """The options with another interpolation beta."""
+    return {**options, "betas": (beta, options["betas"][1] if "betas" in options else 0.999)}
+
+
+def of(
+    cls: type[ScheduleFreeOptimizer],
+    beta: float | None = None,
+    params: Callable[[nn.Module], Any] = nn.Module.parameters,
+    **choices: Any,
+) -> MakeScheduleFree:
+    """How to make an optimizer of this class, with other choices than the task's options where they are given."""
+
+    def make(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
+        own = options if beta is None else with_beta(beta, options)
+        return cast(Any, cls)(params(model), lr=lr, **{"warmup_steps": warmup_steps, **own, **choices})
+
+    return make
