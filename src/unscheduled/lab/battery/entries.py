@@ -59,7 +59,7 @@ class Entry:
 
 
 DEEP = (
-    Entry("char-lm", "transformer", "NanoGPT on OpenWebText", MUON, seeds=5, ablated=True),
+    Entry("char-lm", "transformer", "NanoGPT on OpenWebText", MUON, ablated=True),
     Entry("movielens", "recommender", "DLRM on Criteo", ADAMW, ablated=True),
     Entry("cora-gcn", "graph network", "OGBG (AlgoPerf)", ADAMW),
     Entry("mnist-cnn", "CNN", "CIFAR, SVHN", (*ADAMW, *SGD)),

@@ -117,13 +117,15 @@ task = Task(
     loss=loss,
     metric=validation_loss,
     metric_name="validation loss (nats per character)",
-    steps=2000,
-    warmup_steps=200,
+    steps=1000,
+    warmup_steps=50,
     optimizers={
         "AdamW": settings,
         "AdamWScheduleFree": settings,
         "SGDScheduleFree": OptimizerSettings((0.5, 1.0, 2.0)),
         "LionScheduleFree": OptimizerSettings((0.002, 0.004, 0.008), {"betas": BETAS, "weight_decay": 0.05}),
     },
+    evaluations=14,
+    seeds=5,
     facts=facts,
 )
