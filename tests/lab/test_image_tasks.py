@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from unscheduled.lab.tasks import fashion_mae, fashion_resnet, fashion_unet, mnist_cnn
+from unscheduled.lab.tasks import _images, fashion_mae, fashion_resnet, fashion_unet, mnist_cnn
 
 TASKS = [mnist_cnn, fashion_resnet, fashion_unet, fashion_mae]
 
@@ -28,7 +28,8 @@ def random_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     }
     monkeypatch.setenv("UNSCHEDULED_CACHE", str(tmp_path))
     monkeypatch.setattr(fashion_mae, "PRETRAINING_STEPS", 3)
-    for module in TASKS:
+    monkeypatch.setattr(fashion_mae, "PRETRAINING", 300)
+    for module in (_images, mnist_cnn, fashion_mae):
         monkeypatch.setattr(module, "load", lambda name: arrays)
     forget()
     yield
@@ -37,13 +38,7 @@ def random_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
 
 def forget() -> None:
     """Empty the caches in memory."""
-    for function in (
-        mnist_cnn.digits,
-        fashion_resnet.clothes,
-        fashion_unet.clothes,
-        fashion_mae.clothes,
-        fashion_mae.pre_trained,
-    ):
+    for function in (mnist_cnn.digits, _images.fashion, fashion_unet.reconstructions, fashion_mae.pre_trained):
         function.cache_clear()
 
 
@@ -89,8 +84,9 @@ def test_the_same_seed_makes_the_same_model(module: ModuleType) -> None:
 
 
 def test_held_out_digits_are_never_trained_on() -> None:
-    images, _ = mnist_cnn.digits()
-    held_out = {image.sort().values.numpy().tobytes() for image in images[: mnist_cnn.HELD_OUT].flatten(1)}
+    _, (images, _) = mnist_cnn.digits()
+    held_out = {image.sort().values.numpy().tobytes() for image in images.flatten(1)}
+    assert len(held_out) == mnist_cnn.HELD_OUT
     for inputs, _ in islice(mnist_cnn.batches(torch.Generator().manual_seed(0)), 10):
         assert held_out.isdisjoint(image.sort().values.numpy().tobytes() for image in inputs.flatten(1))
 
