@@ -10,7 +10,6 @@ that is large enough. There the penalty |W|^2 / 2n is added to the loss, with n 
 """
 
 import functools
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -21,6 +20,7 @@ from torch.nn import functional
 
 from unscheduled.lab.data import load
 from unscheduled.lab.task import OptimizerSettings, Task
+from unscheduled.lab.tasks._checksum import data_sha256
 
 BATCH_SIZE = 16
 EPOCHS = 100
@@ -77,9 +77,8 @@ def logistic_task(name: str, examples: int, adamw: float, schedule_free: float, 
     def facts() -> dict[str, Any]:
         """The shape of the table and its checksum."""
         features, classes = examples_of(name)
-        sha256 = hashlib.sha256(features.numpy().tobytes() + classes.numpy().tobytes()).hexdigest()
         shape = {"examples": len(classes), "features": features.shape[1], "classes": int(classes.max()) + 1}
-        return {**shape, "data sha256": sha256}
+        return {**shape, "data sha256": data_sha256(name)}
 
     def settings(middle: float) -> OptimizerSettings:
         return OptimizerSettings((middle / 2, middle, 2 * middle), {"betas": BETAS, "weight_decay": 0.0})
