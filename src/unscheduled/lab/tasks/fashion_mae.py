@@ -173,7 +173,6 @@ task = Task(
     optimizers={
         "AdamW": settings,
         "AdamWScheduleFree": settings,
-        "MuonScheduleFree": OptimizerSettings((0.005, 0.01, 0.02), settings.options),
     },
     evaluations=14,
     seeds=5,
