@@ -1,10 +1,11 @@
 """census-dlrm: a DLRM says who earns more than 50,000 dollars, on the Census-Income data: the paper's DLRM in small.
 
 As with clicks on advertisements, the inputs are many categories and a few numbers, and positive examples are rare (6%).
+
+The weight decay was chosen among 0.01, 0.03 and 0.1 for AdamW with cosine decay, seeds 2000 and 2001.
 """
 
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from unscheduled.lab.data import load
 from unscheduled.lab.task import OptimizerSettings, Task
+from unscheduled.lab.tasks._checksum import data_sha256
 from unscheduled.lab.tasks._clicks import click_metric
 
 WIDTH = 16
@@ -112,11 +114,11 @@ def metric(model: nn.Module) -> Mapping[str, float]:
 def facts() -> dict[str, Any]:
     """The size of the data and its checksum."""
     training, held_out = rows()
-    sha256 = hashlib.sha256(training.numbers.numpy().tobytes() + held_out.numbers.numpy().tobytes()).hexdigest()
-    return {"training rows": len(training.labels), "held-out rows": len(held_out.labels), "data sha256": sha256}
+    sizes = {"training rows": len(training.labels), "held-out rows": len(held_out.labels)}
+    return {**sizes, "data sha256": data_sha256("census-income")}
 
 
-OPTIONS = {"betas": (0.9, 0.99), "weight_decay": 0.01}
+settings = OptimizerSettings((0.008, 0.016, 0.032), {"betas": (0.9, 0.99), "weight_decay": 0.01})
 task = Task(
     summary="a DLRM of 46,000 parameters predicts a high income, on the Census-Income data",
     model=DLRM,
@@ -127,8 +129,8 @@ task = Task(
     steps=800,
     warmup_steps=40,
     optimizers={
-        "AdamW": OptimizerSettings((0.002, 0.004, 0.008), OPTIONS),
-        "AdamWScheduleFree": OptimizerSettings((0.004, 0.008, 0.016), OPTIONS),
+        "AdamW": settings,
+        "AdamWScheduleFree": settings,
     },
     evaluations=14,
     seeds=5,

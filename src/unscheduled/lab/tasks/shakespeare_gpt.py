@@ -1,7 +1,10 @@
-"""shakespeare-gpt: a GPT learns to write Shakespeare's works, byte by byte: the paper's language model in small."""
+"""shakespeare-gpt: a GPT learns to write Shakespeare's works, byte by byte: the paper's language model in small.
+
+Embeddings start large enough that attention is learned within the budget. The weight decay was chosen among 0.03, 0.1
+and 0.3 for AdamW with cosine decay, seeds 2000 and 2001; 0.03 and 0.1 were equal up to 0.001 nats.
+"""
 
 import functools
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +16,12 @@ from torch.nn import functional
 
 from unscheduled.lab.data import load
 from unscheduled.lab.task import OptimizerSettings, Task
+from unscheduled.lab.tasks._checksum import data_sha256
 
-CONTEXT, WIDTH, HEADS, LAYERS = 64, 96, 4, 2
-BATCH_SIZE = 4
+CONTEXT, WIDTH, HEADS, LAYERS = 32, 96, 4, 2
+BATCH_SIZE = 8
 STRETCH = 20_000  # bytes; every tenth stretch of the text is held out
-VALIDATION_WINDOWS = 128
+VALIDATION_WINDOWS = 256
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class GPT(nn.Module):
         )
         self.norm = nn.LayerNorm(WIDTH)
         self.logits = nn.Linear(WIDTH, symbols)
-        nn.init.normal_(self.symbol.weight, std=0.02)
-        nn.init.normal_(self.position.weight, std=0.02)
+        nn.init.normal_(self.symbol.weight, std=0.3)
+        nn.init.normal_(self.position.weight, std=0.3)
         self.register_buffer("future", nn.Transformer.generate_square_subsequent_mask(CONTEXT), persistent=False)
 
     def forward(self, symbols: Tensor) -> Tensor:
@@ -98,14 +102,13 @@ def held_out_loss(model: nn.Module) -> float:
 def facts() -> dict[str, Any]:
     """The size of the text and its checksum."""
     training, held_out = texts().training, texts().held_out
-    sha256 = hashlib.sha256(training.numpy().tobytes() + held_out.numpy().tobytes()).hexdigest()
-    return {"training characters": len(training), "held-out characters": len(held_out), "text sha256": sha256}
+    sizes = {"training bytes": len(training), "held-out bytes": len(held_out)}
+    return {**sizes, "data sha256": data_sha256("shakespeare")}
 
 
-BETAS = (0.9, 0.99)
-OPTIONS = {"betas": BETAS, "weight_decay": 0.1}
+OPTIONS = {"betas": (0.9, 0.99), "weight_decay": 0.1}
 task = Task(
-    summary="a GPT of 249,000 parameters on Shakespeare's works, byte by byte",
+    summary="a GPT of 243,000 parameters on Shakespeare's works, byte by byte",
     model=GPT,
     batches=batches,
     loss=loss,
@@ -114,9 +117,9 @@ task = Task(
     steps=1000,
     warmup_steps=50,
     optimizers={
-        "AdamW": OptimizerSettings((0.002, 0.004, 0.008), OPTIONS),
-        "AdamWScheduleFree": OptimizerSettings((0.004, 0.008, 0.016), OPTIONS),
-        "MuonScheduleFree": OptimizerSettings((0.005, 0.01, 0.02), OPTIONS),
+        "AdamW": OptimizerSettings((0.004, 0.008, 0.016), OPTIONS),
+        "AdamWScheduleFree": OptimizerSettings((0.008, 0.016, 0.032), OPTIONS),
+        "MuonScheduleFree": OptimizerSettings((0.016, 0.032, 0.064), OPTIONS),
     },
     evaluations=14,
     seeds=5,

@@ -2,10 +2,11 @@
 
 Verses of at most 16 words on both sides; of each language the 996 most frequent words are known. Labels are smoothed
 in training, and not where the model is judged.
+
+The weight decay was chosen among 0.1, 0.3 and 0.6 for AdamW with cosine decay, seeds 2000 and 2001.
 """
 
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from unscheduled.lab.data import load
 from unscheduled.lab.task import OptimizerSettings, Task
+from unscheduled.lab.tasks._checksum import data_sha256
 
 PAD, UNKNOWN = 0, 3
 VOCABULARY = 1000  # ids, which are in the order of frequency
@@ -72,7 +74,8 @@ class Translator(nn.Module):
     """Inputs to the logits of the next word, of all words that are no padding (words, VOCABULARY).
 
     An LSTM reads the Spanish verse in both directions. A second one reads the English words so far and attends to the
-    states of the first by dot products (Luong et al., 2015).
+    states of the first by dot products (Luong et al., 2015). A normalisation takes the place of their last tanh, which
+    large learning rates saturate.
     """
 
     def __init__(self) -> None:
@@ -81,10 +84,10 @@ class Translator(nn.Module):
         self.english = nn.Embedding(VOCABULARY, WIDTH)
         self.encoder = nn.LSTM(WIDTH, WIDTH // 2, batch_first=True, bidirectional=True)
         self.decoder = nn.LSTM(WIDTH, WIDTH, batch_first=True)
-        self.combined = nn.Linear(2 * WIDTH, WIDTH)
+        self.combined = nn.Sequential(nn.Linear(2 * WIDTH, WIDTH), nn.LayerNorm(WIDTH))
         self.logits = nn.Linear(WIDTH, VOCABULARY)
-        nn.init.normal_(self.spanish.weight, std=0.1)
-        nn.init.normal_(self.english.weight, std=0.1)
+        nn.init.normal_(self.spanish.weight, std=0.3)
+        nn.init.normal_(self.english.weight, std=0.3)
 
     def forward(self, inputs: Inputs) -> Tensor:
         spanish, previous = inputs
@@ -97,7 +100,7 @@ class Translator(nn.Module):
         scores = (hidden @ source.mT).masked_fill((spanish == PAD).unsqueeze(1), float("-inf"))
         context = scores.softmax(2) @ source
         words = torch.cat([hidden, context], 2)[previous != PAD]
-        return self.logits(self.combined(words).tanh())
+        return self.logits(self.combined(words))
 
 
 def batches(generator: torch.Generator) -> Iterator[tuple[Inputs, Tensor]]:
@@ -126,11 +129,11 @@ def metric(model: nn.Module) -> Mapping[str, float]:
 def facts() -> dict[str, Any]:
     """The size of the data and its checksum."""
     training, held_out = verses()
-    sha256 = hashlib.sha256(training.spanish.numpy().tobytes() + training.english.numpy().tobytes()).hexdigest()
-    return {"training verses": len(training.english), "held-out verses": len(held_out.english), "data sha256": sha256}
+    sizes = {"training verses": len(training.english), "held-out verses": len(held_out.english)}
+    return {**sizes, "data sha256": data_sha256("bible-verses")}
 
 
-OPTIONS = {"betas": (0.9, 0.99), "weight_decay": 0.05}
+settings = OptimizerSettings((0.032, 0.064, 0.128), {"betas": (0.9, 0.99), "weight_decay": 0.3})
 task = Task(
     summary="an LSTM with attention of 260,000 parameters translates Spanish Bible verses into English",
     model=Translator,
@@ -141,9 +144,9 @@ task = Task(
     steps=500,
     warmup_steps=25,
     optimizers={
-        "AdamW": OptimizerSettings((0.004, 0.008, 0.016), OPTIONS),
-        "AdamWScheduleFree": OptimizerSettings((0.008, 0.016, 0.032), OPTIONS),
-        "MuonScheduleFree": OptimizerSettings((0.005, 0.01, 0.02), OPTIONS),
+        "AdamW": settings,
+        "AdamWScheduleFree": settings,
+        "MuonScheduleFree": settings,
     },
     evaluations=14,
     seeds=5,
