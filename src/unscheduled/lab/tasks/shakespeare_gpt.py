@@ -119,7 +119,6 @@ task = Task(
     optimizers={
         "AdamW": OptimizerSettings((0.004, 0.008, 0.016), OPTIONS),
         "AdamWScheduleFree": OptimizerSettings((0.008, 0.016, 0.032), OPTIONS),
-        "MuonScheduleFree": OptimizerSettings((0.016, 0.032, 0.064), OPTIONS),
     },
     evaluations=14,
     seeds=5,

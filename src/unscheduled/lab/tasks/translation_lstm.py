@@ -146,7 +146,6 @@ task = Task(
     optimizers={
         "AdamW": settings,
         "AdamWScheduleFree": settings,
-        "MuonScheduleFree": settings,
     },
     evaluations=14,
     seeds=5,
