@@ -25,7 +25,7 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_unknown_task_lists_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal(["no-such-task"], capsys)
     assert "'no-such-task'" in line
-    assert "char-lm, digits" in line
+    assert "char-lm, cora-gcn, digits" in line
 
 
 def test_missing_task_file(capsys: pytest.CaptureFixture[str]) -> None:
