@@ -4,7 +4,7 @@ Two layers (Kipf and Welling, 2017): logits = S relu(S X W1 + b1) W2 + b2, where
 adjacency matrix A with self-loops, divided by the square roots of the degrees D of both ends. S X has no parameters and
 is computed once. Every step takes all nodes for training.
 
-The public splits of these graphs have 20 training nodes a class: there every contender overfits within 50 steps, so
+The public splits of these graphs have 20 training nodes a class: there all rates that were tried overfit early, so
 that the comparison would be one of regularisation. The nodes are split at random instead, with a fifth held out.
 """
 # torch leaves some of its arguments without types:
