@@ -2,6 +2,7 @@
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -28,40 +29,61 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         RaceError: if the user asked for something that cannot be.
     """
+    return exit_code(run_race, arguments)
+
+
+def exit_code(work: Callable[[argparse.Namespace, Console], None], arguments: argparse.Namespace) -> int:
+    """Call it with the arguments and a console, and return the exit code.
+
+    Raises:
+        RaceError: if it does, or if a file cannot be read or written.
+    """
     console = make_console()
     try:
-        if arguments.list:
-            list_all(console)
-            return 0
-        loaded = load_task(arguments.task)
-        plan = make_plan(
-            loaded,
-            steps=arguments.steps,
-            horizons=arguments.horizons,
-            contenders=arguments.contenders,
-            seeds=arguments.seeds,
-            rates=dict(arguments.rates or []),
-        )
-        backend = Backend(arguments.backend, all_cores() if arguments.jobs is None else arguments.jobs)
-        out = arguments.out or Path("race") / loaded.name
-        tune_first = arguments.tune or bool(arguments.rates)
-        if arguments.dry_run:
-            plan = with_trial(plan)
-            tuned = TunedRates({}, []) if tune_first else read_rates(plan, out)
-            console.print(f"{loaded.name}: {forecast(plan, tuned).shown(backend.jobs)}")
-            return 0
-        check_writable(out)
-        with Runner(backend, console, loaded.name) as runner:
-            record = race(plan, tune_first, out, runner, console)
-        write_report(record, out)
+        work(arguments, console)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise RaceError(f"cannot read or write: {error}") from error
     except KeyboardInterrupt:
         console.print("interrupted: the finished runs are kept, give the same command again to go on")
         return INTERRUPTED
+    return 0
+
+
+def run_race(arguments: argparse.Namespace, console: Console) -> None:
+    """List, or estimate, or race."""
+    if arguments.list:
+        list_all(console)
+        return
+    loaded = load_task(arguments.task)
+    plan = make_plan(
+        loaded,
+        steps=arguments.steps,
+        horizons=arguments.horizons,
+        contenders=arguments.contenders,
+        seeds=arguments.seeds,
+        rates=dict(arguments.rates or []),
+    )
+    backend = backend_of(arguments)
+    out = arguments.out or Path("race") / loaded.name
+    tune_first = arguments.tune or bool(arguments.rates)
+    if arguments.dry_run:
+        plan = with_trial(plan)
+        tuned = TunedRates({}, []) if tune_first else read_rates(plan, out)
+        console.print(f"{loaded.name}: {forecast(plan, tuned).shown(backend.jobs)}")
+        return
+    check_writable(out)
+    with Runner(backend, console, loaded.name) as runner:
+        record = race(plan, tune_first, out, runner, console)
+    write_report(record, out)
     print_race(record, console)
     console.print(f"written to {out}: {PAGE_FILE}, {PICTURE_FILE}, {RACE_FILE}")
-    return 0
+
+
+def backend_of(arguments: argparse.Namespace) -> Backend:
+    """What executes the runs: by default on all cores."""
+    return Backend(arguments.backend, all_cores() if arguments.jobs is None else arguments.jobs)
 
 
 def make_console() -> Console:

@@ -1,14 +1,12 @@
 """What a race leaves behind for people: a picture and a page."""
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from unscheduled.lab import tables
 from unscheduled.lab.figure import draw
+from unscheduled.lab.pages import embedded, write_page
 from unscheduled.lab.terminal import direction
 
 PICTURE_FILE = "race.png"
@@ -18,14 +16,9 @@ PAGE_FILE = "race.html"
 def write_report(record: Mapping[str, Any], out: Path) -> None:
     """Write ``race.png`` and ``race.html``, which needs no other file and no network."""
     draw(record, out / PICTURE_FILE)
-    environment = Environment(
-        loader=PackageLoader("unscheduled.lab", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("race.html.jinja").render(
+    write_page(
+        "race.html.jinja",
+        out / PAGE_FILE,
         record=record,
         direction=direction(record),
         results=tables.results_table(record),
@@ -35,6 +28,5 @@ def write_report(record: Mapping[str, Any], out: Path) -> None:
         rates=tables.rates_table(record),
         one_rate=tables.one_rate_table(record),
         sensitivity=tables.sensitivity_tables(record),
-        picture=base64.b64encode((out / PICTURE_FILE).read_bytes()).decode(),
+        picture=embedded(out / PICTURE_FILE),
     )
-    (out / PAGE_FILE).write_text(page, encoding="utf-8")

@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from unscheduled.lab.backends import Backend, all_cores
+from unscheduled.lab.backends import Backend
 from unscheduled.lab.battery.entries import ENTRIES, Entry, entry_of
 from unscheduled.lab.battery.report import PAGE_FILE, SUMMARY_FILE, print_totals, write_report
 from unscheduled.lab.battery.run import Planned, fitting, prepare, run_battery
-from unscheduled.lab.command import INTERRUPTED, check_writable, make_console
+from unscheduled.lab.command import backend_of, check_writable, exit_code
 from unscheduled.lab.execution import Runner
 from unscheduled.lab.forecast import total
 from unscheduled.lab.task import RaceError
@@ -26,30 +26,24 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         RaceError: if the user asked for something that cannot be.
     """
-    console = make_console()
-    try:
-        if arguments.list:
-            for entry in ENTRIES:
-                console.print(
-                    f"{entry.name:22}{entry.kind:22}{len(entry.contenders):3} contenders  {entry.counterpart}"
-                )
-            return 0
-        backend = Backend(arguments.backend, all_cores() if arguments.jobs is None else arguments.jobs)
-        check_writable(arguments.out)
-        planned = chosen(arguments, backend, console)
-        if arguments.dry_run or not planned:
-            return 0
-        with Runner(backend, console, "battery") as runner:
-            run_battery(planned, arguments.races_only, arguments.out, runner)
-        found = write_report(records_in(arguments.out), arguments.out)
-    except OSError as error:
-        raise RaceError(f"cannot read or write: {error}") from error
-    except KeyboardInterrupt:
-        console.print("interrupted: the finished runs are kept, give the same command again to go on")
-        return INTERRUPTED
-    print_totals(found, console)
+    return exit_code(race_all, arguments)
+
+
+def race_all(arguments: argparse.Namespace, console: Console) -> None:
+    """List, or estimate, or race on all tasks that were asked for."""
+    if arguments.list:
+        for entry in ENTRIES:
+            console.print(f"{entry.name:22}{entry.kind:22}{len(entry.contenders):3} contenders  {entry.counterpart}")
+        return
+    backend = backend_of(arguments)
+    check_writable(arguments.out)
+    planned = chosen(arguments, backend, console)
+    if arguments.dry_run or not planned:
+        return
+    with Runner(backend, console, "battery") as runner:
+        run_battery(planned, arguments.races_only, arguments.out, runner)
+    print_totals(write_report(records_in(arguments.out), arguments.out), console)
     console.print(f"written to {arguments.out}: {PAGE_FILE}, {SUMMARY_FILE}, a race for each task, and pictures")
-    return 0
 
 
 def records_in(out: Path) -> dict[str, dict[str, Any]]:

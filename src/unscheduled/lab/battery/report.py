@@ -1,11 +1,9 @@
 """What the battery leaves behind: JSON, pictures and one page that needs no other file and no network."""
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +11,7 @@ from rich.table import Table
 from unscheduled.lab.battery.figures import draw_averaging, draw_frontier
 from unscheduled.lab.battery.summary import summary
 from unscheduled.lab.execution import write_json
+from unscheduled.lab.pages import embedded, write_page
 
 SUMMARY_FILE = "battery.json"
 PAGE_FILE = "battery.html"
@@ -28,18 +27,15 @@ def write_report(records: Mapping[str, Mapping[str, Any]], out: Path) -> dict[st
     pictures: dict[str, str] = {}
     for file, draw in ((FRONTIER_FILE, draw_frontier), (AVERAGING_FILE, draw_averaging)):
         draw(deep or records, out / file)
-        pictures[file] = base64.b64encode((out / file).read_bytes()).decode()
-    environment = Environment(
-        loader=PackageLoader("unscheduled.lab", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        pictures[file] = embedded(out / file)
+    write_page(
+        "battery.html.jinja",
+        out / PAGE_FILE,
+        summary=found,
+        records=records,
+        pictures=pictures,
+        doubts=doubts_of(records),
     )
-    page = environment.get_template("battery.html.jinja").render(
-        summary=found, records=records, pictures=pictures, doubts=doubts_of(records)
-    )
-    (out / PAGE_FILE).write_text(page, encoding="utf-8")
     return found
 
 
