@@ -1,6 +1,6 @@
 """What narrow states cost in quality: ``python -m benchmarks.narrow``. The tasks of the race with compact states too.
 
-The same learning rate, weights and batches for both; what is kept of a run is not run again.
+The same learning rate, weights and batches for both; finished runs are kept in the cache folder.
 """
 
 import argparse
@@ -10,25 +10,26 @@ from typing import Any
 
 from rich.console import Console
 
-from unscheduled.lab.execution import run_all
-from unscheduled.lab.plan import Plan
+from unscheduled.lab.backends import Backend
+from unscheduled.lab.execution import Job, Runner
+from unscheduled.lab.plan import make_plan
 from unscheduled.lab.provenance import code_sha256, machine, versions
 from unscheduled.lab.run import RunSettings
 from unscheduled.lab.statistics import compare, estimate
 from unscheduled.lab.task import load_task
-from unscheduled.lab.tuning import find_tuned_rates, value_at
+from unscheduled.lab.tuning import read_rates, value_at
 
 CONTENDER = "schedule-free"
 PRECISIONS = ("float32", "compact")
 
 
-def compared(name: str, seeds: int, jobs: int, out: Path, console: Console) -> dict[str, Any]:
+def compared(name: str, seeds: int, jobs: int, console: Console) -> dict[str, Any]:
     """The final losses of a task, by how the state is stored."""
     loaded = load_task(name)
     steps = loaded.task.steps
-    plan = Plan(loaded, steps, (steps,), (CONTENDER,), seeds, jobs, out / name)
-    tuned = find_tuned_rates(plan)
-    if tuned is None:
+    plan = make_plan(loaded, horizons=[steps], contenders=[CONTENDER], seeds=seeds)
+    tuned = read_rates(plan, Path("race") / name)
+    if tuned.without([CONTENDER]):
         raise SystemExit(f"{name} has no tuned learning rates: unscheduled race {name} --tune")
     lr = tuned.choice(CONTENDER, steps)["lr"]
     settings = [
@@ -44,9 +45,10 @@ def compared(name: str, seeds: int, jobs: int, out: Path, console: Console) -> d
         for precision in PRECISIONS
         for seed in range(seeds)
     ]
-    runs = run_all(loaded, settings, plan.out, jobs, console, name)
+    with Runner(Backend(jobs=jobs), console, name) as runner:
+        runs = runner.run([Job(loaded, each) for each in settings], "compact and float32 states")
     values = {
-        precision: [value_at(run, steps) for run in runs if run["options"]["state_precision"] == precision]
+        precision: [value_at(loaded, run, steps) for run in runs if run["options"]["state_precision"] == precision]
         for precision in PRECISIONS
     }
     comparison = compare(values["compact"], values["float32"])
@@ -72,11 +74,10 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["char-lm", "digits"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path("race/narrow"), help="where finished runs are kept")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     arguments = parser.parse_args()
     console = Console()
-    found = [compared(name, arguments.seeds, arguments.jobs, arguments.work, console) for name in arguments.tasks]
+    found = [compared(name, arguments.seeds, arguments.jobs, console) for name in arguments.tasks]
     record = {"machine": machine(), "versions": versions(), "code_sha256": code_sha256(), "tasks": found}
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "narrow.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -3,7 +3,7 @@
 On the tasks of the race, with batches of their size, of a quarter and of four times that: Schedule-Free AdamW at every
 learning rate of the task's grid, of which the best mean in hindsight counts, against ScheduleFree+, which has none; and
 ScheduleFree+ with another factor on its step, with momentum inside, and without warmup. The
-same weights and batches for all of a seed; what is kept of a run is not run again.
+same weights and batches for all of a seed; finished runs are kept in the cache folder.
 """
 
 import argparse
@@ -15,8 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
-from unscheduled.lab.execution import run_all
-from unscheduled.lab.plan import Plan
+from unscheduled.lab.backends import Backend
+from unscheduled.lab.execution import Job, Runner
+from unscheduled.lab.plan import make_plan
 from unscheduled.lab.provenance import code_sha256, machine, versions
 from unscheduled.lab.run import RunSettings
 from unscheduled.lab.statistics import compare, estimate
@@ -53,12 +54,11 @@ def compared(
     variants: tuple[Variant, ...],
     seeds: int,
     jobs: int,
-    out: Path,
     console: Console,
 ) -> dict[str, Any]:
     """The final losses at every learning rate and of every variant, and how the variants compare with the best rate."""
     steps = STEPS[task]
-    plan = Plan(loaded, steps, (steps,), (TUNED, POLYAK), seeds, jobs, out / f"{task}-{batch}")
+    plan = make_plan(loaded, steps=steps, horizons=[steps], contenders=[TUNED, POLYAK], seeds=seeds)
     grid = plan.grid(TUNED)
 
     def settings(contender: str, lr: float, options: Mapping[str, Any], warmup: bool) -> list[RunSettings]:
@@ -69,9 +69,10 @@ def compared(
     wanted = {f"lr {lr:g}": settings(TUNED, lr, {}, True) for lr in grid}
     wanted |= {each.name: settings(POLYAK, each.factor, each.options, each.warmup) for each in variants}
     flat = [each for one in wanted.values() for each in one]
-    runs = run_all(loaded, flat, plan.out, jobs, console, f"{task}, {batch} batches")
+    with Runner(Backend(jobs=jobs), console, task) as runner:
+        runs = runner.run([Job(loaded, each) for each in flat], f"{batch} batches")
     values = {
-        name: [value_at(run, steps) for run in runs[index * seeds : (index + 1) * seeds]]
+        name: [value_at(loaded, run, steps) for run in runs[index * seeds : (index + 1) * seeds]]
         for index, name in enumerate(wanted)
     }
     means = {name: estimate(found) for name, found in values.items()}
@@ -106,7 +107,6 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["char-lm", "digits"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path("race/polyak"), help="where finished runs are kept")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     arguments = parser.parse_args()
     console = Console()
@@ -123,7 +123,6 @@ def main() -> None:
                     variants,
                     arguments.seeds,
                     arguments.jobs,
-                    arguments.work,
                     console,
                 )
             )
