@@ -44,7 +44,7 @@ def test_the_figures_are_those_of_the_race(task: str) -> None:
     name = f"results/family/{task}/race.json"
     assert f"]({name})" in PAGE
     race = json.loads((ROOT / "docs" / name).read_text())
-    assert set(race["contenders"]) == set(CONTENDERS)
+    assert set(race["contenders"]) <= set(CONTENDERS)
     last = race["horizons"][-1]
     for result in race["results"]:
         if result["horizon"] == last:
