@@ -31,10 +31,8 @@ def total_row(total: dict[str, Any]) -> str:
     """A line of the table of totals."""
     counts = " | ".join(str(total[name]) for name in ("cells", "better", "tie", "worse"))
     steps = f"{total['steps_ratio']:.2f} | {total['never_reached']}"
-    return (
-        f"| {SHOWN[total['contender']]} | {KINDS[total['group']]} | {counts} | {total['not_worse']:.0%} | "
-        f"{total['loss_ratio']:.3f} | {steps} |"
-    )
+    shares = f"{total['not_worse']:.0%} | {total['within']:.0%} | {total['loss_ratio']:.3f}"
+    return f"| {SHOWN[total['contender']]} | {KINDS[total['group']]} | {counts} | {shares} | {steps} |"
 
 
 def task_row(task: str, contender: str) -> str:

@@ -11,7 +11,7 @@ from unscheduled.cli import main
 from unscheduled.lab.battery.ablations import AROUND, DEFAULT, VARIANTS, ablation_jobs
 from unscheduled.lab.battery.command import seconds_of
 from unscheduled.lab.battery.entries import ADAMW, ENTRIES, entry_of
-from unscheduled.lab.battery.one_setting import one_setting
+from unscheduled.lab.battery.one_setting import RATES, one_setting
 from unscheduled.lab.battery.run import fitting, prepare
 from unscheduled.lab.battery.summary import NEVER, cells_of, totals, window
 from unscheduled.lab.command import make_console
@@ -72,6 +72,31 @@ def test_cells_are_against_the_best_schedule_of_each_horizon() -> None:
     assert total["not_worse"] == 0.5
     assert total["loss_ratio"] == pytest.approx(math.sqrt(1.01 / 1.21 * 0.91 / 0.61))
     assert total["steps_ratio"] == pytest.approx(math.sqrt(first["steps_ratio"] * NEVER))
+    assert total["within"] == 0.5
+
+
+def test_never_is_worse_than_late() -> None:
+    """At a fourth of the budget a target that is reached at its end counts as 4, and one that is never reached as 8."""
+    results = [result("schedule-free", 10, [1.0, 1.0]), result("cosine", 10, [0.9, 0.9])]
+    results += [result("schedule-free", 40, [0.9, 0.9]), result("cosine", 40, [0.5, 0.5])]
+    late, never = cells_of("made-up", record(results, [(10, 1.0), (40, 0.9)]))
+    assert late["steps_ratio"] == pytest.approx(4.0)
+    assert totals([late])[0]["steps_ratio"] == pytest.approx(4.0)
+    results[1] = result("cosine", 10, [0.8, 0.8])
+    missed, _ = cells_of("made-up", record(results, [(10, 1.0), (40, 0.9)]))
+    assert missed["steps_ratio"] is None
+    assert totals([missed])[0]["steps_ratio"] == pytest.approx(4.0 * NEVER)
+    assert totals([never])[0]["steps_ratio"] == pytest.approx(NEVER)
+
+
+def test_within_one_per_cent_is_more_than_a_tie() -> None:
+    """A tie of noisy runs says little; one whose interval ends below 1% more says what its name says."""
+    noisy = [result("schedule-free", 10, [1.0, 1.2, 0.9]), result("cosine", 10, [1.0, 1.0, 1.0])]
+    quiet = [result("schedule-free", 10, [1.0, 1.001, 0.999]), result("cosine", 10, [1.0, 1.0, 1.0])]
+    for results, within in ((noisy, 0.0), (quiet, 1.0)):
+        cells = cells_of("made-up", record(results, [(10, 1.0)]))
+        assert [cell["verdict"] for cell in cells] == ["tie"]
+        assert totals(cells)[0]["within"] == within
 
 
 def test_a_contender_that_diverged_is_worse() -> None:
@@ -84,19 +109,31 @@ def test_window_of_a_loss_that_is_known() -> None:
     """log loss = (log2 rate)^2 / 100: 1% more at log2 rate = +-sqrt(100 log 1.01), between grid points linearly."""
     scores = {2.0**k: math.exp(k * k / 100) for k in range(-3, 4)}
     expected = 100 * math.log(1.01)  # on the line from (0, 0) to (1, 1)
-    assert math.log2(window(scores, 0.01)) == pytest.approx(2 * expected)
-    assert window({1.0: 1.0, 2.0: 1.001}, 0.01) == pytest.approx(2.0)
+    factor, is_open = window(scores, 0.01)
+    assert math.log2(factor) == pytest.approx(2 * expected)
+    assert not is_open
+    assert window({1.0: 1.0, 2.0: 1.001, 4.0: 2.0}, 0.01)[1]
+    # Next to a rate that diverged the window ends.
+    factor, is_open = window({0.5: math.inf, 1.0: 1.0, 2.0: 1.001, 4.0: math.inf}, 0.01)
+    assert factor == pytest.approx(2.0)
+    assert not is_open
 
 
 def test_one_setting_is_the_geometric_mean_over_tasks_and_horizons() -> None:
     def scores(base: float) -> list[dict[str, Any]]:
         return [
-            {"contender": name, "horizon": horizon, "lr": lr, "mean": base * factor}
-            for name, factors in {"cosine": (2.0, 1.0, 4.0), "schedule-free": (1.0, 3.0, None)}.items()
+            {"contender": name, "horizon": horizon, "lr": lr, "mean": None if factor is None else base * factor}
+            for name, factors in factors_of.items()
             for horizon in (10, 20)
-            for lr, factor in zip((0.001, 0.002, 0.004), factors, strict=True)
-            if factor is not None
+            for lr, factor in zip(RATES, factors, strict=True)
         ]
+
+    rest = [5.0] * (len(RATES) - 3)
+    factors_of: dict[str, list[float | None]] = {
+        "cosine": [2.0, 1.0, 4.0, *rest],
+        "schedule-free": [1.0, 3.0, None, *rest],
+        "schedule-free-r1": [1.0, 1.0, 1.0, *rest],
+    }
 
     records = {
         name: {**record([result("cosine", h, [1.0]) for h in (10, 20)], []), "tuning_scores": scores(base)}
@@ -107,6 +144,9 @@ def test_one_setting_is_the_geometric_mean_over_tasks_and_horizons() -> None:
     assert rows["cosine", None] == pytest.approx(1.0)
     assert rows["schedule-free", 0.002] == pytest.approx(3.0)
     assert rows["schedule-free", 0.004] is None
+    # A task on which only the races were run is left out.
+    records["c"] = {**records["a"], "tuning_scores": scores(0.1)[::2]}
+    assert {(row["contender"], row["lr"]): row["ratio"] for row in one_setting(records)} == rows
 
 
 def test_ablations_vary_one_choice_at_a_time() -> None:

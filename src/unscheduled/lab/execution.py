@@ -63,12 +63,12 @@ def runs_folder() -> Path:
 @functools.cache
 def identity(loaded: LoadedTask) -> dict[str, Any]:
     """What all runs of a task depend on: its source, its data, the library's code and the versions."""
-    return {
-        "task": loaded.source_sha256,
-        "facts": dict(loaded.task.facts()),
-        "versions": versions(),
-        "code": code_sha256(),
-    }
+    return {**sources(loaded), "facts": dict(loaded.task.facts())}
+
+
+def sources(loaded: LoadedTask) -> dict[str, Any]:
+    """What all runs of a task depend on, but for its data."""
+    return {"task": loaded.source_sha256, "versions": versions(), "code": code_sha256()}
 
 
 class Runner:
@@ -121,7 +121,7 @@ class Runner:
         longest_first = sorted(missing.values(), key=lambda job: -job.settings.horizon * job.seconds_per_step)
         race_process = os.getpid() if self._backend.local else None
         calls = [
-            (job.loaded.reference, job.loaded.source_sha256, job.settings, job.file, job.progress_file, race_process)
+            (job.loaded.reference, sources(job.loaded), job.settings, job.file, job.progress_file, race_process)
             for job in longest_first
         ]
         for file, result in self._backend.run(execute, calls):
@@ -141,15 +141,23 @@ def read_result(file: Path) -> dict[str, Any] | None:
 
 
 def execute(
-    reference: str, sha256: str, settings: RunSettings, file: Path, progress_file: Path, race_process: int | None
+    reference: str,
+    wanted: dict[str, Any],
+    settings: RunSettings,
+    file: Path,
+    progress_file: Path,
+    race_process: int | None,
 ) -> tuple[Path, dict[str, Any]]:
     """In a worker: train on one thread, keep the result on disk and return its file and the result."""
     if race_process is not None:
         end_with(race_process)
     torch.set_num_threads(1)
     loaded = load_task(reference)
-    if loaded.source_sha256 != sha256:
+    found = sources(loaded)
+    if found["task"] != wanted["task"]:
         raise RaceError(f"{loaded.path.name} was changed during the race: start it again")
+    if found != wanted:
+        raise RaceError("a worker has another version of the library, of torch or of Python: start the race again")
     last_report = time.monotonic()
 
     def report(step: int) -> None:

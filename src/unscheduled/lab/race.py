@@ -12,7 +12,7 @@ from rich.console import Console
 from unscheduled.lab.comparison import best_schedules, compare_all, sensitivity, steps_to_target
 from unscheduled.lab.execution import Job, Runner, write_json
 from unscheduled.lab.plan import Plan
-from unscheduled.lab.provenance import machine, versions
+from unscheduled.lab.provenance import code_sha256, machine, versions
 from unscheduled.lab.task import RaceError
 from unscheduled.lab.tuning import (
     TUNING_FILE,
@@ -45,6 +45,7 @@ def race(plan: Plan, tune_first: bool, out: Path, runner: Runner, console: Conso
             console.print(f"{plan.loaded.name}: no tuned learning rates yet for {', '.join(untuned)}: they come first")
         tuning = tune({plan: untuned}, runner)[plan]
         tuned = tuned.joined(rates_in(tuning, TUNING_FILE))
+        check_tuned(plan, tuned)
     rates = learning_rates(plan, tuned)
     for line in doubts(plan, rates):
         console.print(line)
@@ -55,6 +56,18 @@ def race(plan: Plan, tune_first: bool, out: Path, runner: Runner, console: Conso
         write_json(out / TUNING_FILE, with_earlier(tuning, out / TUNING_FILE))
     write_json(out / RACE_FILE, record)
     return record
+
+
+def check_tuned(plan: Plan, tuned: TunedRates) -> None:
+    """Raise RaceError if a contender diverged at every learning rate that was tried."""
+    for contender, choices in tuned.choices.items():
+        for choice in choices:
+            if plan.contender(contender).lr is None and not any(choice["best_at"].values()):
+                rates = {score["lr"] for score in tuned.scores if score["contender"] == contender}
+                tried = ", ".join(f"{lr:g}" for lr in sorted(rates))
+                raise RaceError(
+                    f"{plan.loaded.name}: {contender} diverged at every learning rate ({tried}): give lower --rates"
+                )
 
 
 def learning_rates(plan: Plan, tuned: TunedRates) -> list[dict[str, Any]]:
@@ -118,6 +131,7 @@ def race_record(plan: Plan, tuned: TunedRates, runs: Sequence[Mapping[str, Any]]
         "seconds_of_training": sum(run["seconds"] for run in runs),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
+        "code_sha256": code_sha256(),
         "machine": machine(),
         "runs": runs,
     }

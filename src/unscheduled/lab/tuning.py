@@ -49,15 +49,20 @@ class TunedRates:
         return TunedRates({**other.choices, **self.choices}, [*self.scores, *more])
 
 
-def read_rates(plan: Plan, out: Path) -> TunedRates:
+def read_rates(plan: Plan, out: Path, shipped: bool = True) -> TunedRates:
     """From the output folder, if they were tuned there for the task as it is now, and those shipped with the task.
+
+    Args:
+        plan: the race.
+        out: the output folder.
+        shipped: whether those shipped with the task serve, which were tuned for its own number of steps.
 
     Raises:
         RaceError: if a file cannot be understood.
     """
     found = TunedRates({}, [])
     own = out / TUNING_FILE
-    for file in (own, plan.loaded.tuning_file):
+    for file in (own, plan.loaded.tuning_file) if shipped else (own,):
         if file.is_file():
             try:
                 record = json.loads(file.read_text())
@@ -186,9 +191,6 @@ def choose(plan: Plan, scores: Sequence[Mapping[str, Any]], contender: str, leng
     """The best learning rate for a run, at which end of the grid it lies, if it does, and the best at each horizon.
 
     If every learning rate diverged, the choice is the lowest one, at the lowest end.
-
-    Raises:
-        RaceError: if every learning rate diverged and the grid does not widen any more.
     """
     own = [score for score in scores if (score["contender"], score["length"]) == (contender, length)]
     rates = sorted({score["lr"] for score in own})
@@ -197,11 +199,6 @@ def choose(plan: Plan, scores: Sequence[Mapping[str, Any]], contender: str, leng
     finite = {lr: values for lr, values in means.items() if None not in values}
     logarithm = math.log if all(value > 0.0 for values in finite.values() for value in values) else float
     costs = {lr: sign * math.fsum(map(logarithm, values)) for lr, values in finite.items()}
-    if not finite and (len(rates) == 1 or len(rates) >= WIDEST):
-        tried = ", ".join(f"{lr:g}" for lr in rates)
-        raise RaceError(
-            f"{plan.loaded.name}: {contender} diverged at every learning rate ({tried}): give lower --rates"
-        )
     best = min(costs, key=lambda lr: costs[lr]) if costs else rates[0]
     edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(best) if len(rates) > 1 else None
     return {

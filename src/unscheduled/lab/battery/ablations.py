@@ -72,11 +72,13 @@ def ablation_rows(plan: Plan, variants: Sequence[Variant], runs: Sequence[Mappin
     size = len(AROUND) * len(TUNING_SEEDS)
     found = [best_rate(plan, runs[index * size : (index + 1) * size]) for index in range(len(variants))]
     default = found[0][1]
+    rates = {run["lr"] for run in runs}
     return [
         {
             "choice": variant.choice,
             "value": variant.value,
             "lr": lr,
+            "edge": lr in (min(rates), max(rates)),
             "means": means,
             "ratios": [mean / base for mean, base in zip(means, default, strict=True)] if means and default else None,
         }

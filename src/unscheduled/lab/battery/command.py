@@ -40,9 +40,12 @@ def race_all(arguments: argparse.Namespace, console: Console) -> None:
     planned = chosen(arguments, backend, console)
     if arguments.dry_run or not planned:
         return
-    with Runner(backend, console, "battery") as runner:
-        run_battery(planned, arguments.races_only, arguments.out, runner)
-    print_totals(write_report(records_in(arguments.out), arguments.out), console)
+    try:
+        with Runner(backend, console, "battery") as runner:
+            run_battery(planned, arguments.races_only, arguments.out, runner)
+    finally:  # an interruption leaves a report of what is finished
+        if records := records_in(arguments.out):
+            print_totals(write_report(records, arguments.out), console)
     console.print(f"written to {arguments.out}: {PAGE_FILE}, {SUMMARY_FILE}, a race for each task, and pictures")
 
 

@@ -9,7 +9,7 @@ from unscheduled.lab.plan import Plan
 from unscheduled.lab.statistics import geometric_mean
 from unscheduled.lab.tuning import tuning_jobs
 
-RATES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+RATES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
 CONTENDERS = ("schedule-free", "schedule-free-r1", "cosine")
 SCHEDULES = ("cosine", "linear", "step", "wsd")
 
@@ -27,12 +27,18 @@ def one_setting(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """For each contender and rate, by what factor its loss is above that of the best schedule, on the tuning seeds.
 
     The factor is the geometric mean over the horizons and tasks that are neither convex nor long, each beside the
-    schedule and rate that are best at that horizon. A contender that diverges anywhere has none.
+    schedule and rate that are best at that horizon. A contender that diverges anywhere has none. Tasks on which not all
+    of the rates were tried are left out.
     """
+    every = {name: scores_of(record) for name, record in records.items() if record["entry"]["length"] == 1}
     scores = {
-        name: scores_of(record)
-        for name, record in records.items()
-        if record["entry"]["kind"] != "convex" and record["entry"]["length"] == 1
+        name: own
+        for name, own in every.items()
+        if all(
+            {*RATES} <= own.get((contender, horizon), {}).keys()
+            for contender in CONTENDERS
+            for horizon in records[name]["horizons"]
+        )
     }
     rows: list[dict[str, Any]] = []
     for contender in CONTENDERS:

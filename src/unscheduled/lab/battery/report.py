@@ -12,6 +12,8 @@ from unscheduled.lab.battery.figures import draw_averaging, draw_frontier
 from unscheduled.lab.battery.summary import summary
 from unscheduled.lab.execution import write_json
 from unscheduled.lab.pages import embedded, write_page
+from unscheduled.lab.provenance import code_sha256
+from unscheduled.lab.task import built_in_tasks, load_task
 
 SUMMARY_FILE = "battery.json"
 PAGE_FILE = "battery.html"
@@ -40,14 +42,33 @@ def write_report(records: Mapping[str, Mapping[str, Any]], out: Path) -> dict[st
 
 
 def doubts_of(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The doubts of all races, a line each."""
-    return [f"{name}: {doubt}" for name, record in records.items() for doubt in record["doubts"]]
+    """The doubts of all races, and those about races that the task or the library of today did not make."""
+    lines: list[str] = []
+    for name, record in records.items():
+        lines += [f"{name}: {doubt}" for doubt in record["doubts"]]
+        built_in = record["task"]["name"] in built_in_tasks()
+        if built_in and record["task"]["source_sha256"] != load_task(record["task"]["name"]).source_sha256:
+            lines.append(f"{name}: raced with another version of the task; run it again")
+        elif record.get("code_sha256", code_sha256()) != code_sha256():
+            lines.append(f"{name}: raced with another version of the library")
+    return lines
 
 
 def print_totals(found: Mapping[str, Any], console: Console) -> None:
     """The counts of each contender, for the terminal."""
     table = Table(box=SIMPLE_HEAD, title="against the best schedule tuned for each horizon (95%, Student's t)")
-    for name in ("contender", "tasks", "cells", "better", "tie", "worse", "not worse", "loss ratio", "steps ratio"):
+    for name in (
+        "contender",
+        "tasks",
+        "cells",
+        "better",
+        "tie",
+        "worse",
+        "not worse",
+        "within 1%",
+        "loss ratio",
+        "steps ratio",
+    ):
         table.add_column(name, justify="left" if name in ("contender", "tasks") else "right")
     for total in found["totals"]:
         table.add_row(
@@ -55,6 +76,7 @@ def print_totals(found: Mapping[str, Any], console: Console) -> None:
             total["group"],
             *(str(total[name]) for name in ("cells", "better", "tie", "worse")),
             f"{total['not_worse']:.0%}",
+            f"{total['within']:.0%}",
             "" if total["loss_ratio"] is None else f"{total['loss_ratio']:.3f}",
             f"{total['steps_ratio']:.2f}",
         )

@@ -15,7 +15,7 @@ from unscheduled.lab.execution import Job, Runner, write_json
 from unscheduled.lab.forecast import Forecast, forecast, total, with_trial
 from unscheduled.lab.plan import Plan, make_plan
 from unscheduled.lab.race import learning_rates, race_jobs, race_record, steps_of_race
-from unscheduled.lab.task import load_task
+from unscheduled.lab.task import RaceError, load_task
 from unscheduled.lab.tuning import (
     TUNING_FILE,
     TunedRates,
@@ -25,6 +25,7 @@ from unscheduled.lab.tuning import (
     scores_of,
     tune,
     tuning_jobs,
+    with_earlier,
 )
 
 
@@ -67,19 +68,27 @@ def prepare(
     planned: list[Planned] = []
     for entry in entries:
         loaded = load_task(entry.task)
+        if not loaded.task.lower_is_better:
+            raise RaceError(
+                f"{entry.name}: the battery compares losses; give the task a metric of which lower is better"
+            )
         try:
             plan = make_plan(
-                loaded, steps=entry.length * loaded.task.steps, contenders=entry.contenders, seeds=seeds or entry.seeds
+                loaded,
+                steps=entry.length * loaded.task.steps,
+                contenders=entry.contenders,
+                seeds=entry.seeds if seeds is None else seeds,
             )
             plan.record()
             plan = with_trial(plan)
         except DataMissing as error:
             console.print(f"{entry.name}: left out, {error}")
             continue
-        tuned = TunedRates({}, []) if tune_first else read_rates(plan, tuning_folder(out, entry))
+        folder = tuning_folder(out, entry)
+        tuned = TunedRates({}, []) if tune_first else read_rates(plan, folder, shipped=entry.length == 1)
         extra = [] if races_only else extra_jobs(entry, plan, tuned)
-        missing = [job for job in extra if not job.file.exists()]
-        planned.append(Planned(entry, plan, tuned, total([forecast(plan, tuned), of_jobs(missing)])))
+        missing = {job.file: job for job in extra if not job.file.exists()}
+        planned.append(Planned(entry, plan, tuned, total([forecast(plan, tuned), of_jobs([*missing.values()])])))
     return planned
 
 
@@ -159,5 +168,5 @@ def tuned_rates(planned: Planned, out: Path, runner: Runner) -> TunedRates:
     found = tune({planned.plan: planned.untuned}, runner)[planned.plan]
     folder = tuning_folder(out, planned.entry)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / TUNING_FILE, found, lines=False)
+    write_json(folder / TUNING_FILE, with_earlier(found, folder / TUNING_FILE), lines=False)
     return planned.tuned.joined(rates_in(found, TUNING_FILE))

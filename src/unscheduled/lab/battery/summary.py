@@ -10,7 +10,9 @@ from unscheduled.lab.comparison import first_crossing, mean_curve
 from unscheduled.lab.statistics import compare, geometric_mean
 
 NEVER = 2.0
-"""The steps ratio that counts for a run which does not reach its target within the budget."""
+"""A run that does not reach its target within the budget counts as one that takes so many budgets."""
+LITTLE = 0.01
+"""A loss that is higher by no more than this share is as good for most purposes."""
 ADAMW_SCHEDULES = ("cosine", "linear", "step", "wsd")
 CHAMPIONS = {
     "schedule-free": ADAMW_SCHEDULES,
@@ -64,6 +66,7 @@ def cells_of(name: str, record: Record) -> list[dict[str, Any]]:
             best = min(finished, key=lambda result: result["mean"])
             own = results[champion, horizon]
             steps = first_crossing(curve, best["mean"], lower_is_better=True)
+            comparison = compare(own["values"], best["values"])
             cells.append(
                 {
                     "task": name,
@@ -75,8 +78,11 @@ def cells_of(name: str, record: Record) -> list[dict[str, Any]]:
                     "schedule": best["contender"],
                     "schedule_mean": best["mean"],
                     "ratio": None if own["mean"] is None else own["mean"] / best["mean"],
-                    "verdict": compare(own["values"], best["values"]).verdict,
+                    "verdict": comparison.verdict,
+                    "difference": comparison.difference.mean,
+                    "difference_half_width": comparison.half_width,
                     "steps_ratio": None if steps is None else steps / horizon,
+                    "budget_ratio": record["horizons"][-1] / horizon,
                 }
             )
     return cells
@@ -111,15 +117,24 @@ def total_of(cells: Sequence[Record]) -> dict[str, Any]:
     """
     count = {kind: sum(cell["verdict"] == kind for cell in cells) for kind in ("better", "tie", "worse")}
     ratios = [cell["ratio"] for cell in cells if cell["ratio"] is not None and cell["ratio"] > 0.0]
-    steps = [NEVER if cell["steps_ratio"] is None else cell["steps_ratio"] for cell in cells]
+    steps = [cell["steps_ratio"] or NEVER * cell["budget_ratio"] for cell in cells]
     return {
         "cells": len(cells),
         **count,
         "not_worse": (count["better"] + count["tie"]) / len(cells),
+        "within": sum(is_within(cell) for cell in cells) / len(cells),
+        "diverged": sum(cell["mean"] is None for cell in cells),
         "loss_ratio": geometric_mean(ratios) if ratios else None,
         "steps_ratio": geometric_mean(steps),
         "never_reached": sum(cell["steps_ratio"] is None for cell in cells),
     }
+
+
+def is_within(cell: Record) -> bool:
+    """Whether the 95% interval lies below 1% more than the loss of the schedule: a tie that is no lack of evidence."""
+    if cell["difference"] is None or cell["difference_half_width"] is None:
+        return False
+    return cell["difference"] + cell["difference_half_width"] <= LITTLE * cell["schedule_mean"]
 
 
 def convex(records: Mapping[str, Record]) -> list[dict[str, Any]]:
@@ -138,42 +153,42 @@ def convex(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     return rows
 
 
-def windows_of(name: str, record: Record, tolerance: float = 0.01) -> list[dict[str, Any]]:
+def windows_of(name: str, record: Record, tolerance: float = LITTLE) -> list[dict[str, Any]]:
     """For each contender, by what factor its learning rate may vary within 1% of the best loss at the last horizon."""
     windows: list[dict[str, Any]] = []
     last = record["horizons"][-1]
     for contender in record["contenders"]:
         scores = {
-            score["lr"]: score["mean"]
+            score["lr"]: math.inf if score["mean"] is None else score["mean"]
             for score in record["tuning_scores"]
             if (score["contender"], score["horizon"], score.get("length", last)) == (contender, last, last)
-            and score["mean"] is not None
         }
-        if len(scores) > 1 and min(scores.values()) > 0.0:
-            windows.append({"task": name, "contender": contender, "factor": window(scores, tolerance)})
+        if len(scores) > 1 and 0.0 < min(scores.values()) < math.inf:
+            factor, is_open = window(scores, tolerance)
+            windows.append({"task": name, "contender": contender, "factor": factor, "open": is_open})
     return windows
 
 
-def window(scores: Mapping[float, float], tolerance: float) -> float:
+def window(scores: Mapping[float, float], tolerance: float) -> tuple[float, bool]:
     """The factor between the highest and the lowest rate whose loss is within the tolerance of the best.
 
-    Between the rates that were tried, the logarithm of the loss is a straight line in that of the rate.
+    Between the rates that were tried, the logarithm of the loss is a straight line in that of the rate; next to a rate
+    that diverged the window ends. The second value is whether an end of the window is an end of the grid.
     """
     rates = sorted(scores)
-    limit = math.log(min(scores.values())) + math.log1p(tolerance)
-    best = min(rates, key=lambda rate: scores[rate])
+    limit = min(scores.values()) * (1.0 + tolerance)
+    best = rates.index(min(rates, key=lambda rate: scores[rate]))
     ends: list[float] = []
+    is_open = False
     for direction in (-1, 1):
-        position = rates.index(best)
-        end = math.log(best)
-        while 0 <= position + direction < len(rates):
-            here, there = rates[position], rates[position + direction]
-            if math.log(scores[there]) > limit:
-                rise = math.log(scores[there]) - math.log(scores[here])
-                share = (limit - math.log(scores[here])) / rise
-                end = math.log(here) + share * math.log(there / here)
-                break
+        position = best
+        while 0 <= position + direction < len(rates) and scores[rates[position + direction]] <= limit:
             position += direction
-            end = math.log(rates[position])
+        end = math.log(rates[position])
+        if not 0 <= position + direction < len(rates):
+            is_open = True
+        elif math.isfinite(beyond := scores[rates[position + direction]]):
+            share = math.log(limit / scores[rates[position]]) / math.log(beyond / scores[rates[position]])
+            end += share * math.log(rates[position + direction] / rates[position])
         ends.append(end)
-    return math.exp(ends[1] - ends[0])
+    return math.exp(ends[1] - ends[0]), is_open
