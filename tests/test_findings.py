@@ -45,7 +45,7 @@ def task_row(task: str, contender: str) -> str:
 def convex_row(row: dict[str, Any]) -> str:
     """A line of the table of convex problems."""
     cells = [
-        f"{value:.1f}" + (f" ({row['paper'][name]:.1f})" if row["paper"] else "")
+        f"{value:.1f}" + (f" ({row['paper'][name]:.1f})" if name in (row["paper"] or {}) else "")
         for name, value in row["accuracy"].items()
     ]
     return f"| {row['set']} | {' | '.join(cells)} |"
