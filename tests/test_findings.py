@@ -31,8 +31,9 @@ def total_row(total: dict[str, Any]) -> str:
     """A line of the table of totals."""
     counts = " | ".join(str(total[name]) for name in ("cells", "better", "tie", "worse"))
     steps = f"{total['steps_ratio']:.2f} | {total['never_reached']}"
-    shares = f"{total['not_worse']:.0%} | {total['within']:.0%} | {total['loss_ratio']:.3f}"
-    return f"| {SHOWN[total['contender']]} | {KINDS[total['group']]} | {counts} | {shares} | {steps} |"
+    shares = " | ".join(f"{total[name]:.0%}" for name in ("not_worse", "early_not_worse", "within"))
+    ratio = f"{total['loss_ratio']:.3f}"
+    return f"| {SHOWN[total['contender']]} | {KINDS[total['group']]} | {counts} | {shares} | {ratio} | {steps} |"
 
 
 def task_row(task: str, contender: str) -> str:

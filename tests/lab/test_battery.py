@@ -89,6 +89,20 @@ def test_never_is_worse_than_late() -> None:
     assert totals([never])[0]["steps_ratio"] == pytest.approx(NEVER)
 
 
+def test_early_stopping_counts_the_best_value_on_the_way() -> None:
+    """One that overfits after step 10 is worse at step 20, and not worse for those who stop early."""
+    results = [result(name, h, [v, v]) for h, v in ((10, 1.0), (20, 2.0)) for name in ("schedule-free",)]
+    results += [result("cosine", 10, [1.5, 1.5]), result("cosine", 20, [1.2, 1.2])]
+    race = record(results, [(10, 1.0), (20, 2.0)])
+    for run in race["runs"]:
+        if run["contender"] == "cosine":
+            run["curve"] = [(10, 1.5), (20, 1.2)]
+    _, last = cells_of("made-up", race)
+    assert last["verdict"] == "worse"
+    assert last["early"] == {"schedule": "cosine", "ratio": pytest.approx(1.0 / 1.2), "verdict": "better"}
+    assert totals([last])[0]["early_not_worse"] == 1.0
+
+
 def test_within_one_per_cent_is_more_than_a_tie() -> None:
     """A tie of noisy runs says little; one whose interval ends below 1% more says what its name says."""
     noisy = [result("schedule-free", 10, [1.0, 1.2, 0.9]), result("cosine", 10, [1.0, 1.0, 1.0])]

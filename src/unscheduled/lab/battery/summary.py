@@ -83,9 +83,25 @@ def cells_of(name: str, record: Record) -> list[dict[str, Any]]:
                     "difference_half_width": comparison.half_width,
                     "steps_ratio": None if steps is None else steps / horizon,
                     "budget_ratio": record["horizons"][-1] / horizon,
+                    "early": early_stopping(record, champion, [result["contender"] for result in finished], horizon),
                 }
             )
     return cells
+
+
+def early_stopping(record: Record, champion: str, schedules: Sequence[str], horizon: int) -> dict[str, Any]:
+    """The same comparison of the best values on the way to a horizon, each with the schedule that is best by them."""
+    values = {name: best_values(record, name, horizon) for name in (champion, *schedules)}
+    best = min(schedules, key=lambda name: math.fsum(values[name]))
+    own, other = math.fsum(values[champion]), math.fsum(values[best])
+    return {"schedule": best, "ratio": own / other, "verdict": compare(values[champion], values[best]).verdict}
+
+
+def best_values(record: Record, contender: str, horizon: int) -> list[float]:
+    """The lowest value up to a horizon for each seed; infinite if there is none."""
+    runs = runs_of(record, contender, horizon) or runs_of(record, contender, record["horizons"][-1])
+    curves = [run["curve"] for run in sorted(runs, key=lambda run: run["seed"])]
+    return [min((value for step, value in curve if step <= horizon), default=math.inf) for curve in curves]
 
 
 def runs_of(record: Record, contender: str, length: int) -> list[Record]:
@@ -122,6 +138,7 @@ def total_of(cells: Sequence[Record]) -> dict[str, Any]:
         "cells": len(cells),
         **count,
         "not_worse": (count["better"] + count["tie"]) / len(cells),
+        "early_not_worse": sum(cell["early"]["verdict"] in ("better", "tie") for cell in cells) / len(cells),
         "within": sum(is_within(cell) for cell in cells) / len(cells),
         "diverged": sum(cell["mean"] is None for cell in cells),
         "loss_ratio": geometric_mean(ratios) if ratios else None,
