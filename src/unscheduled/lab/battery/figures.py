@@ -71,7 +71,7 @@ def draw_averaging(records: Mapping[str, Record], file: Path) -> None:
 
 def draw_panels(records: Mapping[str, Record], panel: Callable[[Axes, Record], None], file: Path) -> None:
     """A grid of panels with one legend below."""
-    columns = min(COLUMNS, len(records))
+    columns = min(COLUMNS, math.ceil(math.sqrt(len(records))))
     rows = math.ceil(len(records) / columns)
     figure = Figure(figsize=(3.6 * columns, 2.7 * rows + 0.9), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
