@@ -7,12 +7,12 @@ FRAMEWORKS := .venv/frameworks
 DOCS := .venv/docs
 PEERS := .venv/peers
 
-# The data come first: `unscheduled data fetch` downloads them once.
 .PHONY: race battery test test-slow test-frameworks lint bench docs
 
 race: $(INSTALLED)
 	$(BIN)/unscheduled race
 
+# The data are downloaded once; a task whose data cannot be had is left out.
 battery: $(INSTALLED)
 	-$(BIN)/unscheduled data fetch
 	$(BIN)/unscheduled battery

@@ -119,6 +119,16 @@ def test_a_contender_that_diverged_is_worse() -> None:
     assert (cell["ratio"], cell["verdict"]) == (None, "worse")
 
 
+def test_a_run_that_diverged_before_its_first_evaluation_has_no_ratio() -> None:
+    race = record([result("schedule-free", 10, [None, None]), result("cosine", 10, [1.2, 1.3])], [(10, 1.0)])
+    for run in race["runs"]:
+        if run["contender"] == "schedule-free":
+            run["curve"] = []
+    (cell,) = cells_of("made-up", race)
+    assert cell["early"] == {"schedule": "cosine", "ratio": None, "verdict": "worse"}
+    json.dumps(totals([cell]), allow_nan=False)
+
+
 def test_window_of_a_loss_that_is_known() -> None:
     """log loss = (log2 rate)^2 / 100: 1% more at log2 rate = +-sqrt(100 log 1.01), between grid points linearly."""
     scores = {2.0**k: math.exp(k * k / 100) for k in range(-3, 4)}
@@ -158,6 +168,7 @@ def test_one_setting_is_the_geometric_mean_over_tasks_and_horizons() -> None:
     assert rows["cosine", None] == pytest.approx(1.0)
     assert rows["schedule-free", 0.002] == pytest.approx(3.0)
     assert rows["schedule-free", 0.004] is None
+    assert one_setting({"a": {**records["a"], "tuning_scores": [{**s, "mean": None} for s in scores(1.0)]}})
     # A task on which only the races were run is left out.
     records["c"] = {**records["a"], "tuning_scores": scores(0.1)[::2]}
     assert {(row["contender"], row["lr"]): row["ratio"] for row in one_setting(records)} == rows

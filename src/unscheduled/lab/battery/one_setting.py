@@ -63,13 +63,18 @@ def scores_of(record: Record) -> Scores:
 
 
 def ratio_at(scores: Scores, contender: str, horizon: int, rate: float | None) -> float | None:
-    """The loss at this rate (None: at the best one) over the best one of all schedules; None if it diverged."""
+    """The loss at this rate (None: at the best one) over the best one of all schedules; None if either diverged."""
     best = min(
-        value
-        for name in SCHEDULES
-        for value in scores.get((name, horizon), {}).values()
-        if value is not None and value > 0.0
+        (
+            value
+            for name in SCHEDULES
+            for value in scores.get((name, horizon), {}).values()
+            if value is not None and value > 0.0
+        ),
+        default=None,
     )
+    if best is None:
+        return None
     own = scores.get((contender, horizon), {})
     if rate is not None:
         value = own.get(rate)

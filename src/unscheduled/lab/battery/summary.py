@@ -94,7 +94,8 @@ def early_stopping(record: Record, champion: str, schedules: Sequence[str], hori
     values = {name: best_values(record, name, horizon) for name in (champion, *schedules)}
     best = min(schedules, key=lambda name: math.fsum(values[name]))
     own, other = math.fsum(values[champion]), math.fsum(values[best])
-    return {"schedule": best, "ratio": own / other, "verdict": compare(values[champion], values[best]).verdict}
+    ratio = own / other if math.isfinite(own) and math.isfinite(other) else None
+    return {"schedule": best, "ratio": ratio, "verdict": compare(values[champion], values[best]).verdict}
 
 
 def best_values(record: Record, contender: str, horizon: int) -> list[float]:
