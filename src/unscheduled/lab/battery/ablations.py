@@ -36,9 +36,10 @@ class Variant:
 
 
 DEFAULT = Variant("default", "β 0.9, r 0, decay at y, warmup 5%")
+BETAS = tuple(Variant("β", f"{beta:g}", beta=beta) for beta in (0.5, 0.8, 0.95, 0.98))
 VARIANTS = (
     DEFAULT,
-    *(Variant("β", f"{beta:g}", beta=beta) for beta in (0.5, 0.8, 0.95, 0.98)),
+    *BETAS,
     *(Variant("r", f"{r:g}", {"r": r}) for r in (0.5, 1.0, 2.0, 4.0)),
     *(Variant("warmup", f"{share:.0%}", warmup=share) for share in (0.0, 0.02, 0.1, 0.25)),
     Variant("decay", "at z", {"decay_at": "z"}),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unscheduled.lab.battery.ablations import VARIANTS, WITHOUT_BATCH_NORM, Variant
+from unscheduled.lab.battery.ablations import BETAS, DEFAULT, VARIANTS, WITHOUT_BATCH_NORM, Variant
 
 SCHEDULES = ("cosine", "linear", "step", "wsd")
 FAMILY = ("polyak-ruppert", "primal", "river", "constant", "plus")
@@ -45,7 +45,9 @@ class Entry:
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """Those of Schedule-Free AdamW that are tried if the task is ablated."""
+        """Those of Schedule-Free AdamW that are tried if the task is ablated; in a long run β alone varies."""
+        if self.length > 1:
+            return (DEFAULT, *BETAS)
         return (*VARIANTS, WITHOUT_BATCH_NORM) if "BatchNorm" in self.kind else VARIANTS
 
     @property
@@ -62,7 +64,7 @@ DEEP = (
     Entry("char-lm", "transformer", "NanoGPT on OpenWebText", MUON, ablated=True),
     Entry("movielens", "recommender", "DLRM on Criteo", ADAMW, ablated=True),
     Entry("cora-gcn", "graph network", "OGBG (AlgoPerf)", ADAMW),
-    Entry("mnist-cnn", "CNN", "CIFAR, SVHN", (*ADAMW, *SGD)),
+    Entry("mnist-cnn", "CNN", "CIFAR, SVHN", (*ADAMW, *SGD), ablated=True),
     Entry("translation-lstm", "RNN", "LSTM on IWSLT14", ADAMW),
     Entry("fashion-resnet", "CNN with BatchNorm", "ResNet-50 on ImageNet", (*ADAMW, *SGD), ablated=True),
     Entry("fashion-mae", "transformer", "fine-tuning of a masked autoencoder", MUON),
@@ -73,10 +75,12 @@ DEEP = (
     Entry("digits", "CNN with BatchNorm", "CIFAR, SVHN", ADAMW),
 )
 LONG = (
-    Entry("shakespeare-gpt", "transformer", "NanoGPT on OpenWebText", LONG_CONTENDERS, length=10, seeds=3),
-    Entry("mnist-cnn", "CNN", "CIFAR, SVHN", LONG_CONTENDERS, length=10, seeds=3),
+    Entry("mnist-cnn", "CNN", "CIFAR, SVHN", LONG_CONTENDERS, length=10, seeds=3, ablated=True),
+    Entry(
+        "shakespeare-gpt", "transformer", "NanoGPT on OpenWebText", LONG_CONTENDERS, length=10, seeds=3, ablated=True
+    ),
 )
-"""Ten times as long as usual: where do the best beta and r move?"""
+"""Ten times as long as usual: is the lead kept, and where does the best β move?"""
 CONVEX_SETS = ("glass", "iris", "letter", "pendigits", "vehicle", "vowel", "wine", "dna", "segment", "satimage")
 ENTRIES = (
     *DEEP,

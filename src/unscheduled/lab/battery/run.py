@@ -38,12 +38,14 @@ class Planned:
         plan: its race.
         tuned: the learning rates that are known already.
         forecast: what is still to be run.
+        extra: the part of it that is neither tuning nor race.
     """
 
     entry: Entry
     plan: Plan
     tuned: TunedRates
     forecast: Forecast
+    extra: Forecast
 
     @property
     def untuned(self) -> list[str]:
@@ -51,9 +53,9 @@ class Planned:
         return self.tuned.without(self.plan.contenders)
 
     @property
-    def seconds_of_race(self) -> float:
-        """What its race takes on one core, tuning aside."""
-        return steps_of_race(self.plan) * self.plan.seconds_per_step
+    def seconds_after_tuning(self) -> float:
+        """What its race, the ablations and the search for one rate for all tasks take on one core."""
+        return steps_of_race(self.plan) * self.plan.seconds_per_step + self.extra.seconds
 
 
 def prepare(
@@ -86,9 +88,9 @@ def prepare(
             continue
         folder = tuning_folder(out, entry)
         tuned = TunedRates({}, []) if tune_first else read_rates(plan, folder, shipped=entry.length == 1)
-        extra = [] if races_only else extra_jobs(entry, plan, tuned)
-        missing = {job.file: job for job in extra if not job.file.exists()}
-        planned.append(Planned(entry, plan, tuned, total([forecast(plan, tuned), of_jobs([*missing.values()])])))
+        jobs = [] if races_only else extra_jobs(entry, plan, tuned)
+        extra = of_jobs([*{job.file: job for job in jobs if not job.file.exists()}.values()])
+        planned.append(Planned(entry, plan, tuned, total([forecast(plan, tuned), extra]), extra))
     return planned
 
 
@@ -129,11 +131,13 @@ def run_battery(planned: Sequence[Planned], races_only: bool, out: Path, runner:
     for each in planned:
         runner.expect(tuning_jobs(each.plan, first_grids(each.plan, each.untuned)))
     for index, each in enumerate(planned):
-        runner.expect_later(sum(other.seconds_of_race for other in planned[index:]))
+        later = sum(other.seconds_after_tuning for other in planned[index + 1 :])
+        runner.expect_later(later + each.seconds_after_tuning)
         tuned = tuned_rates(each, out, runner)
-        runner.expect_later(sum(other.seconds_of_race for other in planned[index + 1 :]))
+        runner.expect_later(later + each.extra.seconds)
         jobs = race_jobs(each.plan, learning_rates(each.plan, tuned))
         record = race_record(each.plan, tuned, runner.run(jobs, f"racing {each.entry.name}"))
+        runner.expect_later(later)
         more = [] if races_only else one_setting_scores(each, runner)
         record |= {
             "entry": each.entry.stated(),
