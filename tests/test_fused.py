@@ -219,8 +219,8 @@ def test_gradients_do_not_outlive_the_step() -> None:
 
 def test_groups_with_other_options_and_counts_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    put = fused._put_numbers  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(fused, "_put_numbers", lambda *of: (calls.append(len(of[-1])), put(*of)))
+    run = fused._run  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(fused, "_run", lambda *of: (calls.append(len(of[-1])), run(*of)))
     results: list[list[Tensor]] = []
     for implementation in ("fused", "loop"):
         params = make_params((3,), (4, 5), (6,))

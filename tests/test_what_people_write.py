@@ -32,7 +32,7 @@ from unscheduled import (
     update_bn,
 )
 from unscheduled.groups import COUNTERS, unknown_entries
-from unscheduled.kernels import Rule, compiled, has_numba, headers
+from unscheduled.kernels import Rule, compiled, has_numba
 
 IMPLEMENTATIONS = ["auto", "loop", "foreach", "compiled"]
 SHAPES = ((4, 3), (7,), (130,), ())
@@ -163,8 +163,6 @@ def runs(make: Any, around: Around, *closing: Any, dtype: torch.dtype = torch.fl
         grads.append([param.grad.clone() for param in params if param.grad is not None])
     results: list[Any] = []
     for each in (nullcontext, around):
-        for cached in (headers._functions, headers._methods, headers._offset):  # pyright: ignore[reportPrivateUsage]
-            cached.cache_clear()
         compiled._graph.cache_clear()  # pyright: ignore[reportPrivateUsage]
         results.append(life(make, each, grads, [Parameter(param.detach().clone()) for param in params], *closing))
     return results[0], results[1]
@@ -191,21 +189,6 @@ def test_a_default_device_or_dtype_changes_no_bit_of_other_parameters(dtype: tor
 )
 def test_a_default_device_or_dtype_changes_no_export(closing: Any, around: Around) -> None:
     assert_same_bits(*runs(lambda params: AdamWScheduleFree(params, lr=0.01), around, closing))
-
-
-@pytest.mark.skipif(not has_numba(), reason="there is no such step without Numba")
-@around_all
-def test_a_step_is_not_planned_anew_under_a_default_device(around: Around) -> None:
-    params = make_params()
-    for cached in (headers._functions, headers._methods, headers._offset):  # pyright: ignore[reportPrivateUsage]
-        cached.cache_clear()
-    with around():
-        optimizer = AdamWScheduleFree(params)
-        for _ in range(3):
-            for param in params:
-                param.grad = torch.ones_like(param)
-            optimizer.step()
-        assert optimizer._repetition is not None  # pyright: ignore[reportPrivateUsage]
 
 
 @around_all

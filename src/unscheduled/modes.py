@@ -21,7 +21,6 @@ from unscheduled.kernels import Implementation, untraced
 from unscheduled.live import LiveDicts
 from unscheduled.pairing import PairedState
 from unscheduled.state import State, known_gradient_point, live_y, put_averages, put_gradient_points
-from unscheduled.swaps import Swaps
 from unscheduled.writes import WriteWatch
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ class TwoModes(PairedState):
     _looked_at: int  # the clock of attachments when it was last known that no other optimizer has a parameter
     _gradients: GradientWatch
     _live: LiveDicts
-    _swaps: Swaps
     _copied: bool  # from one that was attached, to a model that may have been copied apart from this one
 
     def __init__(self, params: Any, defaults: Group) -> None:
@@ -62,7 +60,6 @@ class TwoModes(PairedState):
             "_written": {},
             "_gradients": GradientWatch(),
             "_live": LiveDicts(),
-            "_swaps": Swaps(),
             "_writes": WriteWatch(),
         }
 
@@ -282,10 +279,12 @@ class TwoModes(PairedState):
             return
         with Deferred():  # y or x, and what notes that, as a whole
             there, back = self._started(averaged - self._averaged), self._started(self._averaged - averaged)
-            with self._swaps.averages(self.implementation, there, self._written) as others:
-                put_averages(others, self._written)
-            with self._swaps.gradient_points(back, self._written) as others:
-                put_gradient_points(others, self._written)
+            put_averages(there, self._written)
+            try:
+                put_gradient_points(back, self._written)
+            except BaseException:
+                put_gradient_points(there, self._written)
+                raise
             self._gradients.watch(averaged - self._given_up)
             self._note_averaged(averaged)
             if self._attachments:
@@ -335,7 +334,6 @@ class TwoModes(PairedState):
 
     def _loaded(self, training: bool, weights: dict[Tensor, Tensor]) -> None:
         """A state was loaded that belongs to weights of that mode: to those that are there, or that were before."""
-        self._swaps.forget()
         self._take_back(weights, attached=bool(self._attachments))
         self._loaded_training = training
         self._note_averaged(set() if training else set(self._params()))

@@ -209,10 +209,12 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
         for rule in (MUON, ADAM):
             columns = (
                 [value for value, its_rule in zip(column, rules, strict=True) if its_rule is rule]
-                for column in (plan.params, plan.grads, plan.states)
+                for column in (plan.params, plan.grads, plan.states, plan.seen)
             )
-            params, grads, states = cast("tuple[list[Tensor], list[Tensor], list[State]]", tuple(columns))
-            parts.append((rule, plan._replace(params=params, grads=grads, states=states)))
+            params, grads, states, seen = cast(
+                "tuple[list[Tensor], list[Tensor], list[State], list[int]]", tuple(columns)
+            )
+            parts.append((rule, plan._replace(params=params, grads=grads, states=states, seen=seen)))
         return parts
 
     def _beta(self, group: Group) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -10,13 +9,10 @@ from typing import Any, NoReturn, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import (
-    ParamsT,
-    _global_optimizer_post_hooks,  # pyright: ignore[reportPrivateUsage]
-    _global_optimizer_pre_hooks,  # pyright: ignore[reportPrivateUsage]
-)
+from torch.optim.optimizer import ParamsT
 
-from unscheduled import device_counters, distributed, groups, kernels, memory, precision, takeover
+from unscheduled import device_counters, distributed, groups, kernels, memory, precision
+from unscheduled.batches import KnownStates
 from unscheduled.groups import Group
 from unscheduled.kernels import Implementation, untraced
 from unscheduled.planning import NORM_AVERAGE
@@ -88,7 +84,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         if not isinstance(capturable, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"capturable = {capturable!r} is neither True nor False")
         self._chosen = kernels.chosen(implementation, foreach, fused)
-        self._batches, self._is_made = {}, False
+        self._batches, self._known_states, self._is_made = {}, KnownStates(), False
         self.state_precision = state_precision
         self.capturable = capturable
         self.implementation = self._chosen[0]
@@ -227,7 +223,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
                 warnings.warn(
                     "step() in train mode while the attached model is in eval mode, with its dropout and BatchNorm: "
                     "call model.train(), which moves the parameters too, and not optimizer.train()",
-                    stacklevel=4,  # past the wrappers of a step
+                    stacklevel=3,  # past the wrapper of a step
                 )
             self._update(loss, grad_norm)
             return None
@@ -240,35 +236,6 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             self.train()  # should the closure have evaluated
             self._update(cast(Any, value), grad_norm)
         return value
-
-    @staticmethod
-    def profile_hook_step(func: Callable[..., Value]) -> Callable[..., Value]:
-        """What ``torch.optim`` makes of ``step``: hooks are called, and the step has a label in profiles.
-
-        Where there is neither a hook nor a profiler of this process, nothing is made of it: that alone takes as long as
-        a small step.
-        """
-        observed = torch.optim.Optimizer.profile_hook_step(func)
-
-        def unobserved(*args: Any, **kwargs: Any) -> Value:
-            # one call, as torch's wrapper is, so that warnings point to the caller either way
-            return func(*args, **kwargs)
-
-        @functools.wraps(func)
-        def step(self: ScheduleFreeOptimizer, *args: Any, **kwargs: Any) -> Value:
-            return (observed if self._is_observed() else unobserved)(self, *args, **kwargs)
-
-        return step
-
-    def _is_observed(self) -> bool:
-        return bool(
-            torch.compiler.is_compiling()
-            or torch.autograd.profiler._is_profiler_enabled  # pyright: ignore[reportPrivateUsage]
-            or self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or len(_global_optimizer_pre_hooks) > takeover.hook_count()
-            or _global_optimizer_post_hooks
-        )
 
     def _check_mode(self) -> bool:
         """Whether an attached model is in eval mode, and the optimizer is not; in eval mode the step is refused."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from operator import attrgetter
+from itertools import repeat
+from operator import attrgetter, contains, itemgetter
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, strided
@@ -21,7 +22,7 @@ from unscheduled.saving import SavedOptimizer
 from unscheduled.state import State
 from unscheduled.step_size import NormAverage, PolyakStep
 
-LAYOUT = attrgetter("layout")
+LAYOUT, STEP = attrgetter("layout"), itemgetter("step")
 NORM_AVERAGE = ("norm_average", "norm_weight")
 
 
@@ -33,6 +34,7 @@ class Plan(NamedTuple):
     grads: list[Tensor]
     contiguous: bool  # all gradients are
     states: list[State]
+    seen: list[int]  # how many gradients each parameter has seen before
     only_initialises: bool
     warm_lr: float = 0.0
     beta: float = 0.0  # that made the present y
@@ -115,8 +117,8 @@ class PlanningOptimizer(SavedOptimizer):
         gradients = (param.grad for param in cast(list[Tensor], group["params"]) if param.grad is not None)
         return group["step"] == 0 and float(group["lr"]) == 0.0 and not any(map(_any_of_whole, gradients))
 
-    def _gathered(self, group: Group) -> Plan:
-        """The gradients of a group; sparse ones are refused."""
+    def _gathered(self, index: int, group: Group) -> Plan:
+        """The gradients of a group, and the states beside them; sparse gradients are refused."""
         params, grads = with_gradients(group["params"])
         contiguous = all_contiguous(grads)  # which sparse tensors never are
         if not contiguous and set(map(LAYOUT, grads)) != {strided}:
@@ -125,17 +127,18 @@ class PlanningOptimizer(SavedOptimizer):
                 f"the gradient of {self._find(sparse)[1]} is sparse, but every step averages every weight: "
                 "make it dense, as with torch.nn.Embedding(sparse=False)"
             )
-        found: list[Any] = list(map(self.state.get, params))
-        if any("kept" in state for state in found if state):
-            held = next(param for param, state in zip(params, found, strict=True) if state and "kept" in state)
+        found: list[Any] = self._known_states.of(index, params, self.state)
+        states: list[State] = found if all(found) else [state or {} for state in found]  # which the step puts there
+        if any(map(contains, states, repeat("kept"))):
+            held = next(param for param, state in zip(params, states, strict=True) if "kept" in state)
             raise RuntimeError(
                 f"{self._find(held)[1]} holds the average x, since it replaced another parameter, with its state, in "
                 "eval mode: call train() of the optimizer before the forward pass of a training step"
             )
-        states: list[State] = found if all(found) else [state or {} for state in found]  # which the step puts there
         if params and is_capturing(params[0].device):
             self._refuse_capture(states)
-        return Plan(group, params, grads, contiguous, states, self._nothing_to_learn(group))
+        seen = list(map(STEP, states)) if states is found else [state.get("step", 0) for state in states]
+        return Plan(group, params, grads, contiguous, states, seen, self._nothing_to_learn(group))
 
     def _refuse_capture(self, states: list[State]) -> None:
         """Raise RuntimeError if a step that is captured in a CUDA graph could not be replayed."""

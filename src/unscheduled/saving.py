@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unscheduled import groups, loading, migration
-from unscheduled.batches import Batches
+from unscheduled.batches import Batches, KnownStates
 from unscheduled.groups import Group
 from unscheduled.interruption import Deferred
 from unscheduled.kernels import Rule
@@ -25,6 +25,7 @@ class SavedOptimizer(TwoModes, ABC):
     """How the buffers are stored."""
 
     _batches: dict[tuple[int, int], Batches]  # of each group, by its position, and of each of its rules
+    _known_states: KnownStates
 
     @abstractmethod
     def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
@@ -185,7 +186,7 @@ class SavedOptimizer(TwoModes, ABC):
         self.read_back()
         copied = super().__getstate__() | self._fresh_modes()
         copied |= {"implementation": self.implementation, "state_precision": self.state_precision, "_batches": {}}
-        copied["capturable"] = self.capturable
+        copied |= {"_known_states": KnownStates(), "capturable": self.capturable}
         copied |= {"_averaged": set(self._averaged), "_written": self._written.copy()}
         copied["_loaded_training"] = self._loaded_training
         copied["_copied"] = self._copied or bool(self._attachments)

@@ -116,10 +116,14 @@ def is_split_y(state: State, y: Tensor) -> bool:
     return "low" in state and precision.is_split(y.dtype)
 
 
+def whole_y(state: State, y: Tensor) -> Tensor:
+    """A y with what stands beside it: a new tensor if it has 16 bits, itself otherwise."""
+    return precision.joined(y, state["low"]) if is_split_y(state, y) else y
+
+
 def kept_y(state: State) -> Tensor:
     """The y that is kept aside: a new tensor if it has 16 bits and the rest beside it."""
-    kept: Tensor = state["kept"]
-    return precision.joined(kept, state["low"]) if is_split_y(state, kept) else kept
+    return whole_y(state, state["kept"])
 
 
 def put_y(param: Tensor, state: State, y: Tensor) -> None:
@@ -195,10 +199,10 @@ def put_averages(started: list[Started], written: dict[Tensor, Tensor]) -> None:
     kept: list[Tensor] = []
     try:
         kept.extend(param.detach().clone() for param, _, _ in started)
-        for param, state, beta in started:
+        for (param, state, beta), same in zip(started, kept, strict=True):
             weights = written_average(param, written, state, beta, training=True)
             if weights is None:
-                _put_average(param, bits_of_y(param, state), state, beta)
+                _put_average(param, whole_y(state, same), state, beta)
             else:
                 param.copy_(weights)
         for (_, state, _), each in zip(started, kept, strict=True):

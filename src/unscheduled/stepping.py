@@ -21,9 +21,7 @@ from unscheduled.iterates import coefficients
 from unscheduled.kernels import Rule, Scalars, Traceable, Work, loop, untraced
 from unscheduled.planning import Plan, PlanningOptimizer
 from unscheduled.polyak import Loss, Number
-from unscheduled.repetition import Repetition
-from unscheduled.state import bits_of_y, fresh_state, put_reinterpolated
-from unscheduled.step_size import ConstantStep
+from unscheduled.state import State, bits_of_y, fresh_state, put_reinterpolated
 
 
 class Begun(NamedTuple):
@@ -34,21 +32,25 @@ class Begun(NamedTuple):
     widths: ExitStack  # to be closed when that is made
 
 
+def _put_counts(states: list[State], seen: list[int]) -> None:
+    """Note that parameters have seen one more gradient: mostly one number serves all."""
+    if seen.count(seen[0]) == len(seen):
+        number = seen[0] + 1
+        for state in states:
+            state["step"] = number
+    else:
+        for state, before in zip(states, seen, strict=True):
+            state["step"] = before + 1
+
+
 class SteppingOptimizer(PlanningOptimizer):
     """An optimizer that makes the steps that are planned."""
-
-    _made_of: tuple[object, ...] = ()  # what stands for the batches of the last step
-    _repetition: Repetition | None = None
-    _is_new: bool = True  # what it was made of: not yet looked at
 
     def _update(self, loss: Loss | None, grad_norm: Number | None) -> None:
         """Make a step. Within ``torch.compile``, the graph is what stands between the two other parts."""
         compiling = torch.compiler.is_compiling()
-        if not compiling:
-            if self._looked_at != Clock.time:
-                self._take_over()
-            if self._repeated():
-                return
+        if not compiling and self._looked_at != Clock.time:
+            self._take_over()
         with torch.no_grad():
             if compiling:
                 begun = self._begin_outside_the_graph(loss, grad_norm, compiling=True)
@@ -71,7 +73,9 @@ class SteppingOptimizer(PlanningOptimizer):
         self._check_groups()
         self._refuse_gradients_at_average()
         self._refuse_average_for_gradient_point()
-        plans = [self._gathered(group) for group in self.param_groups]  # refuses before changing, as what follows does
+        self._known_states.refresh(self.state)
+        # Each of these refuses before anything is changed, and so does what follows.
+        plans = [self._gathered(index, group) for index, group in enumerate(self.param_groups)]
         if not any(plan.grads for plan in plans):
             self._look_for_other_parameters()
         self._copied = False
@@ -96,7 +100,6 @@ class SteppingOptimizer(PlanningOptimizer):
                 begun.traceable.extend(kernels.traceable(implementation, rule, work, begun.widths))
             else:
                 kernels.update(implementation, rule, work)
-        self._remember(plans, works)
         return begun
 
     def _end(self, begun: Begun) -> None:
@@ -111,82 +114,6 @@ class SteppingOptimizer(PlanningOptimizer):
             del self._batches[place]
 
     _begin_outside_the_graph, _end_outside_the_graph = untraced(_begin), untraced(_end)
-
-    def _repeated(self) -> bool:
-        """Make the step, if it is like the one before in all but its numbers."""
-        repetition = self._repetition
-        if repetition is None or self._is_unsettled():
-            return False
-        self._refuse_gradients_at_average()
-        if repetition.implementation != self.implementation or not self._has_one_part_each(repetition.rule):
-            return False
-        found = repetition.found(self.param_groups, self.state)
-        if found is None:
-            return False
-        plans = [
-            Plan(part.group, part.params, [], True, part.states, False, *self._next_counters(index, part.group, 1.0))
-            for index, (part, _) in enumerate(found)
-        ]
-        self._forget_file()
-        numbers = [self._scalars(plan, repetition.rule, seen + 1) for plan, (_, seen) in zip(plans, found, strict=True)]
-        counts = [seen + 1 for _, seen in found]
-        if any(map(self._reinterpolates, plans)):
-            with Deferred():
-                repetition.run(numbers)
-                self._note_repetition(plans, counts)
-            return True
-        repetition.begin()
-        try:  # it costs nothing, where to defer signals would take as long as the update of many small tensors
-            repetition.run(numbers)
-            self._note_repetition(plans, counts)
-        except BaseException:  # interrupted
-            while repetition.has_run():
-                try:
-                    self._note_repetition(plans, counts)
-                    break
-                except KeyboardInterrupt:  # once more
-                    continue
-            raise
-        return True
-
-    def _note_repetition(self, plans: list[Plan], counts: list[int]) -> None:
-        """Note that a step was repeated, after which the parameters have seen so many gradients.
-
-        Where no y is formed anew, this may be done again.
-        """
-        for plan, count in zip(plans, counts, strict=True):  # one number for all, as each state's own would be many
-            for state in plan.states:
-                state["step"] = count
-            self._note(plan)
-        self._live.outdate()
-        if self._attachments:
-            self._writes.note_repeated()
-
-    def _reinterpolates(self, plan: Plan) -> bool:
-        """Whether beta changes, so that y of parameters without gradients has to be formed anew."""
-        return plan.counters["beta"] != plan.beta and len(plan.params) < len(plan.group["params"])
-
-    def _remember(self, plans: list[Plan], works: dict[Rule, list[Work]]) -> None:
-        """Note what the step is made of, if that was the same in the step before: it may be so in the next."""
-        made_of = tuple(batch.kept.token for work in works.values() for batch, _ in work)
-        if made_of != self._made_of:
-            self._made_of, self._is_new, self._repetition = made_of, True, None
-        elif self._is_new:
-            self._is_new, rules = False, list(works)
-            if (
-                not self.capturable
-                and len(rules) == 1
-                and len(made_of) == len(plans)
-                and self._has_one_part_each(rules[0])
-            ):
-                groups, work = [plan.group for plan in plans], works[rules[0]]
-                self._repetition = Repetition.of(self.implementation, rules[0], groups, work, self.state)
-
-    def _has_one_part_each(self, rule: Rule) -> bool:
-        """Whether that is the rule of all groups, and no loss is needed."""
-        return all(
-            self._rule(group) is rule and type(group["step_size"]) is ConstantStep for group in self.param_groups
-        )
 
     def _check_groups(self) -> None:
         """Raise unless a step can be planned for the groups as they are."""
@@ -210,11 +137,12 @@ class SteppingOptimizer(PlanningOptimizer):
                 state["y"] = bits_of_y(param, state)  # a place for that of a file
             self._loaded_training = self.training
             return []
-        seen = counters.kinds(plan.params) if counters else [state["step"] + 1 for state in plan.states]
+        seen = counters.kinds(plan.params) if counters else plan.seen
         batches = self._batches.setdefault(place, Batches())
         found = batches.of(plan.params, plan.grads, plan.contiguous, plan.states, rule, seen)
         return [
-            (batch, self._scalars(plan, rule, counters.seen(here) + 1.0 if counters else here)) for here, batch in found
+            (batch, self._scalars(plan, rule, counters.seen(here) + 1.0 if counters else here + 1))
+            for here, batch in found
         ]
 
     def _scalars(self, plan: Plan, rule: Rule, seen: Any) -> Scalars:
@@ -232,26 +160,20 @@ class SteppingOptimizer(PlanningOptimizer):
         )
 
     def _count(self, plan: Plan) -> None:
-        """Note that the step was made."""
+        """Note that the step was made: the numbers of the group and of its parameters after it."""
         if plan.only_initialises:
             return
-        if self._counters_of(plan.group) is None:
-            for state in plan.states:
-                state["step"] += 1
-        self._note(plan)
-
-    def _note(self, plan: Plan) -> None:
-        """Note the numbers of the group after the step."""
         group, counters = plan.group, self._counters_of(plan.group)
+        if counters is None and plan.seen:
+            _put_counts(plan.states, plan.seen)
         beta, next_beta = plan.beta, plan.counters["beta"]
         if counters is not None:  # then nobody knows whether they differ
             beta, next_beta = as_tensor(beta, counters.device), as_tensor(next_beta, counters.device)
         if (counters is not None or next_beta != beta) and len(plan.params) < len(group["params"]):
             moved = set(plan.params)
-            with torch.no_grad():  # which a repeated step is not made in
-                for param in cast(list[Tensor], group["params"]):
-                    if param not in moved and (state := self.state.get(param)):
-                        put_reinterpolated(param, state, cast(float, beta), cast(float, next_beta))
+            for param in cast(list[Tensor], group["params"]):
+                if param not in moved and (state := self.state.get(param)):
+                    put_reinterpolated(param, state, cast(float, beta), cast(float, next_beta))
         if counters is not None:
             counters.advance(plan.params, plan.counters)
         else:

@@ -16,7 +16,7 @@ from unscheduled import attaching
 from unscheduled.attachment import Clock
 from unscheduled.kernels import untraced
 
-CALLER = 6
+CALLER = 5
 """How many calls lie between the warning of a step and the line that made the step."""
 
 
@@ -63,11 +63,6 @@ def _look_outside_the_graph(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 def watch() -> None:
     """Look at every optimizer that makes a step from now on."""
     register_optimizer_step_pre_hook(_look_outside_the_graph)
-
-
-def hook_count() -> int:
-    """How many of torch's hooks before all steps are ours, which our own optimizers do without."""
-    return watch.cache_info().currsize
 
 
 @contextmanager

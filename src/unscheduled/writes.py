@@ -50,10 +50,6 @@ class WriteWatch:
             self._seen = {param: seen for param, seen in self._seen.items() if param in known}
         self._step = _noted(params)
 
-    def note_repeated(self) -> None:
-        """Note that the last step was made once more, on the same parameters in the same places."""
-        self._step = self._step._replace(versions=_versions(self._step.params))
-
     def note(self, params: list[Tensor]) -> None:
         """Note that these were moved between steps."""
         if all_same(params, self._step.params):

@@ -23,7 +23,7 @@ import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
 from types import ModuleType
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
@@ -64,13 +64,6 @@ def import_fused() -> ModuleType | ImportError:
     except ImportError as error:
         log.debug("Numba does not import, so that implementation = 'fused' is not used: %s", error)
         return error
-
-
-def import_swap() -> ModuleType | None:
-    """The kernels that switch between y and x; None if Numba is not there, or does not import."""
-    if not has_numba() or isinstance(import_fused(), ImportError):
-        return None
-    return importlib.import_module("unscheduled.kernels.swap")
 
 
 def chosen(implementation: Implementation, foreach: bool | None, fused: bool | None) -> tuple[Implementation, str]:
@@ -149,18 +142,6 @@ def of_capturable(implementation: str, works: list[Work]) -> str:
     if implementation != "auto":
         return implementation
     return "loop" if any(batch.params[0].is_cpu for batch, _ in works) else "compiled"
-
-
-def repeatable(implementation: str, rule: Rule, works: list[Work]) -> Any:
-    """The call that makes a step, if it can be made again: see :class:`unscheduled.kernels.fused.Repeatable`."""
-    fused = import_fused() if implementation in ("auto", "fused") and has_numba() and rule.elementwise else None
-    if not isinstance(fused, ModuleType):
-        return None
-    try:
-        return fused.Repeatable(rule, works)
-    except ValueError as error:
-        log.debug("every step is planned anew: %s", error)
-        return None
 
 
 def update(implementation: str, rule: Rule, works: list[Work]) -> None:

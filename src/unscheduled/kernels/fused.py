@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unscheduled.kernels import threads
-from unscheduled.kernels.headers import Headers
 from unscheduled.kernels.jit import CHUNK, SHARED, Kernel, Kind, compiled_kernel
 from unscheduled.kernels.rule import PLAIN, Batch, Kept, Rule, Scalars, Work, all_same
 from unscheduled.precision import is_narrow, key
@@ -25,26 +24,40 @@ PIECE = 16  # chunks that a thread takes at a time, at most
 ALONE = 32_768  # elements that are not worth a second thread
 
 log = logging.getLogger("unscheduled")
-IS_CPU, GRAD = attrgetter("is_cpu"), attrgetter("grad")
+IS_CPU = attrgetter("is_cpu")
 IS_ZERO = Tensor._is_zerotensor  # pyright: ignore  (one that stands for zeros, and has no memory)
+
+
+class Taken(NamedTuple):
+    """A batch that the kernel takes: its gradients lie at these addresses."""
+
+    batch: Batch
+    scalars: Scalars
+    grads: list[int]
 
 
 def update(rule: Rule, works: list[Work]) -> list[Work]:
     """One step of all parameters that it can take; what is left for another implementation is returned."""
-    taken: dict[Kind, tuple[Kernel, list[Work]]] = {}
+    taken: dict[Kind, tuple[Kernel, list[Taken]]] = {}
     left: list[Work] = []
     for batch, scalars in works:
         kind = _kind(batch)
         kernel = compiled_kernel(rule, kind, SHARED + len(scalars.direction)) if kind else None
-        ours, others = (None, batch) if kernel is None else (batch, None) if _fit(batch) else _parted(batch)
-        if ours and ours.params and kind and kernel:
-            taken.setdefault(kind, (kernel, []))[1].append((ours, scalars))
-        if others and others.params:
-            left.append((others, scalars))
+        if kind is None or kernel is None:
+            left.append((batch, scalars))
+            continue
+        addresses = list(map(Tensor.data_ptr, batch.grads))
+        if not _fit(batch, addresses):
+            batch, others = _parted(batch)
+            addresses = list(map(Tensor.data_ptr, batch.grads))
+            if others.params:
+                left.append((others, scalars))
+        if batch.params:
+            taken.setdefault(kind, (kernel, []))[1].append(Taken(batch, scalars, addresses))
     if left:
         _say_once(rule.direction.__name__)
-    for kind, (kernel, work) in taken.items():
-        _run(rule, kind, kernel, work)
+    for kind, (kernel, works_taken) in taken.items():
+        _run(rule, kind, kernel, works_taken)
     return left
 
 
@@ -85,46 +98,40 @@ class Call(NamedTuple):
     elements: int
 
 
-def _call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
+def _call(rule: Rule, kind: Kind, works: list[Taken]) -> Call:
     """The call for these batches, with the present gradients and scalars."""
-    tokens = [batch.kept.token for batch, _ in works]
-    first = works[0][0].kept
+    tokens = [work.batch.kept.token for work in works]
+    first = works[0].batch.kept
     call: Call | None = first.call
     if call is None or not all_same(call.tokens, tokens):
         call = first.call = _new_call(rule, kind, works)
-    for (batch, _), columns in zip(works, call.columns, strict=True):
-        call.addresses[0, columns] = list(map(Tensor.data_ptr, batch.grads))
-    _put_numbers(kind, call, [scalars for _, scalars in works])
+    for row, (work, columns) in enumerate(zip(works, call.columns, strict=True)):
+        call.addresses[0, columns] = work.grads
+        call.scalars[row] = _numbers(work.scalars)
+        if is_narrow(kind.stored[0]):
+            call.keys[row] = key(work.scalars.step)  # which its random numbers depend on
     return call
 
 
-def _put_numbers(kind: Kind, call: Call, numbers: list[Scalars]) -> None:
-    """Put those of a step into a call, and what its random numbers depend on."""
-    for row, scalars in enumerate(numbers):
-        call.scalars[row] = _numbers(scalars)
-        if is_narrow(kind.stored[0]):
-            call.keys[row] = key(scalars.step)
-
-
-def _new_call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
+def _new_call(rule: Rule, kind: Kind, works: list[Taken]) -> Call:
     addresses = np.hstack(
         [
-            np.array([list(map(Tensor.data_ptr, column)) for column in _columns(rule, kind, batch)], np.int64)
-            for batch, _ in works
+            np.array([list(map(Tensor.data_ptr, column)) for column in _columns(rule, kind, work.batch)], np.int64)
+            for work in works
         ]
     )
-    sizes = np.array([param.numel() for batch, _ in works for param in batch.params], np.int64)
-    counts = [len(batch.params) for batch, _ in works]
+    sizes = np.array([param.numel() for work in works for param in work.batch.params], np.int64)
+    counts = [len(work.batch.params) for work in works]
     stops = np.cumsum(counts).tolist()
     ends = np.cumsum(-(-sizes // CHUNK))
     rows = np.repeat(np.arange(len(works)), counts)
-    scalars = np.zeros((len(works), len(_numbers(works[0][1]))), np.float32)
+    scalars = np.zeros((len(works), len(_numbers(works[0].scalars))), np.float32)
     keys = np.zeros(len(works), np.uint32)
     arrays = (addresses, sizes, ends, rows, scalars, keys)
     numbers = (0, 0, int(ends[-1]), len(sizes), len(addresses))
     arguments = np.array([*numbers, *(array.ctypes.data for array in arrays)], np.int64)
     return Call(
-        tokens=[batch.kept.token for batch, _ in works],
+        tokens=[work.batch.kept.token for work in works],
         addresses=addresses,
         columns=[slice(stop - count, stop) for stop, count in zip(stops, counts, strict=True)],
         scalars=scalars,
@@ -136,24 +143,18 @@ def _new_call(rule: Rule, kind: Kind, works: list[Work]) -> Call:
     )
 
 
-def _run(rule: Rule, kind: Kind, kernel: Kernel, works: list[Work]) -> None:
+def _run(rule: Rule, kind: Kind, kernel: Kernel, works: list[Taken]) -> None:
+    """Run the kernel in as many threads as are worth it."""
     call = _call(rule, kind, works)
-    run_shared(kernel, call.arguments, call.address, call.elements)
-    tell_autograd([param for batch, _ in works for param in batch.params])
+    chunks = int(call.arguments[2])
+    thread_count = torch.get_num_threads() if call.elements > ALONE else 1
+    call.arguments[:2] = 0, max(1, min(PIECE, chunks // (4 * thread_count))) if thread_count > 1 else chunks
+    threads.run(kernel.address, call.address, thread_count)
+    for work in works:
+        _tell_autograd(work.batch.params)
 
 
-def run_shared(kernel: Kernel, arguments: NDArray[np.int64], address: int, elements: int) -> None:
-    """Run a kernel in as many threads as are worth it.
-
-    Its arguments begin with the counter of chunks, how many to take at a time, and how many there are.
-    """
-    chunks = int(arguments[2])
-    thread_count = torch.get_num_threads() if elements > ALONE else 1
-    arguments[:2] = 0, max(1, min(PIECE, chunks // (4 * thread_count))) if thread_count > 1 else chunks
-    threads.run(kernel.address, address, thread_count)
-
-
-def tell_autograd(params: list[Tensor]) -> None:
+def _tell_autograd(params: list[Tensor]) -> None:
     """Note that they were written to, as every operation of torch does."""
     try:
         torch.autograd.graph.increment_version(params)
@@ -175,25 +176,28 @@ def _numbers(scalars: Scalars) -> list[float]:
     ]
 
 
-def _fit(batch: Batch) -> bool:
-    """Whether the whole batch can be taken as it is: its gradients are of one dtype, and where their parameters are."""
+def _fit(batch: Batch, addresses: list[int]) -> bool:
+    """Whether the whole batch can be taken as it is: its gradients are of one dtype, and where their parameters are.
+
+    A tensor that stands for zeros lies nowhere, at the address 0, and so does one without elements.
+    """
     kept, params, grads = batch.kept, batch.params, batch.grads
     if kept.singles is None:
         columns = [params, batch.gaps, *batch.buffers]
         kept.singles = [index for index, param in enumerate(params) if param.numel() == 1]
-        kept.fit = all(is_plain(column) and all(map(Tensor.is_contiguous, column)) for column in columns) and all(
+        kept.fit = all(_is_plain(column) and all(map(Tensor.is_contiguous, column)) for column in columns) and all(
             len({tensor.shape for tensor in tensors}) == 1 for tensors in zip(*columns, grads, strict=True)
         )
     return (
         kept.fit
         and batch.contiguous
         and set(map(type, grads)) <= PLAIN
-        and not any(map(IS_ZERO, grads))
+        and not (0 in addresses and any(map(IS_ZERO, grads)))
         and not any(grads[index].is_neg() for index in kept.singles)  # others are not contiguous then
     )
 
 
-def is_plain(tensors: list[Tensor]) -> bool:
+def _is_plain(tensors: list[Tensor]) -> bool:
     """Whether they are in the memory of the CPU, and mean what stands there."""
     plain = set(map(type, tensors)) <= PLAIN and all(map(IS_CPU, tensors))
     return plain and not any(map(Tensor.is_neg, tensors)) and not any(map(IS_ZERO, tensors))
@@ -205,7 +209,7 @@ def _parted(batch: Batch) -> tuple[Batch, Batch]:
     for param, grad, gap, state, *buffers in zip(
         batch.params, batch.grads, batch.gaps, batch.states, *batch.buffers, strict=True
     ):
-        fit = is_plain([param, grad, gap, *buffers]) and _is_dense(param) and grad.shape == param.shape
+        fit = _is_plain([param, grad, gap, *buffers]) and _is_dense(param) and grad.shape == param.shape
         fit = fit and all(_layout(tensor) == _layout(param) for tensor in (gap, *buffers))
         if fit and _layout(grad) != _layout(param):
             grad = torch.empty_like(param).copy_(grad)
@@ -232,50 +236,6 @@ def _is_dense(tensor: Tensor) -> bool:
             return False
         expected *= size
     return True
-
-
-class Repeatable:
-    """A call of the kernel that can be made again, on the same tensors and with gradients like those that it had.
-
-    Raises:
-        ValueError: if the works are not made by one call, or the tensors do not tell where they are.
-    """
-
-    def __init__(self, rule: Rule, works: list[Work]) -> None:
-        kind = _kind(works[0][0])
-        kernel = compiled_kernel(rule, kind, SHARED + len(works[0][1].direction)) if kind else None
-        ours = [batch if _fit(batch) else _parted(batch)[0] for batch, _ in works]
-        self._params = [param for batch in ours for param in batch.params]
-        grads = [grad for batch in ours for grad in batch.grads]
-        given = [param.grad for batch, _ in works for param in batch.params]
-        if kind is None or kernel is None or any(_kind(batch) != kind for batch, _ in works):
-            raise ValueError("there is no kernel, or there are several")
-        if not all_same(grads, given):
-            raise ValueError("gradients are laid out anew, or some parameters are left")
-        works = [(batch, scalars) for batch, (_, scalars) in zip(ours, works, strict=True)]
-        self._kind, self._kernel, self._call = kind, kernel, _new_call(rule, kind, works)
-        self._singles = [param for param in self._params if param.numel() == 1]  # other gradients are not dense if neg
-        kept = [column for batch in ours for column in _columns(rule, kind, batch)[2:]]
-        self._headers = Headers(self._params, [tensor for column in kept for tensor in column])
-
-    def fits(self) -> bool:
-        """Whether it can be made with the present gradients, since nothing has moved."""
-        return self._headers.same() and not any(grad.is_neg() for grad in map(GRAD, self._singles))
-
-    def begin(self) -> None:
-        """Note that the call was not made yet."""
-        self._call.arguments[0] = 0
-
-    def has_run(self) -> bool:
-        """Whether the call was made since: then no chunk is left. An interruption never stops it between two chunks."""
-        return bool(self._call.arguments[0] >= self._call.arguments[2])
-
-    def run(self, scalars: list[Scalars]) -> None:
-        """Make it with the gradients that fit, and with the numbers of each batch."""
-        self._call.addresses[0] = self._headers.addresses[: len(self._params)]
-        _put_numbers(self._kind, self._call, scalars)
-        run_shared(self._kernel, self._call.arguments, self._call.address, self._call.elements)
-        tell_autograd(self._params)
 
 
 @cache
