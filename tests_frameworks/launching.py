@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 PATIENCE = 240  # seconds
-TESTS = Path(__file__).parents[1] / "tests"
+TESTS = Path(__file__).parents[1] / "tests" / "support"
 
 
 def launch(*arguments: str | Path) -> None:

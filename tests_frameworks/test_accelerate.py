@@ -24,8 +24,8 @@ from small_problem import averages, holds, same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unscheduled import ScheduleFreePlus
-from unscheduled.checkpoint_average import averaged
-from unscheduled.checkpoint_file import read
+from unscheduled.checkpoints.average import averaged
+from unscheduled.checkpoints.file import read
 
 makes = pytest.mark.parametrize("make", [adamw, wrapped])
 

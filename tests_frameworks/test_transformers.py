@@ -25,8 +25,8 @@ from transformers_problem import (
 )
 
 from unscheduled import ScheduleFreeOptimizer, ScheduleFreePlus
-from unscheduled.checkpoint_average import averaged
-from unscheduled.checkpoint_file import read
+from unscheduled.checkpoints.average import averaged
+from unscheduled.checkpoints.file import read
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
 

@@ -1,4 +1,4 @@
-"""The pictures of how-it-works.md, drawn as the site is built: what real optimizers do, seen by ``iterates``.
+"""The pictures of pages, drawn as the site is built: what real optimizers do, and which room imports which.
 
     <!-- picture: paths -->
 
@@ -8,10 +8,12 @@ colour of the text round it, light or dark.
 
 import functools
 import io
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import grimp
 import matplotlib as mpl
 import numpy as np
 import torch
@@ -19,13 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from unscheduled import (
-    Averaging,
-    ExponentialAveraging,
-    Iterates,
-    PolynomialAveraging,
-    SGDScheduleFree,
-)
+from unscheduled import Averaging, ExponentialAveraging, Iterates, PolynomialAveraging, SGDScheduleFree
 
 MARK = re.compile(r"<!-- picture: (\w+) -->")
 TEXT = "#010203"
@@ -134,7 +130,56 @@ def betas() -> Figure:
     return figure
 
 
-PICTURES: dict[str, Callable[[], Figure]] = {"paths": paths, "weights": weights, "betas": betas}
+FLOORS = (
+    *(("cli",), ("lab",), ("algorithms",), ("optimizer",)),
+    *(("kernels", "checkpoints", "model"), ("state",), ("formulas",)),
+)
+
+
+def rooms() -> Figure:
+    """The rooms of the library on their floors, with the number of modules; lines are imports, the more the thicker."""
+    figure = Figure(figsize=(9.5, 6.5), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes: Axes = figure.subplots()
+    graph = grimp.build_graph("unscheduled")
+    room_of = {module: module.split(".")[1] for module in graph.modules if module.count(".")}
+    room_of["unscheduled"] = "algorithms"  # whose names the package itself has
+    centre = {
+        room: ((position + 1) / (len(floor) + 1), -height)
+        for height, floor in enumerate(FLOORS)
+        for position, room in enumerate(floor)
+    }
+    for one, other in itertools.permutations(centre, 2):
+        count = sum(
+            room_of.get(imported) == other
+            for module, room in room_of.items()
+            if room == one
+            for imported in graph.find_modules_directly_imported_by(module)
+        )
+        if count:
+            axes.annotate(
+                "",
+                centre[other],
+                centre[one],
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "connectionstyle": f"arc3,rad={0.3 if centre[one][1] - centre[other][1] > 1 else 0}",
+                    "color": BLUE,
+                    "linewidth": 0.4 + 0.06 * count,
+                    "shrinkB": 15,
+                },
+            )
+    for room, (across, up) in centre.items():
+        count = sum(module.startswith(f"unscheduled.{room}") for module in room_of)
+        box = {"boxstyle": "round,pad=0.5", "facecolor": "#dceefb", "edgecolor": BLUE}
+        label = room if count == 1 else f"{room} ({count})"
+        axes.text(across, up, label, ha="center", va="center", bbox=box, color="#123456")
+    axes.set(xlim=(0, 1), ylim=(0.5 - len(FLOORS), 0.5))
+    axes.set_axis_off()
+    return figure
+
+
+PICTURES: dict[str, Callable[[], Figure]] = {"paths": paths, "weights": weights, "betas": betas, "rooms": rooms}
 
 
 def panels(count: int) -> tuple[Figure, Sequence[Axes]]:

@@ -261,8 +261,8 @@ def lab_failures(command: str) -> Generator[None, None, None]:
 
 
 def run_average(arguments: argparse.Namespace) -> int:
-    from unscheduled.checkpoint_average import averaged
-    from unscheduled.checkpoint_file import check_output, read, write
+    from unscheduled.checkpoints.average import averaged
+    from unscheduled.checkpoints.file import check_output, read, write
 
     with checkpoint_failures("unscheduled average"):
         check_output(arguments.output, arguments.checkpoint, arguments.optimizer)
@@ -273,8 +273,8 @@ def run_average(arguments: argparse.Namespace) -> int:
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
-    from unscheduled.checkpoint_description import described
-    from unscheduled.checkpoint_file import read
+    from unscheduled.checkpoints.describe import described
+    from unscheduled.checkpoints.file import read
 
     with checkpoint_failures("unscheduled inspect"):
         lines = described(read(arguments.checkpoint, arguments.optimizer))
@@ -285,7 +285,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
 @contextmanager
 def checkpoint_failures(command: str) -> Generator[None, None, None]:
     """Within the with block a checkpoint of another form than it should be is one line, and nothing else is printed."""
-    from unscheduled.safe_loading import CheckpointError
+    from unscheduled.checkpoints.safe_loading import CheckpointError
 
     try:
         with warnings.catch_warnings():

@@ -11,7 +11,7 @@ A direction that is no matter of single elements, such as Muon's, is computed te
 implementation does the rest. It does what is left of a step of a wrapped optimizer, too.
 
 With ``capturable=True``, ``loop`` and ``compiled`` make the steps, with numbers that the host does not know: see
-:mod:`unscheduled.device_counters`.
+:mod:`unscheduled.optimizer.capture`.
 
 ``torch.compile(optimizer.step)`` compiles what ``loop``, ``foreach`` or ``compiled`` would do, as ``compiled`` does it.
 """
@@ -27,21 +27,19 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from unscheduled.device_number import DeviceNumber
-from unscheduled.kernels import compiled, foreach, loop, whole
-from unscheduled.kernels import threads as threads  # for what it does after a fork
+from unscheduled.formulas.rule import GIVEN, Rule
+from unscheduled.kernels import compiled, foreach, loop, tensorwise
+from unscheduled.kernels.batch import Batch as Batch
+from unscheduled.kernels.batch import Scalars as Scalars
+from unscheduled.kernels.batch import Tensors as Tensors
+from unscheduled.kernels.batch import Work as Work
+from unscheduled.kernels.batch import all_same as all_same
+from unscheduled.kernels.batch import real as real
 from unscheduled.kernels.compiled import Traceable as Traceable
 from unscheduled.kernels.compiled import untraced as untraced
-from unscheduled.kernels.narrow import widened
-from unscheduled.kernels.rule import GIVEN as GIVEN
-from unscheduled.kernels.rule import Batch as Batch
-from unscheduled.kernels.rule import Kept as Kept
-from unscheduled.kernels.rule import Rule as Rule
-from unscheduled.kernels.rule import Scalars as Scalars
-from unscheduled.kernels.rule import Tensors as Tensors
-from unscheduled.kernels.rule import Work as Work
-from unscheduled.kernels.rule import all_same as all_same
-from unscheduled.kernels.rule import real as real
+from unscheduled.kernels.numba import threads as threads  # for what it does after a fork
+from unscheduled.kernels.storage import widened
+from unscheduled.state.device_number import DeviceNumber
 
 Implementation: TypeAlias = Literal["auto", "loop", "foreach", "compiled", "fused"]
 
@@ -60,7 +58,7 @@ def has_numba() -> bool:
 def import_fused() -> ModuleType | ImportError:
     """The fused implementation, or why Numba, which is installed, does not import."""
     try:
-        return importlib.import_module("unscheduled.kernels.fused")
+        return importlib.import_module("unscheduled.kernels.numba.fused")
     except ImportError as error:
         log.debug("Numba does not import, so that implementation = 'fused' is not used: %s", error)
         return error
@@ -172,7 +170,7 @@ def traceable(implementation: str, rule: Rule, works: list[Work], widths: ExitSt
 def _elementwise(implementation: str, rule: Rule, works: list[Work]) -> tuple[Rule, list[Work]]:
     """What the fused kernel does not take, of a rule of single elements."""
     if not rule.elementwise:
-        rule, works = GIVEN, [whole.directed(rule, work) for work in works]
+        rule, works = GIVEN, [tensorwise.directed(rule, work) for work in works]
     on_cpu = any(batch.params[0].is_cpu for batch, _ in works)
     if on_cpu and (implementation == "fused" or (implementation == "auto" and has_numba())):
         fused = import_fused()

@@ -15,10 +15,11 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from unscheduled.device_number import DeviceNumber, as_tensor
-from unscheduled.iterates import Coefficients
+from unscheduled.formulas.iterates import Coefficients
+from unscheduled.formulas.rule import Rule
 from unscheduled.kernels import loop
-from unscheduled.kernels.rule import Batch, Kept, Rule, Scalars
+from unscheduled.kernels.batch import Batch, Kept, Scalars
+from unscheduled.state.device_number import DeviceNumber, as_tensor
 
 NOTHING_KEPT = Kept()
 

@@ -5,7 +5,8 @@
 import torch
 from torch import Tensor
 
-from unscheduled.kernels.rule import Batch, Rule, Scalars
+from unscheduled.formulas.rule import Rule
+from unscheduled.kernels.batch import Batch, Scalars
 
 
 def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:

@@ -2,8 +2,9 @@
 
 import torch
 
-from unscheduled import iterates
-from unscheduled.kernels.rule import Batch, Rule, Scalars
+from unscheduled.formulas import iterates
+from unscheduled.formulas.rule import Rule
+from unscheduled.kernels.batch import Batch, Scalars
 
 
 def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:

@@ -1,0 +1,248 @@
+"""The definition compiled by Numba into one pass over the memory: for tensors on the CPU.
+
+One kernel is made for each rule and each precision, by inlining the rule's direction and the algebra into a loop. It is
+called once a step for all tensors: a table has their addresses, and chunks of them are shared out to as many threads as
+torch uses. What it cannot take is left to another implementation.
+"""
+
+import logging
+from functools import cache
+from operator import attrgetter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unscheduled.formulas.rule import Rule
+from unscheduled.kernels.batch import PLAIN, Batch, Kept, Scalars, Work, all_same
+from unscheduled.kernels.numba import threads
+from unscheduled.kernels.numba.jit import CHUNK, SHARED, Kernel, Kind, compiled_kernel
+from unscheduled.state.quantization import is_narrow, key
+
+PIECE = 16  # chunks that a thread takes at a time, at most
+ALONE = 32_768  # elements that are not worth a second thread
+
+log = logging.getLogger("unscheduled")
+IS_CPU = attrgetter("is_cpu")
+IS_ZERO = Tensor._is_zerotensor  # pyright: ignore  (one that stands for zeros, and has no memory)
+
+
+class Taken(NamedTuple):
+    """A batch that the kernel takes: its gradients lie at these addresses."""
+
+    batch: Batch
+    scalars: Scalars
+    grads: list[int]
+
+
+def update(rule: Rule, works: list[Work]) -> list[Work]:
+    """One step of all parameters that it can take; what is left for another implementation is returned."""
+    taken: dict[Kind, tuple[Kernel, list[Taken]]] = {}
+    left: list[Work] = []
+    for batch, scalars in works:
+        kind = _kind(batch)
+        kernel = compiled_kernel(rule, kind, SHARED + len(scalars.direction)) if kind else None
+        if kind is None or kernel is None:
+            left.append((batch, scalars))
+            continue
+        addresses = list(map(Tensor.data_ptr, batch.grads))
+        if not _fit(batch, addresses):
+            batch, others = _parted(batch)
+            addresses = list(map(Tensor.data_ptr, batch.grads))
+            if others.params:
+                left.append((others, scalars))
+        if batch.params:
+            taken.setdefault(kind, (kernel, []))[1].append(Taken(batch, scalars, addresses))
+    if left:
+        _say_once(rule.direction.__name__)
+    for kind, (kernel, works_taken) in taken.items():
+        _run(rule, kind, kernel, works_taken)
+    return left
+
+
+def _kind(batch: Batch) -> Kind | None:
+    """What the tensors of a batch are stored as; None if there is no kernel for that."""
+    if not batch.params[0].is_cpu:
+        return None
+    param, grad = batch.params[0].dtype, batch.grads[0].dtype
+    kind = Kind(param, grad, tuple(column[0].dtype for column in (batch.gaps, *batch.buffers)))
+    readable = {param, grad} <= {torch.float32, torch.bfloat16}
+    stored = set(kind.stored) <= {torch.float32, torch.int16, torch.uint8}
+    whole = param == torch.float32 or all("low" in state for state in batch.states)
+    return kind if readable and stored and whole else None
+
+
+def _columns(rule: Rule, kind: Kind, batch: Batch) -> list[list[Tensor]]:
+    """The tensors of a batch in the order in which the kernel has their addresses."""
+    columns = [batch.grads, batch.params, batch.gaps, *batch.buffers]
+    if kind.param == torch.bfloat16:
+        columns.append([state["low"] for state in batch.states])
+    for name, dtype in zip(("gap", *rule.buffers), kind.stored, strict=True):
+        if is_narrow(dtype):
+            columns.append([state[f"{name}_scale"] for state in batch.states])
+    return columns
+
+
+class Call(NamedTuple):
+    """What the kernel is given for some batches: made once, and filled with what is new in a step."""
+
+    tokens: list[object]  # of the batches
+    addresses: NDArray[np.int64]  # a column for each tensor
+    columns: list[slice]  # of each batch
+    scalars: NDArray[np.float32]
+    keys: NDArray[np.uint32]
+    arguments: NDArray[np.int64]
+    address: int  # of the arguments
+    others: tuple[NDArray[np.int64], ...]  # to which the arguments point
+    elements: int
+
+
+def _call(rule: Rule, kind: Kind, works: list[Taken]) -> Call:
+    """The call for these batches, with the present gradients and scalars."""
+    tokens = [work.batch.kept.token for work in works]
+    first = works[0].batch.kept
+    call: Call | None = first.call
+    if call is None or not all_same(call.tokens, tokens):
+        call = first.call = _new_call(rule, kind, works)
+    for row, (work, columns) in enumerate(zip(works, call.columns, strict=True)):
+        call.addresses[0, columns] = work.grads
+        call.scalars[row] = _numbers(work.scalars)
+        if is_narrow(kind.stored[0]):
+            call.keys[row] = key(work.scalars.step)  # which its random numbers depend on
+    return call
+
+
+def _new_call(rule: Rule, kind: Kind, works: list[Taken]) -> Call:
+    addresses = np.hstack(
+        [
+            np.array([list(map(Tensor.data_ptr, column)) for column in _columns(rule, kind, work.batch)], np.int64)
+            for work in works
+        ]
+    )
+    sizes = np.array([param.numel() for work in works for param in work.batch.params], np.int64)
+    counts = [len(work.batch.params) for work in works]
+    stops = np.cumsum(counts).tolist()
+    ends = np.cumsum(-(-sizes // CHUNK))
+    rows = np.repeat(np.arange(len(works)), counts)
+    scalars = np.zeros((len(works), len(_numbers(works[0].scalars))), np.float32)
+    keys = np.zeros(len(works), np.uint32)
+    arrays = (addresses, sizes, ends, rows, scalars, keys)
+    numbers = (0, 0, int(ends[-1]), len(sizes), len(addresses))
+    arguments = np.array([*numbers, *(array.ctypes.data for array in arrays)], np.int64)
+    return Call(
+        tokens=[work.batch.kept.token for work in works],
+        addresses=addresses,
+        columns=[slice(stop - count, stop) for stop, count in zip(stops, counts, strict=True)],
+        scalars=scalars,
+        keys=keys,
+        arguments=arguments,
+        address=arguments.ctypes.data,
+        others=(sizes, ends, rows),
+        elements=int(sizes.sum()),
+    )
+
+
+def _run(rule: Rule, kind: Kind, kernel: Kernel, works: list[Taken]) -> None:
+    """Run the kernel in as many threads as are worth it."""
+    call = _call(rule, kind, works)
+    chunks = int(call.arguments[2])
+    thread_count = torch.get_num_threads() if call.elements > ALONE else 1
+    call.arguments[:2] = 0, max(1, min(PIECE, chunks // (4 * thread_count))) if thread_count > 1 else chunks
+    threads.run(kernel.address, call.address, thread_count)
+    for work in works:
+        _tell_autograd(work.batch.params)
+
+
+def _tell_autograd(params: list[Tensor]) -> None:
+    """Note that they were written to, as every operation of torch does."""
+    try:
+        torch.autograd.graph.increment_version(params)
+    except TypeError:  # older versions of torch take one at a time
+        for param in params:
+            torch.autograd.graph.increment_version(param)
+
+
+def _numbers(scalars: Scalars) -> list[float]:
+    """The scalars in the order in which the kernel has them."""
+    sign = -1.0 if scalars.maximize else 1.0
+    return [
+        sign,
+        scalars.lr,
+        scalars.weight_decay,
+        scalars.weight_decay_of_gap,
+        *scalars.coefficients,
+        *scalars.direction.values(),
+    ]
+
+
+def _fit(batch: Batch, addresses: list[int]) -> bool:
+    """Whether the whole batch can be taken as it is: its gradients are of one dtype, and where their parameters are.
+
+    A tensor that stands for zeros lies nowhere, at the address 0, and so does one without elements.
+    """
+    kept, params, grads = batch.kept, batch.params, batch.grads
+    if kept.singles is None:
+        columns = [params, batch.gaps, *batch.buffers]
+        kept.singles = [index for index, param in enumerate(params) if param.numel() == 1]
+        kept.fit = all(_is_plain(column) and all(map(Tensor.is_contiguous, column)) for column in columns) and all(
+            len({tensor.shape for tensor in tensors}) == 1 for tensors in zip(*columns, grads, strict=True)
+        )
+    return (
+        kept.fit
+        and batch.contiguous
+        and set(map(type, grads)) <= PLAIN
+        and not (0 in addresses and any(map(IS_ZERO, grads)))
+        and not any(grads[index].is_neg() for index in kept.singles)  # others are not contiguous then
+    )
+
+
+def _is_plain(tensors: list[Tensor]) -> bool:
+    """Whether they are in the memory of the CPU, and mean what stands there."""
+    plain = set(map(type, tensors)) <= PLAIN and all(map(IS_CPU, tensors))
+    return plain and not any(map(Tensor.is_neg, tensors)) and not any(map(IS_ZERO, tensors))
+
+
+def _parted(batch: Batch) -> tuple[Batch, Batch]:
+    """What can be taken of a batch, with gradients laid out as their parameters are, and what cannot."""
+    ours, others = (Batch([], [], [], [[] for _ in batch.buffers], [], False, Kept()) for _ in range(2))
+    for param, grad, gap, state, *buffers in zip(
+        batch.params, batch.grads, batch.gaps, batch.states, *batch.buffers, strict=True
+    ):
+        fit = _is_plain([param, grad, gap, *buffers]) and _is_dense(param) and grad.shape == param.shape
+        fit = fit and all(_layout(tensor) == _layout(param) for tensor in (gap, *buffers))
+        if fit and _layout(grad) != _layout(param):
+            grad = torch.empty_like(param).copy_(grad)
+        part = ours if fit else others
+        for tensors, tensor in zip(
+            [part.params, part.grads, part.gaps, *part.buffers], [param, grad, gap, *buffers], strict=True
+        ):
+            tensors.append(tensor)
+        part.states.append(state)
+    return ours, others
+
+
+def _layout(tensor: Tensor) -> list[tuple[int, int, int]]:
+    """Dimension, stride and size, but for dimensions of size 1, whose stride means nothing."""
+    entries = zip(range(tensor.dim()), tensor.stride(), tensor.shape, strict=True)
+    return [entry for entry in entries if entry[2] != 1]
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements, in some order of the dimensions, fill a stretch of memory."""
+    expected = 1
+    for _, stride, size in sorted(_layout(tensor), key=lambda entry: entry[1]):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+@cache
+def _say_once(rule: str) -> None:
+    log.debug(
+        "implementation = 'fused': some parameters of %s are left to another implementation, since they or their "
+        "gradients are not dense tensors of float32 or bfloat16 in the memory of the CPU",
+        rule,
+    )

@@ -1,0 +1,314 @@
+"""The kernels of the fused implementation: the definition, compiled by Numba and inlined into one loop."""
+# What Numba compiles has no types, and names that it is given later:
+# pyright: basic, reportUndefinedVariable=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# ruff: noqa: F821
+
+import hashlib
+import inspect
+import logging
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from types import FunctionType
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numba import cfunc, types  # pyright: ignore[reportPrivateImportUsage]
+from numba.core.errors import NumbaError
+from numba.core.extending import overload
+
+from unscheduled.formulas import iterates
+from unscheduled.formulas.rule import Rule
+from unscheduled.kernels.numba import streams
+from unscheduled.kernels.numba.streams import inlined
+from unscheduled.state.quantization import BLOCK, SMALLEST, seed
+
+CHUNK = 16_384  # elements: a multiple of BLOCK
+SHARED = 8  # scalars of every rule, which fused._numbers puts first
+
+Function = Callable[..., Any]
+
+log = logging.getLogger("unscheduled")
+
+
+class Kind(NamedTuple):
+    """What the tensors of a batch are stored as. The parameters are split if they are bfloat16."""
+
+    param: torch.dtype
+    grad: torch.dtype
+    stored: tuple[torch.dtype, ...]  # the gap and the buffers
+
+
+class Kernel(NamedTuple):
+    """What Numba has compiled: the address of a C function of one pointer, see :func:`_kernel`."""
+
+    address: int
+    owner: Any  # which keeps the code
+
+
+def compiled_kernel(rule: Rule, kind: Kind, scalar_count: int) -> Kernel | None:
+    """The kernel of a rule; None if Numba cannot compile the rule's direction.
+
+    It is kept on the disk, and made anew when the definition has changed.
+    """
+    direction = rule.direction
+    if not isinstance(direction, FunctionType) or direction.__closure__:
+        return None
+    found = _of_direction.setdefault(direction, {})
+    if (kind, scalar_count) not in found:
+        with _lock:
+            fingerprint = fingerprint_of((kind, scalar_count), direction, iterates.base_move, iterates.advance, seed)
+            if fingerprint not in _kernels:
+                _kernels[fingerprint] = _compile(rule, kind, scalar_count, fingerprint)
+            found[kind, scalar_count] = _kernels[fingerprint]
+    return found[kind, scalar_count]
+
+
+_of_direction: WeakKeyDictionary[Any, dict[tuple[Kind, int], Kernel | None]] = WeakKeyDictionary()
+_kernels: dict[str, Kernel | None] = {}
+_lock = threading.Lock()
+
+
+def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Kernel | None:
+    of_grads, of_params, *stored = streams.of(kind.param, kind.grad, kind.stored)
+    has_codes = any(stream.has_codes for stream in stored)
+    names = {
+        "direction": _jitted(rule.direction),
+        "base_move": _jitted(iterates.base_move),
+        "advance": _jitted(iterates.advance),
+        "open_grads": of_grads.open,
+        "load_grad": of_grads.load,
+        "open_params": of_params.open,
+        "load_y": of_params.load,
+        "store_y": of_params.store,
+        "memory_for_addresses": streams.scratch(types.int64, 3 + 2 * len(stored)),
+        "shared_scalars": streams.numbers(types.float32, SHARED),
+        "own_scalars": streams.numbers(types.float32, scalar_count - SHARED),
+        "own_count": scalar_count - SHARED,
+        "open_stored": _open(stored),
+        "load_stored": _each([stream.load for stream in stored]),
+        "store_stored": _each([stream.store for stream in stored]),
+        "span": BLOCK if has_codes else CHUNK,
+        "count_of": inlined(lambda left: BLOCK) if has_codes else inlined(lambda left: min(CHUNK, left)),
+        "fill_up": _fill_up([of_grads, of_params, *stored]) if has_codes else nothing,
+        "encode": _encode(stored) if has_codes else nothing,
+        "take_back": _take_back([of_grads, of_params, *stored]) if has_codes else nothing,
+    }
+    function = renamed(_kernel, names)
+    function.__name__ = function.__qualname__ = f"kernel_{fingerprint}"  # a file of its own in Numba's cache
+    try:
+        return c_function(function, types.void(types.CPointer(types.int64)))
+    except NumbaError as error:
+        log.debug("Numba cannot compile %s: %s", rule.direction.__name__, error)
+        return None
+
+
+def c_function(function: Function, signature: Any) -> Kernel:
+    """A function compiled to one of C, and kept on the disk if there is a place.
+
+    Raises:
+        NumbaError: if Numba cannot compile it.
+    """
+    compiler = partial(cfunc, signature, nopython=True, error_model="numpy")
+    try:
+        compiled = compiler(cache=True)(function)
+    except (OSError, RuntimeError) as error:  # there is no place to write, or no file of this module
+        log.debug("%s is not kept on the disk: %s", function.__name__, error)
+        compiled = compiler()(function)
+    return Kernel(compiled.address, compiled)
+
+
+def _kernel(arguments):
+    """Take chunks from the common counter until there are no more. It lacks the names that :func:`_compile` gives.
+
+    The arguments are the counter, how many chunks to take at a time, how many there are, the number of tensors and
+    of addresses of each, and the addresses of: a table with a column of addresses for each tensor (of the gradient,
+    the parameter, the gap and the buffers, and then of what else belongs to them, see ``streams.of``), the numbers
+    of elements, how many chunks a tensor and all before it have, which row of scalars and which key is its own, the
+    scalars, and the keys.
+    """
+    piece, chunks, tensors, rows = arguments[1], arguments[2], arguments[3], arguments[4]
+    table, sizes, ends = streams.int64s(arguments[5]), streams.int64s(arguments[6]), streams.int64s(arguments[7])
+    row_of, addresses, tensor = streams.int64s(arguments[8]), memory_for_addresses(), 0
+    while True:
+        first = streams.take(arguments, piece)
+        if first >= chunks:
+            break
+        for chunk in range(first, min(first + piece, chunks)):
+            while ends[tensor] <= chunk:
+                tensor += 1
+            begin, size = CHUNK * (chunk - ends[tensor] - (-sizes[tensor] // CHUNK)), sizes[tensor]
+            for i in range(rows):
+                addresses[i] = table[i * tensors + tensor]
+            shared = shared_scalars(streams.floats(arguments[9] + 4 * (SHARED + own_count) * row_of[tensor]))
+            own = own_scalars(streams.floats(arguments[9] + 4 * ((SHARED + own_count) * row_of[tensor] + SHARED)))
+            sign, lr, decay, decay_of_gap, gap_in_y, move_in_y, gap_in_gap, move_in_gap = shared
+            key = streams.uint32s(arguments[10])[row_of[tensor]]
+            for start in range(begin, min(begin + CHUNK, size), span):
+                fill_up(addresses, start, size - start)
+                grads, params = open_grads(addresses, start), open_params(addresses, start)
+                stored = open_stored(addresses, start)
+                for i in range(count_of(size - start)):
+                    y, before = load_y(params, params, i), load_stored(stored, stored, i)
+                    found = direction(sign * load_grad(grads, grads, i), *(before[1:] + own))
+                    move = base_move(found[0], y, before[0], lr, decay, decay_of_gap)
+                    y, gap = advance(y, before[0], move, gap_in_y, move_in_y, gap_in_gap, move_in_gap)
+                    store_y(params, y, i)
+                    stored = store_stored(stored, (gap, *found[1:]), i)
+                encode(stored, key, start)
+                take_back(addresses, table, tensors, tensor, start, size - start)
+
+
+def _open(opened: list[streams.Stream]) -> Function:
+    """What is each stream's own, as a tuple."""
+    if not opened:
+        return inlined(lambda addresses, start: ())
+    one, others = opened[0].open, _open(opened[1:])
+    return inlined(lambda addresses, start: (one(addresses, start), *others(addresses, start)))
+
+
+def _each(functions: list[Function]) -> Function:
+    """The tuple of what each function of a stream gives for what is its own, a value of its own, and what is common."""
+    if not functions:
+        return inlined(lambda own, values, common: ())
+    one, others = functions[0], _each(functions[1:])
+    return inlined(lambda own, values, common: (one(own[0], values[0], common), *others(own[1:], values[1:], common)))
+
+
+def _encode(stored: list[streams.Stream]) -> Function:
+    """Make the codes of a block."""
+    random = _random(len(stored))
+    scale_each, encode_each = (_each([getattr(stream, name) for stream in stored]) for name in ("scale", "encode"))
+
+    def encode(own, key, start):
+        scaled, turn = scale_each(own, own, start), np.uint32(streams.hashed(start // BLOCK, np.uint32(0)) + key)
+        for i in range(BLOCK):
+            encode_each(scaled, random(turn, i), i)
+
+    return inlined(encode)
+
+
+def _random(count: int, pair: int = 0) -> Function:
+    """The random numbers of so many buffers, see :func:`unscheduled.state.quantization.random_rounding`."""
+    if count <= 0:
+        return inlined(lambda turn, place: ())
+    others, seed_of_pair = _random(count - 2, pair + 1), np.uint32(seed(pair))
+
+    def random(turn, place):
+        number = np.uint32(streams.hashed(place, seed_of_pair) + turn)  # its hash is known to the compiler
+        return (np.uint32(number >> np.uint32(16)), np.uint32(number & np.uint32(0xFFFF)), *others(turn, place))
+
+    return inlined(random)
+
+
+def _fill_up(opened: list[streams.Stream]) -> Function:
+    """Let a block that is too short stand in other memory, filled up with its last number."""
+    sizes = _item_sizes(opened)
+    memory = streams.scratch(types.uint8, 4 * BLOCK * len(sizes))
+
+    def fill_up(addresses, start, left):
+        if left < BLOCK:
+            filled = memory()
+            for row in range(len(sizes)):
+                size, target = sizes[row], streams.address_of(filled) + 4 * BLOCK * row
+                numbers, copies = streams.uint8s(addresses[row] + size * start), streams.uint8s(target)
+                for i in range(size * BLOCK):
+                    copies[i] = numbers[min(i, size * (left - 1) + i % size)]
+                addresses[row] = target - size * start
+
+    return inlined(fill_up)
+
+
+def _take_back(opened: list[streams.Stream]) -> Function:
+    """Put what is new of a block that was too short in its place."""
+    sizes = _item_sizes(opened)
+
+    def take_back(addresses, table, tensors, tensor, start, left):
+        if left < BLOCK:
+            for row in range(1, len(sizes)):  # all but the gradient
+                size = sizes[row]
+                numbers = streams.uint8s(table[row * tensors + tensor] + size * start)
+                copies = streams.uint8s(addresses[row] + size * start)
+                for i in range(size * left):
+                    numbers[i] = copies[i]
+
+    return inlined(take_back)
+
+
+def _item_sizes(opened: list[streams.Stream]) -> tuple[int, ...]:
+    """The bytes of an item of each row of addresses, but for those of scales."""
+    found: dict[int, int] = {}
+    for stream in opened:
+        found |= stream.item_sizes
+    return tuple(found[row] for row in sorted(found))
+
+
+@inlined
+def nothing(*arguments):
+    pass
+
+
+@overload(iterates.root)
+def _root(value):
+    """float32 has a root of its own, where a power would widen it."""
+    return lambda value: math.sqrt(value)
+
+
+@overload(iterates.sign)
+def _sign(value):
+    """Of the type of the value, where a number of Python's would widen it."""
+    zero, one = (np.float32(number) for number in (0.0, 1.0))
+    return lambda value: (one if value > zero else -one if value < zero else zero) + (value - value)
+
+
+OVERLOADED = (iterates.root, iterates.sign)
+
+
+def _jitted(function: Function) -> Function:
+    """A definition, compiled with the definitions that it calls."""
+    called = {name: _jitted(value) for name, value in _called(function).items() if value not in OVERLOADED}
+    return inlined(renamed(function, called))
+
+
+def _called(function: Any) -> dict[str, Any]:
+    """The functions that a definition names."""
+    found = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+    return {name: value for name, value in found.items() if isinstance(value, FunctionType)}
+
+
+def renamed(function: Any, names: dict[str, Any]) -> Any:
+    """The function with other values for some global names."""
+    return FunctionType(
+        function.__code__, function.__globals__ | names, function.__name__, function.__defaults__, function.__closure__
+    )
+
+
+def fingerprint_of(kind: object, *functions: Any) -> str:
+    """What changes if the kind, the definitions, what they call or what makes kernels of them does."""
+    text = repr([kind, BLOCK, CHUNK, SMALLEST, SOURCE, *map(_code, functions)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _code(function: Any) -> tuple[Any, ...]:
+    """A definition with all that it names."""
+    code = function.__code__
+    values = [function.__globals__.get(name) for name in code.co_names]
+    named = [_code(value) if isinstance(value, FunctionType) else repr(value) for value in values]
+    return code.co_code, repr(code.co_consts), code.co_names, named
+
+
+def _source() -> str:
+    """The text of this module and of what it is made with; without it, nothing on the disk is used by others."""
+    try:
+        return "".join(map(inspect.getsource, (sys.modules[__name__], streams)))
+    except OSError:
+        return str(time.time_ns())
+
+
+SOURCE = _source()

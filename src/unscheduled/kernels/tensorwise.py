@@ -1,0 +1,40 @@
+"""Rules whose direction is no matter of single elements: computed tensor by tensor, and then given to a kernel."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unscheduled.formulas.rule import Rule
+from unscheduled.kernels.batch import Work
+from unscheduled.state.buffers import store, wide
+from unscheduled.state.quantization import is_narrow, random_rounding
+
+
+def directed(rule: Rule, work: Work) -> Work:
+    """The work that is left for the rule ``GIVEN``: the directions stand in place of the gradients."""
+    batch, scalars = work
+    directions: list[Tensor] = []
+    for grad, gap, state in zip(batch.grads, batch.gaps, batch.states, strict=True):
+        grad = grad.to(torch.float32 if is_narrow(gap.dtype) else gap.dtype)
+        buffers = [wide(state, name) for name in rule.buffers]
+        with _without_autocast(grad.device.type):
+            signed = -grad if scalars.maximize else grad
+            direction, *next_buffers = rule.direction(signed, *buffers, **scalars.direction)
+        directions.append(direction)
+        for position, (name, values) in enumerate(zip(rule.buffers, next_buffers, strict=True), start=1):
+            rounding = random_rounding(state[name], scalars.step, position)
+            store(state, name, values, rounding)
+    contiguous = all(map(Tensor.is_contiguous, directions))
+    return (
+        batch._replace(grads=directions, buffers=[], contiguous=contiguous),
+        scalars._replace(direction={}, maximize=False),
+    )
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """A context in which matrix products have the precision of their operands, also where a step is in autocast."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

@@ -1,0 +1,1 @@
+"""The shell round every algorithm, and its parts."""

@@ -1,0 +1,1 @@
+"""What is kept for each parameter and group, and in which form."""
