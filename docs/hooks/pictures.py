@@ -8,8 +8,8 @@ colour of the text round it, light or dark.
 
 import functools
 import io
-import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -137,45 +137,37 @@ FLOORS = (
 
 
 def rooms() -> Figure:
-    """The rooms of the library on their floors, with the number of modules; lines are imports, the more the thicker."""
-    figure = Figure(figsize=(9.5, 6.5), layout="constrained")
+    """The rooms of the library on their floors, with the number of modules; arrows are imports, thicker where more."""
+    figure = Figure(figsize=(9.5, 6.5))
     FigureCanvasSVG(figure)
-    axes: Axes = figure.subplots()
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set(xlim=(0, 1), ylim=(0.5 - len(FLOORS), 0.5))
+    axes.set_axis_off()
     graph = grimp.build_graph("unscheduled")
-    room_of = {module: module.split(".")[1] for module in graph.modules if module.count(".")}
-    room_of["unscheduled"] = "algorithms"  # whose names the package itself has
-    centre = {
+    room_of = {module: module.split(".")[1] for module in graph.modules if module.count(".") and "__" not in module}
+    places = {
         room: ((position + 1) / (len(floor) + 1), -height)
         for height, floor in enumerate(FLOORS)
         for position, room in enumerate(floor)
     }
-    for one, other in itertools.permutations(centre, 2):
-        count = sum(
-            room_of.get(imported) == other
-            for module, room in room_of.items()
-            if room == one
-            for imported in graph.find_modules_directly_imported_by(module)
-        )
-        if count:
-            axes.annotate(
-                "",
-                centre[other],
-                centre[one],
-                arrowprops={
-                    "arrowstyle": "-|>",
-                    "connectionstyle": f"arc3,rad={0.3 if centre[one][1] - centre[other][1] > 1 else 0}",
-                    "color": BLUE,
-                    "linewidth": 0.4 + 0.06 * count,
-                    "shrinkB": 15,
-                },
-            )
-    for room, (across, up) in centre.items():
-        count = sum(module.startswith(f"unscheduled.{room}") for module in room_of)
-        box = {"boxstyle": "round,pad=0.5", "facecolor": "#dceefb", "edgecolor": BLUE}
+    box = {"boxstyle": "round,pad=0.5", "facecolor": "#dceefb", "edgecolor": BLUE}
+    boxes: dict[str, Any] = {}
+    for room, place in places.items():
+        count = sum(name == room and not graph.find_children(module) for module, name in room_of.items())
         label = room if count == 1 else f"{room} ({count})"
-        axes.text(across, up, label, ha="center", va="center", bbox=box, color="#123456")
-    axes.set(xlim=(0, 1), ylim=(0.5 - len(FLOORS), 0.5))
-    axes.set_axis_off()
+        boxes[room] = axes.text(*place, label, ha="center", va="center", bbox=box, color="#123456").get_bbox_patch()
+    figure.draw_without_rendering()  # the boxes have their size then
+    imports = Counter(
+        (room, room_of.get(imported, "algorithms"))  # the package itself has the names of the algorithms
+        for module, room in room_of.items()
+        for imported in graph.find_modules_directly_imported_by(module)
+    )
+    for (one, other), count in imports.items():
+        if one != other:
+            bend = 0.3 if places[one][1] - places[other][1] > 1 else 0.0
+            style = {"arrowstyle": "-|>", "connectionstyle": f"arc3,rad={bend}", "linewidth": 0.4 + 0.06 * count}
+            patches = {"patchA": boxes[one], "patchB": boxes[other], "shrinkA": 0, "shrinkB": 1}
+            axes.annotate("", places[other], places[one], zorder=1, arrowprops={**style, **patches, "color": BLUE})
     return figure
 
 

@@ -144,7 +144,7 @@ def test_several_of_one_moment_follow_y_all() -> None:
 def outdate(way: str, model: nn.Module, optimizer: Any) -> None:
     if way == "a step":
         fit(model, optimizer, range(9, 10))
-    elif way == "steps":  # of which the last are repeated
+    elif way == "steps":
         fit(model, optimizer, range(9, 14))
     elif way == "another state":
         model_, other = trained(ADAMW, steps=3)

@@ -3,7 +3,7 @@
 import copy
 import io
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -513,6 +513,12 @@ def test_an_algorithm_that_the_package_does_not_have() -> None:
     other = Other(make_params(), implementation="auto", foreach=None, options=options)
     with pytest.raises(ValueError, match="the schedulefree package has no Other: export SGDScheduleFree"):
         export_schedulefree_state_dict(other)
+
+
+@pytest.mark.parametrize("export", [export_schedulefree_state_dict, export_adamw_state_dict])
+def test_an_optimizer_of_another_library_is_not_exported(export: Callable[[Any], Any]) -> None:
+    with pytest.raises(ValueError, match=r"has no AdamW|AdamW has no second moments of all"):
+        export(torch.optim.AdamW(make_params()))
 
 
 # From AdamW.

@@ -183,6 +183,23 @@ def test_a_parameter_that_has_no_gradient_any_more_follows_beta() -> None:
         torch.testing.assert_close(some, reference, rtol=2e-5, atol=2e-6)
 
 
+def test_what_is_beside_a_parameter_that_became_narrow_is_noticed() -> None:
+    """The rest of y comes into the state at a switch, after the kernel has met the parameter; then it is replaced."""
+    results: list[Tensor] = []
+    for implementation in ("fused", "loop"):
+        params = make_params((7,))
+        optimizer = AdamWScheduleFree(params, lr=0.01, implementation=implementation)
+        train(optimizer, range(2))
+        params[0].data = params[0].data.bfloat16()
+        train(optimizer, range(2, 4))
+        optimizer.eval().train()
+        train(optimizer, range(4, 5))
+        optimizer.state[params[0]]["low"] = optimizer.state[params[0]]["low"].clone()
+        train(optimizer, range(5, 8))
+        results.append(optimizer.iterates(params[0]).y)
+    torch.testing.assert_close(*results, rtol=2e-5, atol=2e-6)
+
+
 def test_a_refused_step_changes_nothing() -> None:
     params = make_params(*SHAPES)
     optimizer = AdamWScheduleFree(params, lr=0.01, implementation="fused")

@@ -64,7 +64,7 @@ WAYS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize("steps", [1, 2, 9], ids=["one step", "two steps", "repeated steps"])
+@pytest.mark.parametrize("steps", [1, 2, 9], ids=["one step", "two steps", "nine steps"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("attach", ["attached", "only stepped"])
 @pytest.mark.parametrize("way", WAYS)
@@ -108,11 +108,11 @@ def test_only_what_was_written_is_kept_and_the_rest_goes_to_the_average(steps: i
     assert equal(model.parameters(), [*x[:2], *written])
 
 
-@pytest.mark.parametrize("between", ["nothing", "an evaluation", "a save", "a copy", "a load of itself", "repeated"])
+@pytest.mark.parametrize("between", ["nothing", "an evaluation", "a save", "a copy", "a load of itself", "more steps"])
 @optimizers
 def test_weights_that_nobody_wrote_go_to_the_average(info: OptimizerInfo, between: str) -> None:
     """Switches, saves and copies write to them, or look at them, but on the optimizer's own behalf."""
-    model, first = trained(info, steps=12 if between == "repeated" else 3)
+    model, first = trained(info, steps=12 if between == "more steps" else 3)
     if between == "an evaluation":
         model.eval()
         model.train()
@@ -237,7 +237,7 @@ def test_an_optimizer_that_was_there_first_takes_over_from_one_that_is_attached_
     """It makes the next step, whoever was made when."""
     model = Net()
     earlier = SGDScheduleFree(model.parameters(), lr=0.5)
-    fit(model, earlier, range(5))  # the last ones are repeated
+    fit(model, earlier, range(5))
     later = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
     backward(model, 5)
     with pytest.warns(UserWarning, match="SGDScheduleFree trains parameters that another AdamWScheduleFree"):

@@ -74,7 +74,7 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
     Source: "The Road Less Scheduled", arXiv 2405.15682, equations (2)-(4).
     """
 
-    _exports_to = frozenset({"schedulefree", "SGD"})
+    _exports_to = frozenset({"schedulefree"})
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """The state of an optimizer for other libraries: for the ``schedulefree`` package, and for ``torch.optim.AdamW``."""
 
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ SHARED = ("params", "param_names", "initial_lr", "lr", "momentum", "betas", "eps
 class Exported(Protocol):
     """What is asked of an optimizer that is exported: a :class:`unscheduled.ScheduleFreeOptimizer`."""
 
-    _exports_to: ClassVar[frozenset[str]]
     param_groups: list[Group]
 
     @property
@@ -62,7 +61,7 @@ def export_schedulefree_state_dict(optimizer: Exported) -> dict[str, Any]:
         >>> state_dict["param_groups"][0]["train_mode"], state_dict["param_groups"][0]["k"]
         (True, 1)
     """
-    if "schedulefree" not in optimizer._exports_to:  # pyright: ignore[reportPrivateUsage]  (of this package)
+    if "schedulefree" not in _destinations(optimizer):
         raise ValueError(
             f"the schedulefree package has no {type(optimizer).__name__}: "
             "export SGDScheduleFree, AdamWScheduleFree or RAdamScheduleFree"
@@ -128,7 +127,7 @@ def export_adamw_state_dict(optimizer: Exported) -> dict[str, Any]:
         >>> adamw.param_groups[0]["lr"]
         0.1
     """
-    if "AdamW" not in optimizer._exports_to:  # pyright: ignore[reportPrivateUsage]  (of this package)
+    if "AdamW" not in _destinations(optimizer):
         raise ValueError(
             f"{type(optimizer).__name__} has no second moments of all parameters for AdamW: call eval() and detach(), "
             "and start another optimizer afresh from the average x"
@@ -155,6 +154,11 @@ def export_adamw_state_dict(optimizer: Exported) -> dict[str, Any]:
         kept = {name: saved[name] for name in ("params", "param_names") if name in saved}
         param_groups.append({**adamw.param_groups[0], **kept})
     return {"state": states, "param_groups": param_groups}
+
+
+def _destinations(optimizer: object) -> frozenset[str]:
+    """Where the state of an optimizer can be exported to: nowhere, if it is none of this package."""
+    return getattr(optimizer, "_exports_to", frozenset())
 
 
 def last_lr(group: Group) -> float:

@@ -94,9 +94,8 @@ def class_defaults(cls: type, defaults: Group) -> Group:
     given = {name: each.default for name, each in inspect.signature(cls.__init__).parameters.items()}
     known = {name: given[name] for name in defaults if given.get(name, inspect.Parameter.empty) not in NO_DEFAULTS}
     found = defaults | param_groups.PLAIN_AXES | known
-    return {
-        name: value for name, value in found.items() if name not in param_groups.OF_OTHERS
-    }  # which torch puts there
+    of_torch = param_groups.OF_OTHERS
+    return {name: value for name, value in found.items() if name not in of_torch}
 
 
 NO_DEFAULTS = (None, inspect.Parameter.empty)
@@ -219,19 +218,19 @@ def checked(
         try:
             saved = described | _known(saved, options)
             param_groups.check_counters(saved)
-            restored = saved | param_groups.restored_axes(saved, group)
-            check(restored)
+            options_of_group = saved | param_groups.restored_axes(saved, group)
+            check(options_of_group)
         except ValueError as error:
             raise ValueError(f"the state dict does not fit: parameter group {index}: {error}") from None
-        restored.pop("param_names", None)  # ours stay
-        loaded.param_groups.append(restored)
+        options_of_group.pop("param_names", None)  # ours stay
+        loaded.param_groups.append(options_of_group)
         compact = state_precision == "compact"
         for position, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
             state = state_dict["state"].get(key)
             if state:
-                dtypes = stored_dtypes(param, rule(restored, param), compact)
+                dtypes = stored_dtypes(param, rule(options_of_group, param), compact)
                 name = param_name(group, index, position)
-                _check_state(state, set(dtypes), param, name, is_new=restored["step"] == 0)
+                _check_state(state, set(dtypes), param, name, is_new=options_of_group["step"] == 0)
                 loaded.state[param] = _placed(state, dtypes, param)
     return loaded
 

@@ -26,8 +26,8 @@ class Rule:
             returns the list of d, which is either ``grads`` itself or new tensors, and updates the buffers in place.
             It never writes to ``grads``.
         compact: how ``state_precision="compact"`` stores each of the buffers, see
-        :mod:`unscheduled.state.quantization`:
-            ``"int16"``, or ``"uint8"`` for one that is never negative; None if the rule cannot do with that.
+            :mod:`unscheduled.state.quantization`: ``"int16"``, or ``"uint8"`` for one that is never negative; None if
+            the rule cannot do with that.
         size: the size |g| of gradients, a sum over their elements, that the Polyak step divides by: an estimate of
             <g, d>; None if there is none.
         elementwise: whether an element of d depends on the same element of the gradient and the buffers alone. If not,

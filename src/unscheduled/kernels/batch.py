@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from unscheduled.formulas.iterates import Coefficients
 from unscheduled.formulas.rule import Rule
 from unscheduled.state.buffers import State, scale_names
+from unscheduled.state.split_weights import is_split
 
 Tensors: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 
@@ -138,7 +139,8 @@ class Batches:
         known = states is self._states or all_same(params, self._params)
         facts, columns = self._look(params, grads, seen, states, rule)
         if not (known and facts == self._facts and all(map(all_same, columns, self._columns))):
-            self._names = ("gap", *rule.buffers, *scale_names(states))
+            split = ("low",) if any(is_split(param.dtype) for param in params) else ()
+            self._names = ("gap", *rule.buffers, *scale_names(states), *split)
             self._facts, self._columns = self._look(params, grads, seen, states, rule)
             self._params, self._batches = list(params), list(_partition(params, grads, seen, states, rule))
         self._states = states

@@ -6,13 +6,13 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 
-class Averaging(Protocol):
+class HasAverages(Protocol):
     """What is asked of an optimizer: a :class:`unscheduled.ScheduleFreeOptimizer`."""
 
     def _averages(self) -> Callable[[Tensor], Tensor | None]: ...
 
 
-def averaged_state_dict(model: nn.Module, optimizer: Averaging) -> dict[str, Any]:
+def averaged_state_dict(model: nn.Module, optimizer: HasAverages) -> dict[str, Any]:
     """The state dict of a model with its parameters at the average x, in either mode, without touching them.
 
     It is a snapshot: later training does not change it. Tensors that the model shares (tied weights) are shared in

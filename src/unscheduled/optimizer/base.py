@@ -44,7 +44,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         implementation: ``"auto"`` (the fastest that there is), ``"loop"``, ``"foreach"``, ``"compiled"`` or
             ``"fused"``, for all groups: see :mod:`unscheduled.kernels`.
         state_precision: ``"float32"`` (or the parameters' own precision, if that is higher) or ``"compact"``, for all
-            groups: see :mod:`unscheduled.state.precision`.
+            groups: see :mod:`unscheduled.state.buffers`.
         capturable: whether a step may be captured in a CUDA graph and replayed, see
             :mod:`unscheduled.optimizer.capture`.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``: for code written for ``schedulefree``.
@@ -65,7 +65,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     """
 
     _exports_to: ClassVar[frozenset[str]] = frozenset()
-    """Where its state can be exported to, to go on there: ``"schedulefree"``, the package, ``"AdamW"`` or ``"SGD"``."""
+    """Where its state can be exported to, to go on there: ``"schedulefree"``, the package, or ``"AdamW"``."""
 
     _chosen: tuple[Implementation, str] = ("auto", "")
     """The implementation that the constructor's arguments select, and the argument that selects it."""

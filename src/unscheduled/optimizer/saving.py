@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unscheduled.checkpoints import importing, optimizer_state
 from unscheduled.formulas.rule import Rule
+from unscheduled.kernels import Implementation
 from unscheduled.kernels.batch import Batches, KnownStates
 from unscheduled.optimizer.weights import TwoModes
 from unscheduled.state import param_groups
@@ -22,6 +23,9 @@ from unscheduled.state.split_weights import shard
 
 class SavedOptimizer(TwoModes, ABC):
     """An optimizer whose state is saved, loaded and copied."""
+
+    implementation: Implementation
+    """Which lowering of the update runs."""
 
     state_precision: StatePrecision
     """How the buffers are stored."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unscheduled.checkpoints.live import LiveDicts
 from unscheduled.formulas.validation import require_count
-from unscheduled.kernels import Implementation, untraced
+from unscheduled.kernels import untraced
 from unscheduled.model import attaching
 from unscheduled.model.attachment import AttachedModel, Clock
 from unscheduled.model.follower import Follower
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 class TwoModes(PairedState):
     """An optimizer whose parameters hold y or x, and the ways from one to the other."""
-
-    implementation: Implementation
-    """Which lowering of the update runs."""
 
     _attachments: list[AttachedModel]
     _followers: list[Follower]  # what attached models know of it: one, also where a trainer's wrapper attaches it

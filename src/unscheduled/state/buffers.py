@@ -89,10 +89,8 @@ def names_of_buffers(state: State) -> set[str]:
 
 
 def scale_names(states: Iterable[State]) -> list[str]:
-    """The names of what is kept in these states beside parameters and buffers that are stored narrow."""
-    found = [(state, name) for state in states for name in state]
-    names = {f"{name}_scale" for state, name in found if name != "low" and has_codes(state, name)}
-    return sorted(names | {name for _, name in found if name == "low"})
+    """The names of the scales in these states."""
+    return sorted({f"{name}_scale" for state in states for name in state if name != "low" and has_codes(state, name)})
 
 
 def has_codes(state: State, name: str) -> bool:

@@ -185,7 +185,9 @@ def check(group: Group, written_as: Mapping[str, str] = MappingProxyType({})) ->
             raise ValueError(f"{axis} = {group[axis].__name__} is a class: make an object of it, with parentheses")
         known = isinstance(group[axis], (ConstantStep, PolyakStep)) if axis == "step_size" else callable(group[axis])
         if not (dataclasses.is_dataclass(group[axis]) and known):
-            raise ValueError(f"{axis} = {group[axis]!r} is no {axis}: use an object of a class of unscheduled.{axis}")
+            raise ValueError(
+                f"{axis} = {group[axis]!r} is no {axis}: use an object of a class of unscheduled.formulas.{axis}"
+            )
     if isinstance(group["step_size"], PolyakStep) and group["maximize"]:
         raise ValueError(f"maximize = True, step_size = {group['step_size']} exclude each other: minimize the negative")
 
