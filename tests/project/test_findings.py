@@ -1,6 +1,7 @@
 """README and the page of findings state the figures of the battery."""
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,38 @@ def convex_row(row: dict[str, Any]) -> str:
     return f"| {row['set']} | {' | '.join(cells)} |"
 
 
+RECORDS: dict[str, Any] = {
+    name: json.loads((ROOT / f"docs/results/battery/{name}.json").read_text()) for name in BATTERY["tasks"]
+}
+ABLATIONS = {name: record["ablations"] for name, record in RECORDS.items() if record["ablations"]}
+
+
+def ablation_row(choice: str, value: str) -> str:
+    """A line of the table of ablations: loss over that of the default, as the geometric mean over the horizons."""
+    cells: list[str] = []
+    for rows in ABLATIONS.values():
+        found = [row for row in rows if (row["choice"], row["value"]) == (choice, value)]
+        ratios = found[0]["ratios"] if found else None
+        mean = None if ratios is None else prod(ratios) ** (1 / len(ratios))
+        cells.append("" if not found else "diverged" if mean is None else f"{mean:.3f}")
+    return f"| {choice}: {value} | {' | '.join(cells)} |"
+
+
+VARIANTS = list(
+    dict.fromkeys(
+        (row["choice"], row["value"]) for rows in ABLATIONS.values() for row in rows if row["choice"] != "default"
+    )
+)
+
+
+def one_setting_row(contender: str) -> str:
+    """A line of the table of one rate for all: the best of them, and what it costs."""
+    rows = [row for row in BATTERY["one_setting"] if row["contender"] == contender and row["ratio"] is not None]
+    tuned = next(row["ratio"] for row in rows if row["lr"] is None)
+    best = min((row for row in rows if row["lr"] is not None), key=lambda row: row["ratio"])
+    return f"| {contender} | {tuned:.3f} | {best['lr']:g} | {best['ratio']:.3f} |"
+
+
 TOTALS = [total for total in BATTERY["totals"] if total["group"] in KINDS]
 TASK_ROWS = sorted(
     {
@@ -77,6 +110,16 @@ def test_tasks(task: str, contender: str) -> None:
 @pytest.mark.parametrize("row", BATTERY["convex"], ids=lambda row: row["set"])
 def test_convex(row: dict[str, Any]) -> None:
     assert convex_row(row) in FINDINGS
+
+
+@pytest.mark.parametrize(("choice", "value"), VARIANTS)
+def test_ablations(choice: str, value: str) -> None:
+    assert ablation_row(choice, value) in FINDINGS
+
+
+@pytest.mark.parametrize("contender", ["schedule-free", "schedule-free-r1", "cosine"])
+def test_one_setting(contender: str) -> None:
+    assert one_setting_row(contender) in FINDINGS
 
 
 def test_every_race_is_beside_the_summary() -> None:
