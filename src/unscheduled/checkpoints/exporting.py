@@ -50,7 +50,7 @@ def export_schedulefree_state_dict(optimizer: Exported) -> dict[str, Any]:
     Example:
         >>> import torch
         >>> import unscheduled
-        >>> from unscheduled.checkpoints.exporting import export_schedulefree_state_dict
+        >>> from unscheduled import export_schedulefree_state_dict
         >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
         >>> optimizer = unscheduled.SGDScheduleFree([weight], lr=0.5)
         >>> (weight**2).sum().backward()
@@ -116,7 +116,7 @@ def export_adamw_state_dict(optimizer: Exported) -> dict[str, Any]:
     Example:
         >>> import torch
         >>> import unscheduled
-        >>> from unscheduled.checkpoints.exporting import export_adamw_state_dict
+        >>> from unscheduled import export_adamw_state_dict
         >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
         >>> optimizer = unscheduled.AdamWScheduleFree([weight], lr=0.1)
         >>> (weight**2).sum().backward()
