@@ -167,11 +167,16 @@ def test_one_run_for_all_horizons_has_the_best_mean_of_the_logarithms(tiny_task:
 
 
 def best_by_the_rule(scores: Sequence[Mapping[str, Any]], lower_is_better: bool) -> float:
-    """The learning rate with the best mean over the horizons of the logarithm, among those that never diverged."""
+    """The learning rate with the best mean over the horizons of the logarithm, among those that never diverged.
+
+    If all did, it is the lowest.
+    """
     by_rate: dict[float, list[Any]] = {}
     for score in scores:
         by_rate.setdefault(score["lr"], []).append(score["mean"])
     finite = {lr: means for lr, means in by_rate.items() if None not in means}
+    if not finite:
+        return min(by_rate)
     scale = math.log if all(mean > 0 for means in finite.values() for mean in means) else float
     totals = {lr: sum(map(scale, means)) for lr, means in finite.items()}
     return (min if lower_is_better else max)(totals, key=lambda lr: totals[lr])

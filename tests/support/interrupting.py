@@ -24,8 +24,9 @@ from unscheduled import (
     SGDScheduleFree,
 )
 
-UNTRACED = ("__enter__", "__exit__")
-"""Where a tracer would raise at the end of a ``with`` block, before it is left, which a signal never does."""
+UNTRACED = ("__enter__", "__exit__", "gc_callback")
+"""Where a tracer would raise at the end of a ``with`` block, before it is left, which a signal never does, and what
+the garbage collector calls, where nothing that is raised gets out."""
 
 SHAPES = ((4, 3), (7,), (2, 5), ())
 
