@@ -17,7 +17,7 @@ SHARED = ("params", "param_names", "initial_lr", "lr", "momentum", "betas", "eps
 
 
 class Exported(Protocol):
-    """What is asked of an optimizer that is exported: a :class:`unscheduled.ScheduleFreeOptimizer`."""
+    """The part of a :class:`unscheduled.ScheduleFreeOptimizer` that an export reads."""
 
     param_groups: list[Group]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class HasAverages(Protocol):
-    """What is asked of an optimizer: a :class:`unscheduled.ScheduleFreeOptimizer`."""
+    """The part of a :class:`unscheduled.ScheduleFreeOptimizer` that gives the averages."""
 
     def _averages(self) -> Callable[[Tensor], Tensor | None]: ...
 

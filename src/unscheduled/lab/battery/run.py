@@ -134,10 +134,11 @@ def run_battery(planned: Sequence[Planned], races_only: bool, out: Path, runner:
         later = sum(other.seconds_after_tuning for other in planned[index + 1 :])
         runner.expect_later(later + each.seconds_after_tuning)
         tuned = tuned_rates(each, out, runner)
-        runner.expect_later(later + each.extra.seconds)
+        runner.expect_later(later)
+        if not races_only:
+            runner.expect(extra_jobs(each.entry, each.plan, tuned))
         jobs = race_jobs(each.plan, learning_rates(each.plan, tuned))
         record = race_record(each.plan, tuned, runner.run(jobs, f"racing {each.entry.name}"))
-        runner.expect_later(later)
         more = [] if races_only else one_setting_scores(each, runner)
         record |= {
             "entry": each.entry.stated(),
