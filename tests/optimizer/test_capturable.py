@@ -1,6 +1,7 @@
 """Steps whose numbers are on the device: equal to the loop, and still so when what was recorded is made again."""
 
 import copy
+import math
 import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,10 +27,9 @@ from unscheduled import (
     averaged_state_dict,
     to_torch,
 )
-from unscheduled.formulas.scalar_math import greatest
+from unscheduled.formulas.scalar_math import maximum
 from unscheduled.kernels import compiled
-from unscheduled.optimizer import capture
-from unscheduled.state.device_number import DeviceNumber
+from unscheduled.state import device_math, param_groups
 
 CAPTURABLE = [info.cls for info in OPTIMIZERS]
 CASES = [
@@ -65,15 +65,18 @@ def params_of(optimizer: ScheduleFreeOptimizer) -> list[Any]:
 
 def assert_equal(ours: ScheduleFreeOptimizer, loop: ScheduleFreeOptimizer, rtol: float = 1e-12) -> None:
     """All numbers, all counts of gradients and all sequences."""
-    ours.read_back()
     for group, other in zip(ours.param_groups, loop.param_groups, strict=True):
+        counters = param_groups.counters_on_host(group)
         for name in NUMBERS:
-            assert type(group[name]) is type(other[name])
-            assert group[name] == (
+            assert isinstance(group[name], Tensor)
+            assert type(counters[name]) is type(other[name])
+            assert counters[name] == (
                 pytest.approx(other[name], rel=1e-12) if isinstance(other[name], float) else other[name]
             )
     for param, other in zip(params_of(ours), params_of(loop), strict=True):
-        assert ours.state.get(param, {}).get("step") == loop.state.get(other, {}).get("step")
+        count = ours.state.get(param, {}).get("step")
+        assert count is None or isinstance(count, Tensor)
+        assert count == loop.state.get(other, {}).get("step")
         torch.testing.assert_close(ours.iterates(param), loop.iterates(other), rtol=rtol, atol=rtol)
 
 
@@ -296,7 +299,7 @@ def test_recordings_of_different_gradients_take_turns() -> None:
     first, second = record_each(run, ([0], [1]))
     replay_each(run, [first] * 7 + [second] * 2 + [first])
     run.go(4).check()
-    assert [run.ours.state[param]["step"] for param in params_of(run.ours)] == [8, 14, 18]
+    assert [run.ours.state[param]["step"].item() for param in params_of(run.ours)] == [8, 14, 18]
 
 
 @pytest.mark.parametrize(
@@ -548,7 +551,7 @@ class Window:
 
 def test_an_averaging_that_branches_is_refused_and_nothing_is_changed() -> None:
     match = (
-        "parameter group 0: .* use either, least and greatest of unscheduled.formulas.scalar_math, or capturable=False"
+        "parameter group 0: .* use where, minimum and maximum of unscheduled.formulas.scalar_math, or capturable=False"
     )
     with pytest.raises(ValueError, match=match.removeprefix("parameter group 0: ")):
         AdamWScheduleFree(make_params(), capturable=True, averaging=Window(9))
@@ -568,21 +571,31 @@ class WindowOnDevice(Window):
     """The same with what takes the place of ``max``."""
 
     def __call__(self, step: Any, lr: float, lr_max: float, weight_sum: float) -> tuple[float, float]:
-        return greatest(1 / step, 1 / self.length), weight_sum
+        return maximum(1 / step, 1 / self.length), weight_sum
 
 
-@pytest.mark.parametrize(
-    "asked", [bool, float, int, abs, round, lambda n: n % 2, lambda n: 5 // n, lambda n: (n > 1) & (n < 3)]
-)
-def test_a_number_of_the_device_is_not_told(asked: Any) -> None:
-    with pytest.raises(ValueError, match=r"use either, least and greatest of unscheduled.formulas.scalar_math"):
-        asked(DeviceNumber(torch.tensor(2.0, dtype=torch.float64)))
+@dataclass(frozen=True)
+class Asking:
+    """An averaging that asks for the number of the step."""
+
+    ask: Callable[[Any], Any]
+
+    def __call__(self, step: int, lr: float, lr_max: float, weight_sum: float) -> tuple[float, float]:
+        self.ask(step)
+        return 1.0, weight_sum
+
+
+@pytest.mark.parametrize("ask", [bool, float, int, round, math.sqrt, range, lambda step: max(step, 2)])
+def test_a_number_of_the_device_is_not_told(ask: Callable[[Any], Any]) -> None:
+    SGDScheduleFree(make_params(), averaging=Asking(ask))
+    with pytest.raises(ValueError, match=r"use where, minimum and maximum of unscheduled.formulas.scalar_math"):
+        SGDScheduleFree(make_params(), capturable=True, averaging=Asking(ask))
 
 
 def test_an_averaging_of_the_user() -> None:
     run = run_of(averaging=WindowOnDevice(9), r=None).go(20)
     run.check()
-    assert run.ours.param_groups[0]["c"] == pytest.approx(1 / 9)
+    assert run.ours.param_groups[0]["c"].item() == pytest.approx(1 / 9)
 
 
 def test_a_learning_rate_comes_to_the_device_with_a_state() -> None:
@@ -618,8 +631,8 @@ def test_what_a_replay_would_do_wrong_is_refused_in_a_capture(monkeypatch: pytes
     for optimizer in (ours, plain):
         train(optimizer, range(2))
     new.state[params_of(new)[0]] = {}
-    for module in ("planning", "capture"):
-        monkeypatch.setattr(f"unscheduled.optimizer.{module}.is_capturing", lambda _: True)
+    for module in ("optimizer.planning", "state.param_groups", "state.device_math"):
+        monkeypatch.setattr(f"unscheduled.{module}.is_capturing", lambda _: True)
     with pytest.raises(RuntimeError, match="make the optimizer with capturable=True"):
         train(plain, [2])
     with pytest.raises(RuntimeError, match="the first step of a parameter cannot be captured"):
@@ -629,10 +642,10 @@ def test_what_a_replay_would_do_wrong_is_refused_in_a_capture(monkeypatch: pytes
     train(ours, [2])
     weight_sum = ours.param_groups[0]["weight_sum"]
     ours.param_groups[0]["weight_sum"] = 1.0
-    with pytest.raises(RuntimeError, match="set anew while it is captured: make a step before the capture"):
+    with pytest.raises(RuntimeError, match=r"weight_sum = 1\.0 is to be brought .*: make a step before the capture"):
         train(ours, [2])
     ours.param_groups[0]["weight_sum"] = weight_sum
     monkeypatch.undo()
-    assert not capture.is_capturing(torch.device("cpu"))
+    assert not device_math.is_capturing(torch.device("cpu"))
     train(plain, [2])
     assert_equal(ours, plain)

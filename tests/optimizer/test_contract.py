@@ -458,7 +458,6 @@ def test_only_what_users_call_is_public() -> None:
         "freeze_averaging",
         "iterates",
         "metrics",
-        "read_back",
         "restart_averaging",
         "train",
         "training",

@@ -40,7 +40,6 @@ def handled(number: int, handler: Any) -> Generator[None, None, None]:
 
 def bits(optimizer: ScheduleFreeOptimizer) -> Any:
     """All that a step changes, but for what is made anew at the next."""
-    optimizer.read_back()
     states = [optimizer.state]
     if isinstance(optimizer, ScheduleFreeWrapper):
         states.append(optimizer.base.state)
@@ -61,7 +60,6 @@ def same(some: Any, other: Any) -> bool:
 
 
 def steps_of(optimizer: ScheduleFreeOptimizer) -> int:
-    optimizer.read_back()
     return int(optimizer.param_groups[0]["step"])
 
 

@@ -9,6 +9,7 @@ from unscheduled.checkpoints.exporting import export_adamw_state_dict, last_lr
 from unscheduled.formulas.iterates import coefficients
 from unscheduled.optimizer.base import ScheduleFreeOptimizer
 from unscheduled.state import param_groups
+from unscheduled.state.device_math import on_host
 from unscheduled.state.param_groups import Group
 
 
@@ -47,7 +48,6 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
         >>> type(plain).__name__, round(plain.param_groups[0]["lr"], 6)
         ('AdamW', 0.1)
     """
-    optimizer.read_back()
     gammas = list(map(last_lr, optimizer.param_groups))
     if isinstance(optimizer, ScheduleFreeWrapper):
         for index, group in enumerate(optimizer.param_groups):
@@ -61,7 +61,7 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
         plain = optimizer.base
         narrow(plain, [param for group in plain.param_groups for param in group["params"]])
         pairs = zip(optimizer.param_groups, plain.param_groups, strict=True)
-        gammas = [float((base if group["step"] > 0 else group)["lr"]) for group, base in pairs]  # its d is not in them
+        gammas = [float((base if on_host(group["step"]) > 0 else group)["lr"]) for group, base in pairs]  # without d
     elif isinstance(optimizer, SGDScheduleFree):
         optimizer.eval().detach()
         plain = torch.optim.SGD([_group(group, ("weight_decay", "maximize")) for group in optimizer.param_groups])
@@ -71,7 +71,8 @@ def to_torch(optimizer: ScheduleFreeOptimizer) -> torch.optim.Optimizer:
         plain = torch.optim.AdamW([_group(group, ()) for group in optimizer.param_groups])
         plain.load_state_dict(exported)
     for group, ours, gamma in zip(plain.param_groups, optimizer.param_groups, gammas, strict=True):
-        param_groups.put_lr(group, coefficients(ours["c"], ours["beta"], ours["beta"]).move_in_y * gamma)
+        c, beta = on_host(ours["c"]), on_host(ours["beta"])
+        param_groups.put_lr(group, coefficients(c, beta, beta).move_in_y * gamma)
     return plain
 
 

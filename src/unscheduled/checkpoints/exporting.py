@@ -9,7 +9,8 @@ from unscheduled.formulas.averaging import PolynomialAveraging
 from unscheduled.formulas.interpolation import ConstantInterpolation
 from unscheduled.formulas.step_size import PolyakStep
 from unscheduled.state.buffers import wide_state
-from unscheduled.state.param_groups import Group
+from unscheduled.state.device_math import on_host
+from unscheduled.state.param_groups import Group, counters_on_host
 from unscheduled.state.parameter import Iterates, State
 
 SHARED = ("params", "param_names", "initial_lr", "lr", "momentum", "betas", "eps", "weight_decay", "silent_sgd_phase")
@@ -68,7 +69,8 @@ def export_schedulefree_state_dict(optimizer: Exported) -> dict[str, Any]:
         )
     exported = optimizer.state_dict()
     for index, saved in enumerate(exported["param_groups"]):
-        _check_expressible(optimizer.param_groups[index], index, saved["training"])
+        group = optimizer.param_groups[index]
+        _check_expressible(group | counters_on_host(group), index, saved["training"])
     states = {
         key: {
             "z": optimizer.iterates(param).z.to(param.dtype),
@@ -167,7 +169,7 @@ def last_lr(group: Group) -> float:
     Raises:
         ValueError: if it comes from a Polyak step that was 0, or has not been made yet.
     """
-    lr: float = group["effective_lr"]
+    lr = on_host(group["effective_lr"])
     if lr == 0.0 and isinstance(group["step_size"], PolyakStep):
         raise ValueError("effective_lr = 0.0: there is no learning rate to go on with: make a Polyak step before")
     return lr or float(group["lr"])

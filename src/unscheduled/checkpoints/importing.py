@@ -9,6 +9,7 @@ import torch
 from unscheduled.formulas.averaging import PolynomialAveraging
 from unscheduled.formulas.rule import Rule
 from unscheduled.state import param_groups
+from unscheduled.state.device_math import on_host
 from unscheduled.state.param_groups import Group
 from unscheduled.state.parameter import State
 
@@ -116,7 +117,7 @@ def _of_adam(saved: Group, ours: Group, started: States, rule: Rule) -> tuple[Gr
         **_options(ours),
         **{name: saved[name] for name in ("params", "param_names") if name in saved},
         **param_groups.described_axes(ours),
-        **param_groups.fresh_counters(ours["beta"], training=True),
+        **param_groups.fresh_counters(on_host(ours["beta"]), training=True),
     }
     states: States = {
         key: {
@@ -139,4 +140,5 @@ def _kind(group: Group) -> str:
 
 
 def _options(group: Group) -> Group:
-    return {name: value for name, value in group.items() if name not in ("params", "param_names")}
+    plain = group | param_groups.counters_on_host(group)
+    return {name: value for name, value in plain.items() if name not in ("params", "param_names")}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from unscheduled.formulas.scalar_math import either
+from unscheduled.formulas.scalar_math import where
 from unscheduled.formulas.validation import require_count, require_within
 
 
@@ -22,7 +22,7 @@ class Averaging(Protocol):
     not called at steps whose step size is 0: z does not move there, and c = 0.
 
     With ``capturable=True`` it is called with numbers that stand on a device, so that it cannot branch on them: in
-    place of ``if``, ``min`` and ``max`` it has to use ``either``, ``least`` and ``greatest`` of
+    place of ``if``, ``min`` and ``max`` it has to use ``where``, ``minimum`` and ``maximum`` of
     :mod:`unscheduled.formulas.scalar_math`, which take plain numbers as well.
 
     Example:
@@ -125,16 +125,16 @@ class PolynomialAveraging:
     def __call__(self, step: int, lr: float, lr_max: float, weight_sum: float) -> tuple[float, float]:
         start, counted, before = self.cooldown_start, step, weight_sum
         if start is not None:
-            counted = either(step > start, step - start, step)
-            before = either(step == start + 1, 0.0, weight_sum)
+            counted = where(step > start, step - start, step)
+            before = where(step == start + 1, 0.0, weight_sum)
         weight = (1.0 * counted) ** self.r * (lr if self.weight_lr == "current" else lr_max) ** self.weight_lr_power
         after = before + weight
-        c = weight / either(after > 0.0, after, 1.0)
+        c = weight / where(after > 0.0, after, 1.0)
         if start is not None:
-            after = either(step == start, 0.0, after)  # the next step may be one at lr = 0
+            after = where(step == start, 0.0, after)  # the next step may be one at lr = 0
         if self.warmup_steps > 0:
             warms_up = step <= self.warmup_steps
-            c, after = either(warms_up, 1.0, c), either(warms_up, weight_sum, after)
+            c, after = where(warms_up, 1.0, c), where(warms_up, weight_sum, after)
         return c, after
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from unscheduled.formulas.scalar_math import expm1, greatest, least
+from unscheduled.formulas.scalar_math import expm1, maximum, minimum
 from unscheduled.formulas.validation import require_count, require_within
 
 
@@ -76,7 +76,7 @@ class AnnealedInterpolation:
 
     def __call__(self, beta: float, step: int) -> float:
         require_within("[0, 1)", "beta", beta, "only a beta below 1 can be annealed")
-        progress = least(step / self.steps, 1.0)
+        progress = minimum(step / self.steps, 1.0)
         log_weight_of_z = (1.0 - progress) * math.log1p(-beta) + progress * math.log1p(-self.beta_max)
         return -expm1(log_weight_of_z)
 
@@ -110,4 +110,4 @@ class GrowingInterpolation:
         require_count(1, "start", self.start, "give the step from which beta grows, such as the end of the warmup")
 
     def __call__(self, beta: float, step: int) -> float:
-        return 1.0 - least(1.0, self.start / greatest(step, 1)) ** self.power * (1.0 - beta)
+        return 1.0 - minimum(1.0, self.start / maximum(step, 1)) ** self.power * (1.0 - beta)

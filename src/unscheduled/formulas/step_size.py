@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from unscheduled.formulas.scalar_math import either, greatest, least, sqrt
+from unscheduled.formulas.scalar_math import maximum, minimum, sqrt, where
 from unscheduled.formulas.validation import require_within
 
 TOO_SHORT = 4.0
@@ -30,7 +30,7 @@ def linear_warmup(step: int, warmup_steps: int) -> float:
 
     Source: "The Road Less Scheduled", arXiv 2405.15682, Algorithm 1.
     """
-    return least(1.0, step / warmup_steps) if warmup_steps > 0 else 1.0
+    return minimum(1.0, step / warmup_steps) if warmup_steps > 0 else 1.0
 
 
 def largest_moving_average(beta2: float) -> float:
@@ -88,9 +88,9 @@ def rectification(step: int, beta2: float, unrectified: float | None = None) -> 
     if longest <= TOO_SHORT:
         return unrectified
     length = moving_average_length(step, beta2)
-    bounded = greatest(length, TOO_SHORT)
+    bounded = maximum(length, TOO_SHORT)
     factor = sqrt((bounded - 4.0) * (bounded - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * bounded))
-    return either(length > TOO_SHORT, factor, unrectified)
+    return where(length > TOO_SHORT, factor, unrectified)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,6 @@ from unscheduled.kernels.compiled import Traceable as Traceable
 from unscheduled.kernels.compiled import untraced as untraced
 from unscheduled.kernels.numba import threads as threads  # for what it does after a fork
 from unscheduled.kernels.storage import widened
-from unscheduled.state.device_number import DeviceNumber
 
 Implementation: TypeAlias = Literal["auto", "loop", "foreach", "compiled", "fused"]
 
@@ -149,8 +148,9 @@ def update(implementation: str, rule: Rule, works: list[Work]) -> None:
     lowering = compiled if implementation == "compiled" else foreach if by_foreach else loop
     for batch, scalars in works:
         with widened(rule, batch, scalars.step) as wide:
-            if lowering is loop and isinstance(scalars.step, DeviceNumber):
-                loop.update(*compiled.traceable(rule, wide, scalars))
+            if lowering is loop and isinstance(scalars.step, Tensor):
+                for work in compiled.traceable(rule, wide, scalars):
+                    loop.update(*work)
             else:
                 lowering.update(rule, wide, scalars)
 
@@ -162,8 +162,9 @@ def traceable(implementation: str, rule: Rule, works: list[Work], widths: ExitSt
     """
     rule, works = _elementwise(implementation, rule, works)
     return [
-        compiled.traceable(rule, widths.enter_context(widened(rule, batch, scalars.step)), scalars)
+        work
         for batch, scalars in works
+        for work in compiled.traceable(rule, widths.enter_context(widened(rule, batch, scalars.step)), scalars)
     ]
 
 

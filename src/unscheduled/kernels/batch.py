@@ -55,7 +55,11 @@ class Batch(NamedTuple):
 
 
 class Scalars(NamedTuple):
-    """The numbers of one step, float64."""
+    """The numbers of one step, float64.
+
+    With ``capturable=True`` they are tensors: of no dimensions, or, where it depends on the gradients that a parameter
+    has seen, with a number for each parameter of the batch.
+    """
 
     step: int  # the gradients seen, this one included
     lr: float  # gamma: warmup and rectification included
@@ -67,6 +71,11 @@ class Scalars(NamedTuple):
 
 
 Work: TypeAlias = tuple[Batch, Scalars]
+
+
+def of_one(number: Any, position: int) -> Any:
+    """A scalar for the parameter at a position of a batch."""
+    return number[position] if isinstance(number, Tensor) and number.dim() else number
 
 
 class KnownStates:

@@ -7,7 +7,7 @@ that the host does not wait for it, as long as the learning rate is a number or 
 ``capturable=True``, with which a learning rate on the device is not read either.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import FunctionType
 from typing import Any, TypeAlias, cast
@@ -18,8 +18,7 @@ from torch import Tensor
 from unscheduled.formulas.iterates import Coefficients
 from unscheduled.formulas.rule import Rule
 from unscheduled.kernels import loop
-from unscheduled.kernels.batch import Batch, Kept, Scalars
-from unscheduled.state.device_number import DeviceNumber, as_tensor
+from unscheduled.kernels.batch import Batch, Kept, Scalars, of_one
 
 NOTHING_KEPT = Kept()
 
@@ -36,12 +35,28 @@ def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
     """One step of every parameter of the batch."""
     columns = [batch.params, batch.grads, batch.gaps, *batch.buffers]
     layout = tuple((each.dtype, each.device, each.shape, each.stride()) for column in columns for each in column)
-    _graph(rule, layout)(*traceable(rule, batch, scalars))
+    _graph(rule, layout)(traceable(rule, batch, scalars))
 
 
-def traceable(rule: Rule, batch: Batch, scalars: Scalars) -> Traceable:
-    """What the loop is called with, for its graph to serve all steps: tensors for all numbers that change."""
-    return rule, batch._replace(states=[], kept=NOTHING_KEPT), _as_tensors(scalars, batch.gaps[0])
+def traceable(rule: Rule, batch: Batch, scalars: Scalars) -> list[Traceable]:
+    """What the loop is called with, for its graph to serve all steps: tensors for all numbers that change.
+
+    It is called once, or, where the numbers are on a device, for each parameter, which has its own count of gradients.
+    """
+    batch = batch._replace(states=[], kept=NOTHING_KEPT)
+    if not isinstance(scalars.step, Tensor):
+        return [(rule, batch, _as_tensors(scalars, batch.gaps[0]))]
+    columns = zip(batch.params, batch.grads, batch.gaps, *batch.buffers, strict=True)
+    each = zip(columns, _each_as_tensors(scalars, scalars.step, batch.gaps[0].dtype), strict=True)
+    return [
+        (rule, batch._replace(params=[param], grads=[grad], gaps=[gap], buffers=[[each] for each in buffers]), own)
+        for (param, grad, gap, *buffers), own in each
+    ]
+
+
+def _update(works: list[Traceable]) -> None:
+    for work in works:
+        loop.update(*work)
 
 
 @cache
@@ -50,26 +65,42 @@ def _graph(rule: Rule, layout: Layout) -> Callable[..., None]:
 
     It is kept for the life of the process.
     """
-    function = FunctionType(loop.update.__code__.replace(), loop.update.__globals__, loop.update.__name__)
+    function = FunctionType(_update.__code__.replace(), _update.__globals__, _update.__name__)
     return cast(Any, torch.compile)(function, fullgraph=True, dynamic=False)
 
 
 def _as_tensors(scalars: Scalars, like: Tensor) -> Any:
     """The scalars with a tensor for each float, which come to the device together; what else there is is constant."""
-    own = {name: value for name, value in scalars.direction.items() if not isinstance(value, bool)}
-    numbers = [scalars.lr, scalars.weight_decay, scalars.weight_decay_of_gap, *scalars.coefficients, *own.values()]
-    if isinstance(scalars.step, DeviceNumber):  # then the host does not know all of them, and copies none
-        together = torch.stack([as_tensor(number, like.device) for number in numbers]).to(like.dtype)
-    else:
-        together = torch.tensor(numbers, dtype=like.dtype, device="cpu").to(like.device, non_blocking=True)
-    tensors: list[Any] = list(together.unbind())
-    lr, decay, decay_of_gap, *others = tensors
+    numbers = torch.tensor(_numbers(scalars), dtype=like.dtype, device="cpu").to(like.device, non_blocking=True)
+    return _with_numbers(scalars, numbers.unbind())
+
+
+def _each_as_tensors(scalars: Scalars, steps: Tensor, dtype: torch.dtype) -> list[Any]:
+    """The same for each parameter, of scalars that the host does not know: it copies none."""
+    numbers = [
+        number.to(dtype) if isinstance(number, Tensor) else torch.full((), number, dtype=dtype, device=steps.device)
+        for number in _numbers(scalars)
+    ]
+    return [_with_numbers(scalars, [of_one(number, place) for number in numbers]) for place in range(len(steps))]
+
+
+def _numbers(scalars: Scalars) -> list[Any]:
+    """The scalars that are no constants of a graph."""
+    own = (number for number in scalars.direction.values() if not isinstance(number, bool))
+    return [scalars.lr, scalars.weight_decay, scalars.weight_decay_of_gap, *scalars.coefficients, *own]
+
+
+def _with_numbers(scalars: Scalars, numbers: Sequence[Tensor]) -> Any:
+    """The scalars with these in place of their :func:`_numbers`."""
+    own = [name for name, number in scalars.direction.items() if not isinstance(number, bool)]
+    lr, decay, decay_of_gap, *others = numbers
+    tensors: list[Any] = others
     count = len(scalars.coefficients)
     return scalars._replace(
         step=0,
-        lr=lr,
-        weight_decay=decay,
-        weight_decay_of_gap=decay_of_gap,
-        coefficients=Coefficients(*others[:count]),
-        direction={**scalars.direction, **dict(zip(own, others[count:], strict=True))},
+        lr=cast(Any, lr),
+        weight_decay=cast(Any, decay),
+        weight_decay_of_gap=cast(Any, decay_of_gap),
+        coefficients=Coefficients(*tensors[:count]),
+        direction={**scalars.direction, **dict(zip(own, tensors[count:], strict=True))},
     )

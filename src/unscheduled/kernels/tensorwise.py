@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unscheduled.formulas.rule import Rule
-from unscheduled.kernels.batch import Work
+from unscheduled.kernels.batch import Work, of_one
 from unscheduled.state.buffers import store, wide
 from unscheduled.state.quantization import is_narrow, random_rounding
 
@@ -16,15 +16,16 @@ def directed(rule: Rule, work: Work) -> Work:
     """The work that is left for the rule ``GIVEN``: the directions stand in place of the gradients."""
     batch, scalars = work
     directions: list[Tensor] = []
-    for grad, gap, state in zip(batch.grads, batch.gaps, batch.states, strict=True):
+    for position, (grad, gap, state) in enumerate(zip(batch.grads, batch.gaps, batch.states, strict=True)):
+        own = {name: of_one(number, position) for name, number in scalars.direction.items()}
         grad = grad.to(torch.float32 if is_narrow(gap.dtype) else gap.dtype)
         buffers = [wide(state, name) for name in rule.buffers]
         with _without_autocast(grad.device.type):
             signed = -grad if scalars.maximize else grad
-            direction, *next_buffers = rule.direction(signed, *buffers, **scalars.direction)
+            direction, *next_buffers = rule.direction(signed, *buffers, **own)
         directions.append(direction)
-        for position, (name, values) in enumerate(zip(rule.buffers, next_buffers, strict=True), start=1):
-            rounding = random_rounding(state[name], scalars.step, position)
+        for place, (name, values) in enumerate(zip(rule.buffers, next_buffers, strict=True), start=1):
+            rounding = random_rounding(state[name], scalars.step, place)
             store(state, name, values, rounding)
     contiguous = all(map(Tensor.is_contiguous, directions))
     return (

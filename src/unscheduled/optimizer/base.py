@@ -20,7 +20,8 @@ from unscheduled.optimizer.polyak import Loss, Number
 from unscheduled.optimizer.stepping import SteppingOptimizer
 from unscheduled.state import memory, param_groups
 from unscheduled.state.buffers import StatePrecision, check_precision, wide
-from unscheduled.state.param_groups import Group
+from unscheduled.state.device_math import on_host
+from unscheduled.state.param_groups import Group, counters_on_host
 
 Value = TypeVar("Value")
 
@@ -89,7 +90,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         if not isinstance(capturable, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"capturable = {capturable!r} is neither True nor False")
         self._chosen = kernels.chosen(implementation, foreach, fused)
-        self._batches, self._known_states, self._is_made = {}, KnownStates(), False
+        self._batches, self._known_states, self._tried, self._is_made = {}, KnownStates(), {}, False
         self.state_precision = state_precision
         self.capturable = capturable
         self.implementation = self._chosen[0]
@@ -133,8 +134,10 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         training = self.training
         counters = param_groups.fresh_counters(self._next_beta(group, 0), training)
         for name in NORM_AVERAGE if self.param_groups else ():  # which all groups share
-            counters[name] = self.param_groups[0][name]
+            counters[name] = on_host(self.param_groups[0][name])
         super().add_param_group(group | counters)
+        if self.capturable:
+            capture.bring_to_device(self.param_groups[-1], (), ())
         if not training:
             self._averaged.update(self.param_groups[-1]["params"])
             self._gradients.watch(self._averaged - self._given_up)
@@ -183,7 +186,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         if self.state_precision == "compact":
             raise ValueError("capturable = True, state_precision = 'compact' exclude each other: use 'float32'")
         capture.check(group, params)
-        self._counters_after(capture.tried(group), 1.0)  # which may branch on what is on the device
+        capture.refuse_branches(group, self._counters_after)
 
     # The step.
 
@@ -280,10 +283,9 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
 
         For a cool-down: after a restart x is the mean over the last stretch of the run alone.
         """
-        self.read_back()
         for group in self.param_groups:
-            group.update(averaging_start=group["step"], averaging_state="restarting", weight_sum=0.0, lr_max=0.0)
-        self._write_counters()
+            restarted = {"averaging_start": group["step"], "averaging_state": "restarting"}
+            param_groups.put(group, restarted | {"weight_sum": 0.0, "lr_max": 0.0})
 
     def freeze_averaging(self, frozen: bool = True) -> None:
         """Leave x where it is from now on (c = 0), while z and y go on; with ``frozen=False``, average again.
@@ -293,12 +295,10 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         stays between z and the frozen x. A :meth:`restart_averaging` that no step has followed yet takes effect when
         averaging goes on.
         """
-        self.read_back()
         changes = param_groups.FROZEN if frozen else param_groups.THAWED
         for group in self.param_groups:
-            state = group["averaging_state"]
-            group["averaging_state"] = changes.get(state, state)
-        self._write_counters()
+            state = counters_on_host(group)["averaging_state"]
+            param_groups.put(group, {"averaging_state": changes.get(state, state)})
 
     # Looking at it.
 
@@ -344,17 +344,16 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             (1.0, True)
         """
         metrics = self._losses(closure) if closure else {}
-        self.read_back()
         for index, group in enumerate(self.param_groups):
-            prefix = f"group{index}/" if len(self.param_groups) > 1 else ""
+            prefix, counters = f"group{index}/" if len(self.param_groups) > 1 else "", counters_on_host(group)
             gaps = [wide(state, "gap") for param in group["params"] if (state := self.state.get(param))]
             values = {
-                "step": float(group["step"]),
+                "step": float(counters["step"]),
                 "lr": float(group["lr"]),
-                "effective_lr": group["effective_lr"],
-                "beta": group["beta"],
-                "c": group["c"],
-                "window": 1.0 / group["c"] if group["c"] > 0.0 else float("inf"),
+                "effective_lr": counters["effective_lr"],
+                "beta": counters["beta"],
+                "c": counters["c"],
+                "window": 1.0 / counters["c"] if counters["c"] > 0.0 else float("inf"),
                 "gap_norm": collectives.norm(gaps),
             }
             metrics.update((prefix + name, value) for name, value in values.items())

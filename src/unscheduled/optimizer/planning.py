@@ -10,17 +10,16 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor, strided
 
 from unscheduled.formulas.rule import Rule
-from unscheduled.formulas.scalar_math import chosen, greatest
+from unscheduled.formulas.scalar_math import maximum, where
 from unscheduled.formulas.step_size import NormAverage, PolyakStep
 from unscheduled.formulas.validation import require_within
-from unscheduled.kernels.batch import with_gradients
-from unscheduled.optimizer import collectives
-from unscheduled.optimizer.capture import is_capturing
+from unscheduled.kernels.batch import all_same, with_gradients
+from unscheduled.optimizer import capture, collectives
 from unscheduled.optimizer.polyak import Loss, Number, Part, polyak_step
 from unscheduled.optimizer.saving import SavedOptimizer
 from unscheduled.state import param_groups
 from unscheduled.state.buffers import names_of_buffers, wide
-from unscheduled.state.device_number import DeviceNumber
+from unscheduled.state.device_math import is_capturing
 from unscheduled.state.param_groups import Group
 from unscheduled.state.parameter import State
 
@@ -36,7 +35,7 @@ class Plan(NamedTuple):
     grads: list[Tensor]
     contiguous: bool  # all gradients are
     states: list[State]
-    seen: list[int]  # how many gradients each parameter has seen before
+    seen: list[int]  # how many gradients each parameter has seen before; with capturable=True its state alone tells
     only_initialises: bool
     warm_lr: float = 0.0
     beta: float = 0.0  # that made the present y
@@ -53,8 +52,23 @@ def _any_of_whole(grad: Tensor) -> bool:
     return bool(collectives.whole(grad.any()))
 
 
+def _is_positive(lr: float | Tensor) -> bool:
+    """Whether a learning rate is known to be, without asking a device."""
+    return not isinstance(lr, Tensor) and lr > 0.0
+
+
+def _where(condition: bool | Tensor, some: Group, others: Group) -> Group:
+    """Some counters where a condition holds, else the others of the same names."""
+    if condition is True:
+        return some
+    return {name: where(condition, number, others[name]) for name, number in some.items()}
+
+
 class PlanningOptimizer(SavedOptimizer):
     """An optimizer that plans the steps of its rules, of which an algorithm says what it says below."""
+
+    _tried: dict[int, list[Any]]
+    """The formulas of each group, by its position, that were found not to branch, with ``capturable=True``."""
 
     # What an algorithm states.
 
@@ -84,7 +98,7 @@ class PlanningOptimizer(SavedOptimizer):
 
     def _next_beta(self, group: Group, step: int) -> float:
         beta: Any = group["interpolation"](self._beta(group), step)
-        if not isinstance(beta, DeviceNumber) and not 0.0 <= beta <= 1.0:
+        if not isinstance(beta, Tensor) and not 0.0 <= beta <= 1.0:
             require_within("[0, 1]", f"beta of {group['interpolation']}", beta, "it has to stay between z and x")
         return cast(float, beta)
 
@@ -113,11 +127,14 @@ class PlanningOptimizer(SavedOptimizer):
     # The plan.
 
     def _nothing_to_learn(self, group: Group) -> bool:
-        counters = self._counters_of(group)
-        if counters is not None and counters.steps_were_made:
-            return False
+        if self.capturable and (_is_positive(group["lr"]) or self._has_made_steps()):
+            return False  # which is known without waiting for the device
         gradients = (param.grad for param in cast(list[Tensor], group["params"]) if param.grad is not None)
         return group["step"] == 0 and float(group["lr"]) == 0.0 and not any(map(_any_of_whole, gradients))
+
+    def _has_made_steps(self) -> bool:
+        """Whether a step was made since the buffers were initialised or loaded."""
+        return any(state and "y" not in state for state in self.state.values())
 
     def _gathered(self, index: int, group: Group) -> Plan:
         """The gradients of a group, and the states beside them; sparse gradients are refused."""
@@ -139,7 +156,11 @@ class PlanningOptimizer(SavedOptimizer):
             )
         if params and is_capturing(params[0].device):
             self._refuse_capture(states)
-        seen = list(map(STEP, states)) if states is found else [state.get("step", 0) for state in states]
+        if self.capturable:
+            capture.bring_to_device(group, params, states)
+            seen = [0] * len(states)
+        else:
+            seen = list(map(STEP, states)) if states is found else [state.get("step", 0) for state in states]
         return Plan(group, params, grads, contiguous, states, seen, self._nothing_to_learn(group))
 
     def _refuse_capture(self, states: list[State]) -> None:
@@ -206,9 +227,10 @@ class PlanningOptimizer(SavedOptimizer):
         """The learning rate of the next step, with warmup and ``factor``, beta before it, and the counters after it."""
         try:
             self._refuse_unknown_entries(group)
-            before = self._with_counters(group)
-            warm_lr, counters = self._counters_after(before, factor)
-            return warm_lr, before["beta"], counters
+            if self.capturable:
+                self._refuse_branches(index, group)
+            warm_lr, counters = self._counters_after(group, factor)
+            return warm_lr, group["beta"], counters
         except ValueError as error:
             raise ValueError(f"parameter group {index}: {error}") from None
 
@@ -219,6 +241,13 @@ class PlanningOptimizer(SavedOptimizer):
         if not self._known_entries.issuperset(group):
             param_groups.refuse_unknown(group, self.defaults)
             self._known_entries = param_groups.known_entries(self.defaults)
+
+    def _refuse_branches(self, index: int, group: Group) -> None:
+        """Raise ValueError if new formulas of a group branch on numbers that the host does not know."""
+        formulas = [group[axis] for axis in param_groups.AXES]
+        if not all_same(formulas, self._tried.get(index, ())):
+            capture.refuse_branches(group, self._counters_after)
+            self._tried[index] = formulas
 
     def _counters_after(self, group: Group, factor: float) -> tuple[float, Group]:
         step = group["step"] + 1
@@ -235,19 +264,19 @@ class PlanningOptimizer(SavedOptimizer):
         }
         moves = effective_lr > 0.0  # else z stays, and so do x and y
         if moves is not False:
-            lr_max = greatest(group["lr_max"], effective_lr)
+            lr_max = maximum(group["lr_max"], effective_lr)
             others: Group = {"beta": self._next_beta(group, step), "lr_max": lr_max}
             averages = param_groups.averages(group["averaging_state"])
             if averages is not False:
-                others |= chosen(averages, self._averaged_counters(group, step, effective_lr, lr_max), counters)
-            counters |= chosen(moves, others, counters)
+                others |= _where(averages, self._averaged_counters(group, step, effective_lr, lr_max), counters)
+            counters |= _where(moves, others, counters)
         return warm_lr, counters
 
     def _averaged_counters(self, group: Group, step: int, lr: float, lr_max: float) -> Group:
         """c, and the counters of the averaging after a step that enters the average."""
         c: Any
         c, weight_sum = group["averaging"](step - group["averaging_start"], lr, lr_max, group["weight_sum"])
-        if not isinstance(c, DeviceNumber) and not 0.0 <= c <= 1.0:  # else no time for the words
+        if not isinstance(c, Tensor) and not 0.0 <= c <= 1.0:  # else no time for the words
             require_within("[0, 1]", f"c of {group['averaging']}", c, "it is the weight of z in a mean")
         c, averaging_state = param_groups.averaged(group["averaging_state"], cast(float, c))
         return {"c": c, "weight_sum": weight_sum, "averaging_state": averaging_state}

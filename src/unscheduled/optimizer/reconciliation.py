@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from unscheduled.checkpoints import optimizer_state
-from unscheduled.optimizer.capture import DeviceCounters, refuse_to_set
 from unscheduled.optimizer.writes import WriteWatch
+from unscheduled.state.device_math import on_host
 from unscheduled.state.interruption import Deferred
 from unscheduled.state.param_groups import Group
 from unscheduled.state.parameter import (
@@ -45,60 +45,6 @@ class PairedState(torch.optim.Optimizer):
     capturable: bool = False
     """Whether the numbers of the step are on the device, so that it may be captured in a CUDA graph."""
 
-    _device: list[DeviceCounters]  # of the groups that have made a step, if it is capturable
-
-    # Numbers on a device.
-
-    @torch.no_grad()
-    def read_back(self) -> None:
-        """With ``capturable=True``, bring the numbers of the groups, such as ``step``, to the host.
-
-        Until then those in ``param_groups`` are the ones that were read back before. Whatever needs them does this, so
-        it only has to be called to look at them there. It waits for the device.
-
-        Raises:
-            RuntimeError: while a step is captured.
-        """
-        for counters in self._device:
-            counters.read_back(self.state)
-
-    @torch.no_grad()
-    def _write_counters(self) -> None:
-        """Bring the numbers of the groups, which were changed after they were read back, to the device."""
-        for counters in self._device:
-            counters.write(self.state)
-
-    def _counters_of(self, group: Group) -> DeviceCounters | None:
-        for counters in self._device:
-            if counters.group is group:
-                return counters
-        return None
-
-    def _with_counters(self, group: Group) -> Group:
-        """The group with the numbers of its device, if they are there."""
-        if not self.capturable or not group["params"]:
-            return group
-        counters = self._counters_of(group)
-        if counters is None or not counters.are_current():
-            counters = self._counters_made(counters, group)
-        return counters.in_group()
-
-    @torch.no_grad()
-    def _counters_made(self, counters: DeviceCounters | None, group: Group) -> DeviceCounters:
-        """Counters with what the host knows, at the same place if they fit."""
-        refuse_to_set(group["params"][0].device)
-        self.read_back()  # those of all groups, as parameters may have come here from another
-        if counters is not None and counters.fit():
-            counters.write(self.state)
-            return counters
-        self._device = [
-            kept
-            for kept in self._device
-            if kept is not counters and any(kept.group is each for each in self.param_groups)
-        ]
-        self._device.append(DeviceCounters(group, self.state))
-        return self._device[-1]
-
     # Looking at it.
 
     @torch.no_grad()
@@ -114,8 +60,7 @@ class PairedState(torch.optim.Optimizer):
         group, _ = self._find(param)
         self._settle()
         self._notice_replaced([param])
-        self.read_back()
-        state, beta = self.state.get(param), group["beta"]
+        state, beta = self.state.get(param), on_host(group["beta"])
         found = read(param, state, beta, param not in self._averaged)
         written = self._written_average(param, state, beta) if state else None
         if state and written is not None and makes(written, found.y, state, beta):
@@ -157,13 +102,13 @@ class PairedState(torch.optim.Optimizer):
         return [param for group in self.param_groups for param in cast(list[Tensor], group["params"])]
 
     def _started(self, params: set[Tensor]) -> list[Started]:
-        self.read_back()
-        return [
-            (param, state, group["beta"])
-            for group in self.param_groups
-            for param in cast(list[Tensor], group["params"])
-            if param in params and (state := self.state.get(param))
-        ]
+        started: list[Started] = []
+        for group in self.param_groups:
+            here = [(param, self.state.get(param)) for param in cast(list[Tensor], group["params"]) if param in params]
+            if any(state for _, state in here):
+                beta = on_host(group["beta"])
+                started.extend((param, state, beta) for param, state in here if state)
+        return started
 
     def _find(self, param: Tensor) -> tuple[Group, str]:
         """The group of a parameter, and what to call it."""

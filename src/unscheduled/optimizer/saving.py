@@ -12,9 +12,11 @@ from unscheduled.checkpoints import importing, optimizer_state
 from unscheduled.formulas.rule import Rule
 from unscheduled.kernels import Implementation
 from unscheduled.kernels.batch import Batches, KnownStates
+from unscheduled.optimizer import capture
 from unscheduled.optimizer.weights import TwoModes
 from unscheduled.state import param_groups
 from unscheduled.state.buffers import StatePrecision
+from unscheduled.state.device_math import on_host
 from unscheduled.state.interruption import Deferred
 from unscheduled.state.param_groups import Group
 from unscheduled.state.parameter import without_y
@@ -62,15 +64,18 @@ class SavedOptimizer(TwoModes, ABC):
             if names:  # beside the groups: in them, DCP would look for them in the files of unattached optimizers
                 state_dict["param_names"] = dict(enumerate(names[param] for param in self._params()))
             ys = self._live_ys()
-            entries = self._live.give_out({param: without_y(self.state[param]) | ys[param] for param in ys})
+            states = {param: without_y(self.state[param]) | ys[param] for param in ys}
+            for state in states.values() if self.capturable else ():
+                state["step"] = int(on_host(state["step"]))
+            entries = self._live.give_out(states)
             for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-                saved.update(param_groups.described_axes(group), training=self.training and not self._attachments)
+                saved.update(param_groups.described_axes(group), **param_groups.counters_on_host(group))
+                saved["training"] = self.training and not self._attachments
                 for param, key in zip(group["params"], saved["params"], strict=True):
                     if param in entries:
                         state_dict["state"][key] = entries[param]
             self._nest(state_dict)
 
-        self.read_back()
         hook = self.register_state_dict_post_hook(describe, prepend=True)  # before the hooks of users
         try:
             return super().state_dict()
@@ -133,10 +138,11 @@ class SavedOptimizer(TwoModes, ABC):
                     self._live.outdate()
                 self.state.update(loaded[0].state)
                 self._batches.clear()
-                self._device.clear()
                 for group in self.param_groups if self.capturable else ():
                     if isinstance(group["lr"], Tensor):  # as of a file that was read on the CPU
                         group["lr"] = group["lr"].to(group["params"][0].device)
+                    started = [param for param in group["params"] if param in self.state]
+                    capture.bring_to_device(group, started, [self.state[param] for param in started])
                 self._loaded(loaded[0].training, weights)
 
         hooks = [
@@ -189,10 +195,9 @@ class SavedOptimizer(TwoModes, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which are attached to nothing; the weights beside them may be x or y."""
-        self.read_back()
         copied = super().__getstate__() | self._fresh_modes()
         copied |= {"implementation": self.implementation, "state_precision": self.state_precision, "_batches": {}}
-        copied |= {"_known_states": KnownStates(), "capturable": self.capturable}
+        copied |= {"_known_states": KnownStates(), "capturable": self.capturable, "_tried": {}}
         copied |= {"_averaged": set(self._averaged), "_written": self._written.copy()}
         copied["_loaded_training"] = self._loaded_training
         copied["_copied"] = self._copied or bool(self._attachments)

@@ -4,6 +4,9 @@ It is made as a whole: if it is interrupted, as by Ctrl-C, tensors and numbers a
 within ``torch.compile(optimizer.step)``, which cannot look into that, it may stop between the two.
 """
 
+# torch publishes its foreach operations under names with an underscore:
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 from contextlib import ExitStack
@@ -20,7 +23,8 @@ from unscheduled.kernels.batch import Batches
 from unscheduled.model.attachment import Clock
 from unscheduled.optimizer.planning import Plan, PlanningOptimizer
 from unscheduled.optimizer.polyak import Loss, Number
-from unscheduled.state.device_number import as_tensor
+from unscheduled.state import param_groups
+from unscheduled.state.device_math import as_tensor
 from unscheduled.state.interruption import Deferred
 from unscheduled.state.parameter import State, bits_of_y, fresh_state, put_reinterpolated
 
@@ -42,6 +46,11 @@ def _put_counts(states: list[State], seen: list[int]) -> None:
     else:
         for state, before in zip(states, seen, strict=True):
             state["step"] = before + 1
+
+
+def _counts(states: list[State]) -> list[Tensor]:
+    """How many gradients parameters have seen, as tensors."""
+    return [state["step"] for state in states]
 
 
 class SteppingOptimizer(PlanningOptimizer):
@@ -125,29 +134,29 @@ class SteppingOptimizer(PlanningOptimizer):
 
     def _works(self, place: tuple[int, int], rule: Rule, plan: Plan) -> list[Work]:
         """What there is to compute for a rule of a group. Buffers are made where there are none."""
-        counters = self._counters_of(plan.group)
         if not all(plan.states):
             new = [(param, state) for param, state in zip(plan.params, plan.states, strict=True) if not state]
             for param, state in new:
                 state.update(fresh_state(param, rule, self.state_precision == "compact"))
+                if self.capturable:
+                    state["step"] = as_tensor(state["step"], param.device)
                 self.state[param] = state
-            if counters:
-                counters.start(param for param, _ in new)
         if plan.only_initialises:
             for param, state in zip(plan.params, plan.states, strict=True):
                 state["y"] = bits_of_y(param, state)  # a place for that of a file
             self._loaded_training = self.training
             return []
-        seen = counters.kinds(plan.params) if counters else plan.seen
         batches = self._batches.setdefault(place, Batches())
-        found = batches.of(plan.params, plan.grads, plan.contiguous, plan.states, rule, seen)
-        return [
-            (batch, self._scalars(plan, rule, counters.seen(here) + 1.0 if counters else here + 1))
-            for here, batch in found
-        ]
+        found = batches.of(plan.params, plan.grads, plan.contiguous, plan.states, rule, plan.seen)
+        if self.capturable:
+            return [(batch, self._scalars(plan, rule, torch.stack(_counts(batch.states)) + 1.0)) for _, batch in found]
+        return [(batch, self._scalars(plan, rule, here + 1)) for here, batch in found]
 
     def _scalars(self, plan: Plan, rule: Rule, seen: Any) -> Scalars:
-        """The numbers of the step, for parameters that have seen so many gradients, these included."""
+        """The numbers of the step, for parameters that have seen so many gradients, these included.
+
+        That may be a tensor with a number for each.
+        """
         group, beta = plan.group, plan.beta
         lr, weight_decay = self._move_scalars(group, plan.warm_lr * self._lr_factor(group, seen))
         return Scalars(
@@ -164,18 +173,17 @@ class SteppingOptimizer(PlanningOptimizer):
         """Note that the step was made: the numbers of the group and of its parameters after it."""
         if plan.only_initialises:
             return
-        group, counters = plan.group, self._counters_of(plan.group)
-        if counters is None and plan.seen:
+        group, beta, next_beta = plan.group, plan.beta, plan.counters["beta"]
+        if plan.states and self.capturable:
+            torch._foreach_add_(_counts(plan.states), 1.0)
+        elif plan.states:
             _put_counts(plan.states, plan.seen)
-        beta, next_beta = plan.beta, plan.counters["beta"]
-        if counters is not None:  # then nobody knows whether they differ
-            beta, next_beta = as_tensor(beta, counters.device), as_tensor(next_beta, counters.device)
-        if (counters is not None or next_beta != beta) and len(plan.params) < len(group["params"]):
+        if len(plan.params) < len(group["params"]) and (self.capturable or next_beta != beta):
             moved = set(plan.params)
             for param in cast(list[Tensor], group["params"]):
                 if param not in moved and (state := self.state.get(param)):
-                    put_reinterpolated(param, state, cast(float, beta), cast(float, next_beta))
-        if counters is not None:
-            counters.advance(plan.params, plan.counters)
+                    put_reinterpolated(param, state, beta, next_beta)
+        if self.capturable:
+            param_groups.put(group, plan.counters)
         else:
             group.update(plan.counters)

@@ -20,6 +20,7 @@ from unscheduled.optimizer import takeover
 from unscheduled.optimizer.gradient_origin import GradientWatch
 from unscheduled.optimizer.reconciliation import PairedState
 from unscheduled.optimizer.writes import WriteWatch
+from unscheduled.state.device_math import on_host
 from unscheduled.state.interruption import Deferred
 from unscheduled.state.param_groups import Group
 from unscheduled.state.parameter import State, known_gradient_point, live_y, put_averages, put_gradient_points
@@ -52,7 +53,6 @@ class TwoModes(PairedState):
             "_given_up": set(),
             "_looked_at": 0,
             "_copied": False,
-            "_device": [],
             "_loaded_training": None,
             "_loading": None,
             "_written": {},
@@ -212,8 +212,7 @@ class TwoModes(PairedState):
 
     def _steps(self) -> int:
         """How many steps were made, or 0 if none was since a state was loaded."""
-        self.read_back()
-        return 0 if self._loaded_training is not None else sum(group["step"] for group in self.param_groups)
+        return 0 if self._loaded_training is not None else int(sum(on_host(each["step"]) for each in self.param_groups))
 
     @untraced
     def _follow(self) -> None:

@@ -21,14 +21,15 @@ from math import inf
 from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
+import torch
 from torch import Tensor
 
 from unscheduled.formulas.averaging import PolynomialAveraging
 from unscheduled.formulas.interpolation import ConstantInterpolation
-from unscheduled.formulas.scalar_math import either
+from unscheduled.formulas.scalar_math import where
 from unscheduled.formulas.step_size import ConstantStep, PolyakStep, linear_warmup
 from unscheduled.formulas.validation import require_count, require_within
-from unscheduled.state.device_number import DeviceNumber
+from unscheduled.state.device_math import as_tensor, is_capturing, on_host
 
 Group: TypeAlias = dict[str, Any]
 
@@ -45,7 +46,7 @@ FROZEN = {"running": "frozen", "restarting": "frozen restarting"}
 
 THAWED = {frozen: state for state, frozen in FROZEN.items()}
 AVERAGING_STATES = (*FROZEN, *THAWED)
-"""Their names on the host; on a device a state is its position here."""
+"""Their names on the host; on a device a state is the number of its place here."""
 
 POWERS = ("r", "weight_lr_power")
 
@@ -111,7 +112,8 @@ def fresh_counters(beta: float, training: bool) -> Group:
     ``step`` counts the calls of ``step()``; ``weight_sum``, ``lr_max``, ``averaging_state`` and ``averaging_start``,
     the step before the first one that the averaging counts, belong to the averaging; ``norm_average`` and
     ``norm_weight`` to the step size; ``beta`` is the one that formed the present y; ``c`` and ``effective_lr`` are
-    those of the last step. ``training`` is a copy of the optimizer's mode, for checkpoints.
+    those of the last step. ``training`` is a copy of the optimizer's mode, for checkpoints. With ``capturable=True``
+    the numbers are tensors, see :func:`put_on_device`.
     """
     return {
         "step": 0,
@@ -129,6 +131,50 @@ def fresh_counters(beta: float, training: bool) -> Group:
 
 
 COUNTERS = frozenset(fresh_counters(0.0, training=True))
+NUMBERS = tuple(name for name in fresh_counters(0.0, training=True) if name != "training")
+"""The counters that are on the device with ``capturable=True``: float64 tensors of no dimensions."""
+
+COUNTS = ("step", "averaging_start")
+"""Those that are integers on the host."""
+
+
+def put_on_device(numbers: dict[str, Any], names: Iterable[str], device: torch.device) -> None:
+    """Make numbers of a group, or of the state of a parameter, tensors on a device; those that are stay the very ones.
+
+    Raises:
+        RuntimeError: if there is something to do while a step is captured, whose replays would do it again.
+    """
+    for name in names:
+        number = numbers[name]
+        if not isinstance(number, Tensor) or number.dtype != torch.float64 or number.device != device:
+            if is_capturing(device):
+                raise RuntimeError(
+                    f"{name} = {number} is to be brought to the device while a step is captured: make a step before "
+                    "the capture"
+                )
+            number = AVERAGING_STATES.index(number) if isinstance(number, str) else float(number)
+            numbers[name] = as_tensor(number, device)
+
+
+def put(group: Group, counters: Group) -> None:
+    """Set counters of a group; one on a device stays the tensor that it is."""
+    for name, number in counters.items():
+        if isinstance(group[name], Tensor):
+            group[name].fill_(AVERAGING_STATES.index(number) if isinstance(number, str) else number)
+        else:
+            group[name] = number
+
+
+def counters_on_host(group: Group) -> Group:
+    """The counters of a group as plain numbers, as they stand in files."""
+    return {name: _on_host(name, group[name]) if isinstance(group[name], Tensor) else group[name] for name in NUMBERS}
+
+
+def _on_host(name: str, number: Tensor) -> float | str:
+    value = on_host(number)
+    if name == "averaging_state":
+        return AVERAGING_STATES[int(value)]
+    return int(value) if name in COUNTS else value
 
 
 def known_entries(defaults: Collection[str]) -> frozenset[str]:
@@ -217,26 +263,30 @@ def check_lr(lr: float | Tensor) -> float:
     return float(lr)
 
 
-def warm_lr(group: Group, step: int) -> Any:
-    """The learning rate of a step, after warmup; one that stands on a device is not checked.
+def warm_lr(group: Group, step: int | Tensor) -> Any:
+    """The learning rate of a step, after warmup. A tensor is not checked if the step is one as well.
 
     Raises:
         ValueError: if it is out of its range.
     """
     lr: Any = group["lr"]
-    return (lr if isinstance(lr, DeviceNumber) else check_lr(lr)) * linear_warmup(step, group["warmup_steps"])
+    if isinstance(step, Tensor) and isinstance(lr, Tensor):
+        lr = lr.detach().reshape(()).to(torch.float64)
+    else:
+        lr = check_lr(lr)
+    return lr * linear_warmup(cast(int, step), group["warmup_steps"])
 
 
-def averages(state: str | DeviceNumber) -> bool:
+def averages(state: str | Tensor) -> bool | Tensor:
     """Whether a step in which z moves enters the average, in this state of the averaging: it is not frozen."""
-    return state not in THAWED if isinstance(state, str) else cast(bool, state < len(FROZEN))
+    return state not in THAWED if isinstance(state, str) else state < len(FROZEN)
 
 
-def averaged(state: str | DeviceNumber, c: float) -> tuple[float, Any]:
+def averaged(state: str | Tensor, c: float) -> tuple[float, Any]:
     """The weight c of such a step, and the state of the averaging after it."""
     if isinstance(state, str):
         return 1.0 if state == "restarting" else c, "running"
-    return either(state == AVERAGING_STATES.index("restarting"), 1.0, c), AVERAGING_STATES.index("running")
+    return where(state == AVERAGING_STATES.index("restarting"), 1.0, c), AVERAGING_STATES.index("running")
 
 
 def put_lr(group: Group, lr: float) -> None:

@@ -23,7 +23,7 @@ from numba import cfunc, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core.errors import NumbaError
 from numba.core.extending import overload
 
-from unscheduled.formulas import iterates
+from unscheduled.formulas import iterates, scalar_math
 from unscheduled.formulas.rule import Rule
 from unscheduled.kernels.numba import streams
 from unscheduled.kernels.numba.streams import inlined
@@ -267,7 +267,13 @@ def _sign(value):
     return lambda value: (one if value > zero else -one if value < zero else zero) + (value - value)
 
 
-OVERLOADED = (iterates.root, iterates.sign)
+@overload(scalar_math.where)
+def _where(condition, some, other):
+    """The condition of a kernel is a number of its own, which is not 0 where it holds."""
+    return lambda condition, some, other: some if condition else other
+
+
+OVERLOADED = (iterates.root, iterates.sign, scalar_math.where)
 
 
 def _jitted(function: Function) -> Function:
