@@ -53,8 +53,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"momentum": float("nan")}, r"^momentum = nan is outside"),
     ({"weight_decay_at_y": -0.1}, r"^weight_decay_at_y = -0\.1 is outside \[0, inf\): use 0 for none"),
     ({"weight_decay_at_y": "0.1"}, r"^weight_decay_at_y = '0\.1' is not a number"),
-    ({"capturable": True}, r"^capturable = True is not there for ScheduleFreeWrapper, since the base keeps numbers"),
-    ({"capturable": "yes"}, r"^capturable = 'yes' is not there"),
+    ({"capturable": True}, r"^capturable = True, but the base \w+ keeps numbers of its step on the host: make it with"),
+    ({"capturable": "yes"}, r"^capturable = 'yes' is neither True nor False"),
     (
         {"step_size": PolyakStep()},
         r"^step_size = PolyakStep\(.*\) is not there for ScheduleFreeWrapper, since only the",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from bases import CapturableSGD
 from problems import make_params, set_gradients, train
 from registry import OPTIMIZERS
 from torch import Tensor
@@ -23,6 +24,7 @@ from unscheduled import (
     PolyakStep,
     PolynomialAveraging,
     ScheduleFreeOptimizer,
+    ScheduleFreeWrapper,
     SGDScheduleFree,
     averaged_state_dict,
     to_torch,
@@ -81,7 +83,7 @@ def assert_equal(ours: ScheduleFreeOptimizer, loop: ScheduleFreeOptimizer, rtol:
 
 
 class Recording(TorchDispatchMode):
-    """What a step does to tensors, to be done again in the same memory: what a CUDA graph is."""
+    """What a step does to memory, whatever tensors stand there later: what a CUDA graph is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +91,8 @@ class Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         refuse_to_wait(func)
-        out = func(*args, **(kwargs or {}))
+        args, kwargs = torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}))
+        out = func(*args, **kwargs)
         memory = {
             each.untyped_storage().data_ptr()
             for each in torch.utils._pytree.tree_leaves((args, kwargs))
@@ -98,7 +101,7 @@ class Recording(TorchDispatchMode):
         outs = [each for each in torch.utils._pytree.tree_leaves(out) if isinstance(each, Tensor)]
         fresh = [each for each in outs if each.untyped_storage().data_ptr() not in memory]
         assert not fresh or len(fresh) == len(outs)
-        self._calls.append((func, args, kwargs or {}, fresh))
+        self._calls.append((func, args, kwargs, fresh))
         return out
 
     def call_whole(self, function: Callable[..., None], *args: Any) -> None:
@@ -463,6 +466,140 @@ def test_buffers_that_are_only_initialised_count_no_step() -> None:
         optimizer.param_groups[0]["lr"] = 0.01
         train(optimizer, range(3))
     assert_equal(ours, loop)
+
+
+# The numbers are tensors, which stay where they are.
+
+
+def numbers_of(optimizer: ScheduleFreeOptimizer) -> dict[str, Tensor]:
+    """Every number of the groups and the parameters, by what it is."""
+    groups, params = optimizer.param_groups, params_of(optimizer)
+    counters = {f"{name} of {at}": group[name] for at, group in enumerate(groups) for name in param_groups.NUMBERS}
+    return counters | {f"step of parameter {at}": optimizer.state[param]["step"] for at, param in enumerate(params)}
+
+
+@pytest.mark.parametrize("cls", CAPTURABLE)
+def test_all_numbers_are_tensors_that_keep_their_place(cls: Any) -> None:
+    ours, _ = pair(cls, interpolation=AnnealedInterpolation(0.95, 30), warmup_steps=9, r=1.0)
+    assert all(isinstance(ours.param_groups[0][name], Tensor) for name in param_groups.NUMBERS)
+    train(ours, [0])
+    before = numbers_of(ours)
+    places = {name: number.data_ptr() for name, number in before.items()}
+    assert len(set(places.values())) == len(places)
+    for number in before.values():
+        assert (number.dtype, number.shape) == (torch.float64, ())
+    train(ours, range(1, 9))
+    ours.restart_averaging()
+    ours.freeze_averaging()
+    ours.eval().train()
+    ours.state_dict()
+    ours.metrics()
+    train(ours, [9])
+    after = numbers_of(ours)
+    assert all(after[name] is number and number.data_ptr() == places[name] for name, number in before.items())
+
+
+@pytest.mark.parametrize("cls", CAPTURABLE)
+def test_files_have_plain_numbers(cls: Any) -> None:
+    ours, loop = pair(cls, warmup_steps=9)
+    for optimizer in (ours, loop):
+        train(optimizer, range(3))
+    ours.freeze_averaging()
+    loop.freeze_averaging()
+    saved, others = ours.state_dict(), loop.state_dict()
+    kinds = [{name: type(value) for name, value in each["param_groups"][0].items()} for each in (saved, others)]
+    assert kinds[0] == kinds[1]
+    assert saved["param_groups"][0]["averaging_state"] == "frozen"
+    assert [type(state["step"]) for state in saved["state"].values()] == [int, int]
+    for number in ("step", "averaging_start"):
+        assert type(saved["param_groups"][0][number]) is int
+
+
+def test_the_learning_rate_of_the_user_stays_the_tensor_that_it_is() -> None:
+    lr = torch.tensor(0.1)
+    optimizer = SGDScheduleFree(make_params(), lr=lr, capturable=True)
+    train(optimizer, range(2))
+    assert optimizer.param_groups[0]["lr"] is lr
+
+
+# Over another optimizer.
+
+
+def wrapped(dtype: torch.dtype = torch.float64, lr: Any = None, **arguments: Any) -> Pair:
+    """The wrapper as :func:`pair` makes others."""
+    lr = torch.tensor(0.05, dtype=torch.float64) if lr is None else lr
+    return tuple(
+        ScheduleFreeWrapper(
+            CapturableSGD(make_params((4, 3), (7,), (), dtype=dtype), lr=copy.deepcopy(lr)),
+            implementation="auto" if capturable else "loop",
+            capturable=capturable,
+            **arguments,
+        )
+        for capturable in (True, False)
+    )  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"warmup_steps": 20, "weight_decay_at_y": 0.1, "r": 1.0},
+        {"interpolation": AnnealedInterpolation(0.95, 30), "averaging": PolynomialAveraging(cooldown_start=30)},
+    ],
+)
+def test_a_recorded_step_of_a_wrapper_that_is_made_again_is_the_next_step(dtype: Any, arguments: Any) -> None:
+    ours, loop = wrapped(dtype, **arguments)
+    for optimizer in (ours, loop):
+        train(optimizer, range(2))
+    put_gradients(params_of(ours), 2)
+    recording = recorded(ours)
+    train(loop, [2])
+    for step in range(3, 50):
+        for optimizer in (ours, loop):
+            optimizer.param_groups[0]["lr"].fill_(0.05 * (1 + step % 3))
+        put_gradients(params_of(ours), step)
+        recording.replay()
+        train(loop, [step])
+    assert_equal(ours, loop, {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-5}[dtype])
+
+
+def test_nothing_in_a_step_of_a_wrapper_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = wrapped(torch.float32, lr=torch.tensor(0.05), warmup_steps=9, weight_decay_at_y=0.1)
+    train(ours, range(2))
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        monkeypatch.setattr(Tensor, name, lambda *_: pytest.fail("the host waits for the device"))
+    for _ in range(3):
+        with Recording():
+            ours.step()
+
+
+def test_a_wrapper_makes_a_tensor_of_its_bases_learning_rate() -> None:
+    """Of float32, in which a float is rounded."""
+    ours, loop = wrapped(lr=0.0625, warmup_steps=4)
+    for optimizer in (ours, loop):
+        train(optimizer, range(9))
+    base: Any = ours.base  # pyright: ignore[reportAttributeAccessIssue]
+    assert base.param_groups[0]["lr"].dtype == torch.float32
+    assert_equal(ours, loop)
+    other, _ = wrapped(lr=0.0625, warmup_steps=4)
+    for param, there in zip(params_of(other), params_of(ours), strict=True):
+        param.data.copy_(there)
+    other.load_state_dict(copy.deepcopy(ours.state_dict()))
+    for optimizer in (ours, other):
+        train(optimizer, range(9, 12))
+    torch.testing.assert_close(other.state_dict()["state"], ours.state_dict()["state"], rtol=0.0, atol=0.0)
+
+
+def test_a_wrapper_is_capturable_if_its_base_is() -> None:
+    for base in (
+        torch.optim.SGD(make_params()),
+        torch.optim.Adam(make_params()),
+        CapturableSGD(make_params(), 0.1, capturable=False),
+    ):
+        with pytest.raises(ValueError, match=f"capturable = True, but the base {type(base).__name__} keeps numbers"):
+            ScheduleFreeWrapper(base, capturable=True)
+    assert ScheduleFreeWrapper(torch.optim.Adam(make_params(), capturable=True), capturable=True).capturable
 
 
 # Compiled.

@@ -9,6 +9,7 @@ import prodigyopt
 import pytest
 import torch
 from problems import copies, equal, make_params
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -62,3 +63,25 @@ def kept(optimizer: ScheduleFreeWrapper) -> Any:
 
 def same(some: Any, other: Any) -> bool:
     return equal(some[0], other[0]) and some[1:] == other[1:]
+
+
+class CapturableSGD(Optimizer):
+    """SGD with momentum, and Adam's count of steps, whose step may be captured on any device."""
+
+    def __init__(self, params: Any, lr: float | Tensor, momentum: float = 0.5, capturable: bool = True) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "capturable": capturable})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                state = self.state[param]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float64, device=param.device)
+                    state["momentum_buffer"] = torch.zeros_like(param)
+                state["step"] += 1.0
+                state["momentum_buffer"].mul_(group["momentum"]).add_(param.grad)
+                unbiased = state["momentum_buffer"] / (1.0 - group["momentum"] ** state["step"])
+                param.sub_(unbiased * group["lr"])

@@ -51,7 +51,7 @@ class Loan:
         if not self._state:
             return y.detach().to(state_dtype(y), copy=True)
         bits = bits_of_y(y, self._state) if "low" in self._state else y.detach()
-        return iterates.base(bits.to(state_dtype(y)), wide(self._state, "gap"), self._beta)
+        return iterates.base(bits.to(state_dtype(y)), wide(self._state, "gap"), self._beta).to(state_dtype(y))
 
     def move(self) -> Tensor:
         """What the base has subtracted from z, in the precision of the state; where z is plain, it takes its memory.

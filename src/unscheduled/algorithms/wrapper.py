@@ -68,7 +68,9 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         state_precision: how the gap is stored: ``"float32"``, or ``"compact"`` in 2.03 bytes a parameter.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``.
         fused: True is ``implementation="fused"``, False is ``"foreach"``.
-        capturable: True is refused, since the base keeps numbers of its step on the host.
+        capturable: whether a step may be captured in a CUDA graph and replayed, see
+            :mod:`unscheduled.optimizer.capture`; only over a base that was made with ``capturable=True`` itself. Its
+            learning rate becomes a tensor, of float32 unless it is one already, and is given to it without being read.
 
     Groups may differ in ``lr``, ``momentum``, ``weight_decay`` (``weight_decay_at_y`` for one that is added),
     ``warmup_steps``, ``averaging`` and ``interpolation``. A group that is added later may have the base's own options
@@ -115,10 +117,10 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     ) -> None:
         _check_base(base)
         _check_decay(weight_decay_at_y)
-        if capturable is not False:
+        if capturable is True and not all(group.get("capturable") is True for group in base.param_groups):
             raise ValueError(
-                f"capturable = {capturable!r} is not there for {type(self).__name__}, since the base keeps numbers of "
-                "its step on the host: use False, or AdamWScheduleFree or another class of its own"
+                f"capturable = True, but the base {type(base).__name__} keeps numbers of its step on the host: make it "
+                "with capturable=True, if it has that, or use capturable=False"
             )
         self.base = base
         for group in base.param_groups:  # one tensor may be that of several groups, and of the defaults
@@ -144,6 +146,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             state_precision=state_precision,
             foreach=foreach,
             fused=fused,
+            capturable=capturable,
             options=options,
         )
         self._stepped: set[Tensor] = set()  # those that have had a state here
@@ -255,13 +258,17 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     # The step.
 
     def _planned(self, index: int, plan: Plan, factor: float, average: Group) -> Plan:
+        if not self.capturable:  # else it stands on the device
+            self._refuse_changed_lr(index)
+        return super()._planned(index, plan, factor * _distance(self.base, self.base.param_groups[index]), average)
+
+    def _refuse_changed_lr(self, index: int) -> None:
         base_lr, given = float(self.base.param_groups[index]["lr"]), self._given[index].lr
         if base_lr != given:
             raise RuntimeError(
                 f"the learning rate of group {index} of the wrapped {type(self.base).__name__} was changed from "
                 f"{given} to {base_lr}: change that of the {type(self).__name__}, and give this to schedulers"
             )
-        return super()._planned(index, plan, factor * _distance(self.base, self.base.param_groups[index]), average)
 
     def _moves(self, plans: list[Plan]) -> list[Plan]:
         """Let the base move z, and see by how much.
@@ -298,8 +305,11 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     def _give_lrs(self, plans: list[Plan]) -> None:
         """Give the base the learning rates of this step."""
         for index, (plan, base_group) in enumerate(zip(plans, self.base.param_groups, strict=True)):
+            if self.capturable:
+                _make_tensor_of_lr(base_group)
             param_groups.put_lr(base_group, param_groups.warm_lr(plan.group, plan.counters["step"]))
-            self._given[index] = self._given[index]._replace(lr=float(base_group["lr"]))
+            if not self.capturable:
+                self._given[index] = self._given[index]._replace(lr=float(base_group["lr"]))
 
     # Saving and loading.
 
@@ -375,6 +385,14 @@ def _distance(base: torch.optim.Optimizer, base_group: Group) -> float:
 
 def _copied(lr: float | Tensor) -> float | Tensor:
     return lr.clone() if isinstance(lr, Tensor) else lr
+
+
+def _make_tensor_of_lr(group: Group) -> None:
+    """Let the learning rate of a group be a tensor where its parameters are: of float32, as torch's kernels take it."""
+    for param in group["params"][:1]:
+        lr = group["lr"]
+        is_there = isinstance(lr, Tensor) and lr.device == param.device
+        group["lr"] = lr if is_there else torch.full((), float(lr), dtype=torch.float32, device=param.device)
 
 
 def _shared_with_base(group: Group) -> Group:
