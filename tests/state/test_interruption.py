@@ -108,7 +108,7 @@ def test_interrupted_while_the_kernel_runs_the_numbers_are_those_of_the_tensors(
     from unscheduled.kernels import compiled, loop
     from unscheduled.kernels.numba import threads
 
-    monkeypatch.setattr(compiled, "_graph", lambda *_: loop.update)
+    monkeypatch.setattr(compiled, "_graph", lambda *_: loop.update_all)
     params, others = make_params(*SHAPES), make_params(*SHAPES)
     optimizer, reference = (AdamWScheduleFree(each, implementation=implementation) for each in (params, others))
     update, run = kernels.update, threads.run
@@ -131,7 +131,7 @@ def test_interrupted_while_the_kernel_runs_the_numbers_are_those_of_the_tensors(
             go(optimizer, params, step)
         assert steps_of(optimizer) == step + 1
     monkeypatch.undo()
-    monkeypatch.setattr(compiled, "_graph", lambda *_: loop.update)
+    monkeypatch.setattr(compiled, "_graph", lambda *_: loop.update_all)
     for step in range(6):
         go(reference, others, step)
     assert same(bits(optimizer), bits(reference))

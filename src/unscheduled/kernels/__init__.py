@@ -149,8 +149,7 @@ def update(implementation: str, rule: Rule, works: list[Work]) -> None:
     for batch, scalars in works:
         with widened(rule, batch, scalars.step) as wide:
             if lowering is loop and isinstance(scalars.step, Tensor):
-                for work in compiled.traceable(rule, wide, scalars):
-                    loop.update(*work)
+                loop.update_all(compiled.traceable(rule, wide, scalars))
             else:
                 lowering.update(rule, wide, scalars)
 

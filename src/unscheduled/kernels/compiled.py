@@ -49,14 +49,9 @@ def traceable(rule: Rule, batch: Batch, scalars: Scalars) -> list[Traceable]:
     columns = zip(batch.params, batch.grads, batch.gaps, *batch.buffers, strict=True)
     each = zip(columns, _each_as_tensors(scalars, scalars.step, batch.gaps[0].dtype), strict=True)
     return [
-        (rule, batch._replace(params=[param], grads=[grad], gaps=[gap], buffers=[[each] for each in buffers]), own)
-        for (param, grad, gap, *buffers), own in each
+        (rule, batch._replace(params=[param], grads=[grad], gaps=[gap], buffers=[[own] for own in buffers]), numbers)
+        for (param, grad, gap, *buffers), numbers in each
     ]
-
-
-def _update(works: list[Traceable]) -> None:
-    for work in works:
-        loop.update(*work)
 
 
 @cache
@@ -65,7 +60,7 @@ def _graph(rule: Rule, layout: Layout) -> Callable[..., None]:
 
     It is kept for the life of the process.
     """
-    function = FunctionType(_update.__code__.replace(), _update.__globals__, _update.__name__)
+    function = FunctionType(loop.update_all.__code__.replace(), loop.update_all.__globals__, loop.update_all.__name__)
     return cast(Any, torch.compile)(function, fullgraph=True, dynamic=False)
 
 

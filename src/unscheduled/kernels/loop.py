@@ -7,6 +7,12 @@ from unscheduled.formulas.rule import Rule
 from unscheduled.kernels.batch import Batch, Scalars
 
 
+def update_all(works: list[tuple[Rule, Batch, Scalars]]) -> None:
+    """One step of every parameter of several batches."""
+    for work in works:
+        update(*work)
+
+
 def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
     """One step of every parameter of the batch, in the precision of the gaps or of the parameters if that is higher."""
     for param, grad, gap, *buffers in zip(batch.params, batch.grads, batch.gaps, *batch.buffers, strict=True):

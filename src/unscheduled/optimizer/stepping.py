@@ -64,8 +64,7 @@ class SteppingOptimizer(PlanningOptimizer):
         with torch.no_grad():
             if compiling:
                 begun = self._begin_outside_the_graph(loss, grad_norm, compiling=True)
-                for work in begun.traceable:
-                    loop.update(*work)
+                loop.update_all(begun.traceable)
                 self._end_outside_the_graph(begun)
             else:
                 plans = self._planned_step(loss, grad_norm)
