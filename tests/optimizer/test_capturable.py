@@ -20,20 +20,24 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from unscheduled import (
     AdamWScheduleFree,
     AnnealedInterpolation,
+    ConstantStep,
     MuonScheduleFree,
     PolyakStep,
     PolynomialAveraging,
     ScheduleFreeOptimizer,
+    ScheduleFreePlus,
     ScheduleFreeWrapper,
     SGDScheduleFree,
     averaged_state_dict,
     to_torch,
 )
-from unscheduled.formulas.scalar_math import maximum
+from unscheduled.formulas import scalar_math
+from unscheduled.formulas.rule import Rule
 from unscheduled.kernels import compiled
 from unscheduled.state import device_math, param_groups
 
-CAPTURABLE = [info.cls for info in OPTIMIZERS]
+PLUS = pytest.param(partial(ScheduleFreePlus, step_size=ConstantStep()), id="ScheduleFreePlus")
+CAPTURABLE = [*(info.cls for info in OPTIMIZERS), PLUS]
 CASES = [
     pytest.param(info, configuration, id=f"{info.cls.__name__}-{configuration.desc}")
     for info in OPTIMIZERS
@@ -211,6 +215,47 @@ def test_an_ordinary_step_that_is_made_again_is_the_same_step() -> None:
     for _ in range(2):
         other.step()
     assert not torch.allclose(ours.iterates(params_of(ours)[0]).x, other.iterates(params_of(other)[0]).x)
+
+
+# Its formulas.
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        lambda a, b: scalar_math.where(a > b, a, 0.5),
+        lambda a, b: scalar_math.where(a == b, 1.0, 0.5),
+        scalar_math.minimum,
+        scalar_math.maximum,
+        lambda a, b: scalar_math.minimum(1.0, a),
+        lambda a, b: scalar_math.maximum(b, 1.0),
+        lambda a, b: scalar_math.sqrt(a) + b,
+        lambda a, b: scalar_math.expm1(-a * b),
+    ],
+)
+@pytest.mark.parametrize(("some", "other"), [(0.25, 3.0), (3.0, 0.25), (2.0, 2.0)])
+def test_the_functions_of_formulas_are_the_same_for_both(formula: Any, some: float, other: float) -> None:
+    here = [torch.tensor(number, dtype=torch.float64) for number in (some, other)]
+    found = formula(*here)
+    assert (found.dtype, found.shape) == (torch.float64, ())
+    assert found.item() == pytest.approx(formula(some, other), rel=1e-15)
+
+
+class Shrinking(SGDScheduleFree):
+    """Whose directions, which are made tensor by tensor, depend on the gradients that a parameter has seen."""
+
+    def _rule(self, group: Any, param: Any = None) -> Rule:
+        return SHRINKING
+
+    def _rule_scalars(self, group: Any, rule: Rule, step: int) -> dict[str, float]:
+        return {"factor": 1.0 / step}
+
+
+SHRINKING = Rule(lambda grad, factor: (factor * grad,), elementwise=False)
+
+
+def test_directions_that_are_made_tensor_by_tensor_know_their_counts() -> None:
+    run_of(Shrinking).go(6, missing=[1]).go(6).go(6, missing=[0, 2]).check()
 
 
 # The life of a run, with steps that are recorded.
@@ -708,7 +753,7 @@ class WindowOnDevice(Window):
     """The same with what takes the place of ``max``."""
 
     def __call__(self, step: Any, lr: float, lr_max: float, weight_sum: float) -> tuple[float, float]:
-        return maximum(1 / step, 1 / self.length), weight_sum
+        return scalar_math.maximum(1 / step, 1 / self.length), weight_sum
 
 
 @dataclass(frozen=True)
