@@ -7,6 +7,7 @@ registered by :mod:`unscheduled.state.device_math`, since the mathematics knows 
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 
@@ -17,15 +18,15 @@ def where(condition: Any, some: Any, other: Any) -> Any:
         >>> where(1 < 2, 3.0, 4.0)
         3.0
     """
-    if isinstance(condition, bool):  # mostly
-        return some if condition else other
-    return where_not_bool(condition, some, other)
-
-
-@functools.singledispatch
-def where_not_bool(condition: Any, some: Any, other: Any) -> Any:
-    """:func:`where` for conditions of other types, such as NumPy's."""
+    if not isinstance(condition, bool):
+        for kind, where_of_kind in KINDS:
+            if isinstance(condition, kind):
+                return where_of_kind(condition, some, other)
     return some if condition else other
+
+
+KINDS: list[tuple[type, Callable[[Any, Any, Any], Any]]] = []
+"""The types of conditions on a device, each with its :func:`where`: a list, since torch.compile looks into it."""
 
 
 def minimum(some: Any, other: Any) -> Any:

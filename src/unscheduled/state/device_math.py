@@ -31,7 +31,6 @@ def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-@scalar_math.where_not_bool.register(Tensor)
 def where(condition: Tensor, some: float | Tensor, other: float | Tensor) -> Tensor:
     """``some`` where the condition holds (is not 0), else ``other``: numbers, or tensors of any dimensions."""
     device = condition.device
@@ -39,5 +38,6 @@ def where(condition: Tensor, some: float | Tensor, other: float | Tensor) -> Ten
     return torch.where(condition.bool(), tensors[0], tensors[1])
 
 
+scalar_math.KINDS.append((Tensor, where))
 scalar_math.sqrt.register(Tensor, torch.sqrt)
 scalar_math.expm1.register(Tensor, torch.expm1)
