@@ -130,7 +130,7 @@ def make_plan(
     seeds: int | None = None,
     rates: Mapping[str, Sequence[float]] | None = None,
 ) -> Plan:
-    """The plan of a race; what is None takes its default (horizons: an eighth, a quarter, a half and all of the steps).
+    """The plan of a race; None takes the default (for horizons an eighth, a quarter, a half and all of the steps).
 
     Raises:
         RaceError: if a value is out of its range, or the task or the list of contenders has no such name.

@@ -71,7 +71,7 @@ def check_tuned(plan: Plan, tuned: TunedRates) -> None:
 
 
 def learning_rates(plan: Plan, tuned: TunedRates) -> list[dict[str, Any]]:
-    """For each run of each contender its learning rate and warmup, and the horizon at which the rate was tuned."""
+    """For each run of each contender, its learning rate and warmup, and the horizon at which the rate was tuned."""
     rates: list[dict[str, Any]] = []
     for contender in plan.contenders:
         for length in plan.runs_of(contender):
