@@ -1,4 +1,4 @@
-"""A race in a process of its own: what earlier races leave behind in memory is not in the times of later ones."""
+"""Runs a race in its own process, so that the memory of earlier races does not affect its times."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from benchmarks.workloads import Workload
 def alone(
     workload: Workload, family: Family, rounds: int, threads: int, shown: Callable[[int, int], None]
 ) -> dict[str, Any] | None:
-    """The race of the contenders of a family, see :func:`benchmarks.race.race`, with so many threads.
+    """Run :func:`benchmarks.race.race` in a new process with ``threads`` threads, and return its record.
 
     Raises:
-        RuntimeError: if its process ends without a result.
+        RuntimeError: if the process ends without a result.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -27,13 +27,13 @@ def alone(
     sender.close()
     with receiver:
         try:
-            while isinstance(told := receiver.recv(), tuple):
-                shown(*told)
+            while isinstance(received := receiver.recv(), tuple):
+                shown(*received)
         except EOFError:
             process.join()
             raise RuntimeError(f"{workload.name}, {family}: the race ended with exit code {process.exitcode}") from None
     process.join()
-    return told
+    return received
 
 
 def _raced(sender: Connection, workload: Workload, family: Family, rounds: int, threads: int) -> None:

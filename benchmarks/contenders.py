@@ -1,4 +1,4 @@
-"""The optimizers that are compared, a table: what is not installed, or not there yet, says why."""
+"""The optimizers that are compared, and the reasons why some of them are not available."""
 
 import importlib
 import re
@@ -18,9 +18,9 @@ Role = Literal["ours", "torch", "peer", "limit"]
 Make = Callable[[list[Tensor]], Optimizer]
 
 EXACT = 1e-4
-"""Float32 rounding: each step rounds weights of about 1, and moves them by about 0.01."""
+"""The tolerance for float32 rounding: each step rounds weights of about 1, and moves them by about 0.01."""
 NARROW = 0.1
-"""Of an implementation whose state has 16 and 8 bits."""
+"""The tolerance for an implementation whose state has 16 and 8 bits."""
 
 ADAMW: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 SGD: dict[str, Any] = {"lr": 0.01, "momentum": 0.9}
@@ -31,12 +31,12 @@ class Contender:
     """One optimizer.
 
     Args:
-        name: what it is called in tables and on the command line.
-        family: the update that it computes, or the plain optimizer that it takes the place of.
+        name: its name in tables and on the command line.
+        family: the update that it computes, or the plain optimizer that it replaces.
         role: ours, PyTorch's own, another library, or the limit of the machine.
-        make: makes it for a list of parameters.
-        tolerance: how far its average x may be from that of the definition, as a share of the way that x has come,
-            in the tensor where that is most; None for an optimizer that is not Schedule-Free.
+        make: makes the optimizer for a list of parameters.
+        tolerance: the largest distance of its average x from that of the definition, as a share of the distance of x
+            from its start, over all tensors; None for an optimizer that is not Schedule-Free.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Contender:
 
 
 def _of(module: str, name: str, **options: Any) -> Make:
-    """An optimizer of a library that is imported when it is made."""
+    """A function that makes an optimizer of a library, which it imports when it is called."""
 
     def make(params: list[Tensor]) -> Optimizer:
         optimizer = getattr(importlib.import_module(module), name)(params, **options)
         if hasattr(optimizer, "train"):
-            optimizer.train()  # other libraries refuse to step before
+            optimizer.train()  # other libraries refuse to step before train()
         return optimizer
 
     return make
@@ -90,17 +90,17 @@ DEFINITION: dict[Family, Make] = {
     "AdamW": _ours_adamw(implementation="loop"),
     "SGD": _ours_sgd(implementation="loop"),
 }
-"""The one that the others have to agree with."""
+"""The optimizers with which the averages of the others are compared."""
 FUSED: dict[Family, str] = {"AdamW": "torch AdamW fused", "SGD": "torch SGD fused"}
-"""What times are divided by."""
+"""The contenders by whose times those of all others are divided."""
 SCHEDULEFREE: dict[Family, str] = {"AdamW": "schedulefree AdamW", "SGD": "schedulefree SGD"}
-"""What ours are divided by as well."""
+"""The contenders by whose times those of this library are divided too."""
 
 BY_NAME = {contender.name: contender for contender in CONTENDERS}
 
 
 def available() -> tuple[list[Contender], dict[str, str]]:
-    """Those that make a step of one small tensor, and why the others do not."""
+    """The contenders that can make a step of one small tensor, and the reason by name why the others cannot."""
     found: list[Contender] = []
     reasons: dict[str, str] = {}
     for contender in CONTENDERS:
@@ -117,6 +117,6 @@ def available() -> tuple[list[Contender], dict[str, str]]:
 
 
 def _first_line(error: Exception) -> str:
-    """What it says, without the paths of this machine."""
+    """The first line of an error's message, without the folders of paths."""
     line = (str(error).splitlines() or [""])[0]
     return re.sub(r"/(?:[^\s/'\"]+/)+", "", line)[:200]

@@ -1,4 +1,4 @@
-"""The picture: ratios to PyTorch's fused optimizers, and times against the numbers of parameters and of tensors."""
+"""The picture of ratios to PyTorch's fused optimizers, and of times against the numbers of parameters and tensors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from benchmarks.contenders import CONTENDERS, FUSED
 
 Record = Mapping[str, Any]
 
-# Okabe and Ito's palette, told apart by colour-blind eyes, and more; each contender has a marker of its own as well.
+# The palette of Okabe and Ito, which colour-blind people can distinguish, and more; each contender has its own marker.
 COLOURS = (
     *("#0072B2", "#56B4E9", "#999999", "#009E73", "#D55E00", "#E69F00", "#CC79A7"),
     *("#882255", "#F0E442", "#000000", "#555555"),
@@ -28,7 +28,7 @@ STYLES = {
 
 
 def draw(record: Record, file: Path) -> None:
-    """Write it as PNG, with the panels for which there are numbers."""
+    """Write the picture to a PNG file, with the panels for which there are numbers."""
     races = record["races"]
     panels = [
         (part, family, chosen)
@@ -63,7 +63,7 @@ def draw(record: Record, file: Path) -> None:
 
 
 def draw_ratios(axes: Axes, family: str, races: list[Record]) -> None:
-    """A row for each workload, a marker with quartiles for each contender."""
+    """Draw a row for each workload, with a marker and quartiles for each contender."""
     names = list(dict.fromkeys(name for race in races for name in race["contenders"] if name != FUSED[family]))
     for position, name in enumerate(names):
         offset = 0.6 * ((position + 0.5) / len(names) - 0.5)
@@ -95,14 +95,14 @@ def draw_ratios(axes: Axes, family: str, races: list[Record]) -> None:
 
 
 def workload_label(race: Record) -> str:
-    """The name and the size."""
+    """The label of a workload: its name and its size."""
     parameters = race["parameters"]
     size = f"{parameters / 1e6:.3g} M" if parameters >= 1_000_000 else f"{parameters:,}"
     return f"{race['workload']}\n{size} in {race['tensors']:,} tensors"
 
 
 def draw_times(axes: Axes, against: str, races: list[Record]) -> None:
-    """A line for each contender, both axes logarithmic."""
+    """Draw a line for each contender, with logarithmic axes."""
     for name in dict.fromkeys(name for race in races for name in race["contenders"]):
         found = [(race[against], race["contenders"][name]["seconds"]) for race in races if name in race["contenders"]]
         numbers = [number for number, _ in found]

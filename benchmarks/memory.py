@@ -1,4 +1,4 @@
-"""What an optimizer keeps for each parameter, and how much more memory a step needs while it runs."""
+"""Measures the bytes of state for each parameter, and the additional memory of a step while it runs."""
 
 import argparse
 import ctypes
@@ -25,14 +25,14 @@ RESETS_PEAK = "5"
 
 
 def memory(contenders: list[Contender], threads: int) -> dict[str, dict[str, Any]]:
-    """The bytes of state and the peak of each contender, each in a process of its own."""
+    """The bytes of state and the additional memory of a step of each contender, each measured in its own process."""
     return {
         contender.name: in_process(contender.name, threads) for contender in contenders if contender.role != "limit"
     }
 
 
 def in_process(name: str, threads: int) -> dict[str, Any]:
-    """One of them; what went wrong, if it failed."""
+    """The result of :func:`measure` in a new process, or the error if it failed."""
     command = [sys.executable, "-m", "benchmarks.memory", name, "--threads", str(threads)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -41,7 +41,7 @@ def in_process(name: str, threads: int) -> dict[str, Any]:
 
 
 def measure(name: str) -> dict[str, float | None]:
-    """Measure in this process, which has done nothing else."""
+    """Measure a contender in this process, which has done nothing else."""
     params = fresh_parameters(SHAPES)
     gradients = Gradients(SHAPES)
     optimizer = BY_NAME[name].make(params)
@@ -49,7 +49,7 @@ def measure(name: str) -> dict[str, float | None]:
         gradients.compute(optimizer, params, step)
         optimizer.step()
     gradients.compute(optimizer, params, WARM_STEPS)
-    _give_back()
+    _release_memory()
     extra = _extra_of_step(optimizer)
     numbers, size = sum(map(Tensor.numel, params)), sum(param.nbytes for param in params)
     storages = {storage.data_ptr(): storage.nbytes() for storage in _storages(list(optimizer.state.values()))}
@@ -59,15 +59,15 @@ def measure(name: str) -> dict[str, float | None]:
     }
 
 
-def _give_back() -> None:
-    """Give freed memory back to the system, else a step could take it again unnoticed."""
+def _release_memory() -> None:
+    """Return freed memory to the system, since a step could use it again unnoticed."""
     gc.collect()
     with suppress(AttributeError, OSError, TypeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _extra_of_step(optimizer: torch.optim.Optimizer) -> int | None:
-    """The bytes by which the peak of the process during a step is above what it held before; None if not on Linux."""
+    """The bytes by which the process's peak memory during a step exceeds its memory before; None if not on Linux."""
     try:
         Path("/proc/self/clear_refs").write_text(RESETS_PEAK)
     except OSError:
@@ -83,7 +83,7 @@ def _status(name: str) -> int:
 
 
 def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
-    """The memory of all tensors in a state, also of those inside other objects."""
+    """Yield the memory of all tensors in a state, also of those inside other objects."""
     if type(value) in (Tensor, torch.nn.Parameter):
         yield value.untyped_storage()
     elif isinstance(value, dict):
@@ -97,7 +97,7 @@ def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
 
 
 def main() -> None:
-    """What :func:`in_process` runs."""
+    """Measure one contender and print the result as JSON, for :func:`in_process`."""
     parser = argparse.ArgumentParser(description="Measure the memory of one contender.")
     parser.add_argument("name", choices=BY_NAME)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -1,6 +1,6 @@
-"""What narrow states cost in quality: ``python -m benchmarks.narrow``. The tasks of the race with compact states too.
+"""Compares the losses with compact and float32 states on tasks of the race: ``python -m benchmarks.narrow``.
 
-The same learning rate, weights and batches for both; finished runs are kept in the cache folder.
+Both have the same learning rate, weights and batches; finished runs are kept in the cache folder.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PRECISIONS = ("float32", "compact")
 
 
 def compared(name: str, seeds: int, jobs: int, console: Console) -> dict[str, Any]:
-    """The final losses of a task, by how the state is stored."""
+    """The final losses of a task by the precision of the state, and their comparison."""
     loaded = load_task(name)
     steps = loaded.task.steps
     plan = make_plan(loaded, horizons=[steps], contenders=[CONTENDER], seeds=seeds)
@@ -69,7 +69,7 @@ def compared(name: str, seeds: int, jobs: int, console: Console) -> dict[str, An
 
 
 def main() -> None:
-    """Race them and write narrow.json."""
+    """Run all tasks and write narrow.json."""
     parser = argparse.ArgumentParser(description="Compare compact with float32 states on the tasks of the race.")
     parser.add_argument("--tasks", nargs="+", default=["char-lm", "digits"])
     parser.add_argument("--seeds", type=int, default=5)

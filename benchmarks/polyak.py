@@ -1,9 +1,9 @@
-"""How far the Polyak step is from a tuned learning rate, and where it is fragile: ``python -m benchmarks.polyak``.
+"""Compares the Polyak step with a tuned learning rate: ``python -m benchmarks.polyak``.
 
-On the tasks of the race, with batches of their size, of a quarter and of four times that: Schedule-Free AdamW at every
-learning rate of the task's grid, of which the best mean in hindsight counts, against ScheduleFree+, which has none; and
-ScheduleFree+ with another factor on its step, with momentum inside, and without warmup. The
-same weights and batches for all of a seed; finished runs are kept in the cache folder.
+The tasks are those of the race, with batches of their size, a quarter of it and four times of it. Schedule-Free AdamW
+runs at every learning rate of the task's grid, and the rate with the best mean counts. ScheduleFree+, which has no
+learning rate, runs with its defaults, with other factors on its step, with inner momentum, and without warmup. All runs
+of a seed have the same weights and batches; finished runs are kept in the cache folder.
 """
 
 import argparse
@@ -31,7 +31,7 @@ BATCHES = Path(__file__).parent / "batches"
 
 @dataclass(frozen=True)
 class Variant:
-    """ScheduleFree+ with something else than its defaults."""
+    """ScheduleFree+ with some options changed."""
 
     name: str
     factor: float = 1.0
@@ -56,7 +56,7 @@ def compared(
     jobs: int,
     console: Console,
 ) -> dict[str, Any]:
-    """The final losses at every learning rate and of every variant, and how the variants compare with the best rate."""
+    """The final losses at every learning rate and of every variant, and the variants compared with the best rate."""
     steps = STEPS[task]
     plan = make_plan(loaded, steps=steps, horizons=[steps], contenders=[TUNED, POLYAK], seeds=seeds)
     grid = plan.grid(TUNED)
@@ -102,7 +102,7 @@ def compared(
 
 
 def main() -> None:
-    """Race them and write polyak.json."""
+    """Run all comparisons and write polyak.json."""
     parser = argparse.ArgumentParser(description="Compare the Polyak step with tuned learning rates.")
     parser.add_argument("--tasks", nargs="+", default=["char-lm", "digits"])
     parser.add_argument("--seeds", type=int, default=3)

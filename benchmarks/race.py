@@ -1,4 +1,4 @@
-"""Contenders side by side: they take turns in every round, each with parameters and fresh gradients of its own."""
+"""Times contenders side by side: they take turns in every round, each with its own parameters and new gradients."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -13,14 +13,14 @@ from benchmarks.workloads import Gradients, Shape, Workload, fresh_parameters, i
 
 CHECKED_STEPS = 3
 MOST_ATTEMPTS = 3
-"""A round is tried anew so often, on average, until enough of them were calm."""
+"""At most this many times the wanted rounds are made, until enough of them are calm."""
 FEW_PARAMETERS = 5_000_000
 MORE_ROUNDS = 5
-"""So many times as many rounds with few parameters."""
+"""The factor on the number of rounds for workloads with few parameters."""
 
 
 class Entrant:
-    """A contender with its parameters."""
+    """A contender in a race, with its parameters, optimizer and times."""
 
     def __init__(self, contender: Contender, shapes: tuple[Shape, ...]) -> None:
         self.contender = contender
@@ -30,19 +30,19 @@ class Entrant:
         self.deviation: float | None = None
 
     def compare(self, expected: list[Tensor]) -> None:
-        """Note how far its average is from that of the definition."""
+        """Note the relative distance of its averages from those of the definition."""
         self.deviation = max(
             float((x - other).norm() / (other - initial(index, tuple(x.shape))).norm())
             for index, (x, other) in enumerate(zip(averages(self.optimizer, self.params), expected, strict=True))
         )
 
     def moved(self) -> int:
-        """The number of parameters that are not what they were at first."""
+        """The number of elements that differ from their initial values."""
         pairs = ((param, initial(index, tuple(param.shape))) for index, param in enumerate(self.params))
         return sum(int((param != first).sum()) for param, first in pairs)
 
     def record(self) -> dict[str, Any]:
-        """What is known of it alone."""
+        """The results of the contender alone, for the record of the race."""
         tolerance, moved = self.contender.tolerance, self.moved()
         everything = moved == sum(map(Tensor.numel, self.params))
         return {
@@ -56,7 +56,7 @@ class Entrant:
 
 
 def averages(optimizer: Optimizer, params: list[Tensor]) -> Iterator[Tensor]:
-    """The average x of each parameter."""
+    """Yield the average x of each parameter."""
     if hasattr(optimizer, "iterates"):
         yield from (optimizer.iterates(param).x for param in params)  # pyright: ignore
     else:
@@ -66,7 +66,7 @@ def averages(optimizer: Optimizer, params: list[Tensor]) -> Iterator[Tensor]:
 
 
 def definition(family: Family, shapes: tuple[Shape, ...], gradients: Gradients) -> list[Tensor]:
-    """The averages after the checked steps, computed by the definition."""
+    """The averages after ``CHECKED_STEPS`` steps of the definition."""
     params = fresh_parameters(shapes)
     optimizer = DEFINITION[family](params)
     for step in range(CHECKED_STEPS):
@@ -78,17 +78,17 @@ def definition(family: Family, shapes: tuple[Shape, ...], gradients: Gradients) 
 def race(
     workload: Workload, family: Family, contenders: list[Contender], rounds: int, shown: Callable[[int, int], None]
 ) -> dict[str, Any] | None:
-    """Race the contenders of a family that the workload names.
+    """Time the contenders of a family that the workload names.
 
     Args:
-        workload: the shapes and the names.
-        family: whose contenders.
-        contenders: those that are available.
-        rounds: the rounds that are wanted; more with few parameters.
-        shown: told how many rounds are done, and how many there are at most.
+        workload: the shapes, and the names of the contenders.
+        family: the family of the contenders.
+        contenders: the available contenders.
+        rounds: the number of calm rounds; ``MORE_ROUNDS`` times as many with few parameters.
+        shown: called with the number of rounds made, and the largest number of rounds.
 
     Returns:
-        The record of it, or None if nobody can take part.
+        The record of the race, or None if no contender is available.
     """
     chosen = [each for each in contenders if each.family == family and each.name in workload.contenders]
     if not chosen:
@@ -106,7 +106,7 @@ def race(
             entrant.compare(expected)
     del expected
     gc.collect()
-    for attempt in range(-1, MOST_ATTEMPTS * rounds):  # the first does not count
+    for attempt in range(-1, MOST_ATTEMPTS * rounds):  # the first round does not count
         shown(attempt, MOST_ATTEMPTS * rounds)
         turn = attempt % len(entrants)
         order = (entrants[turn:] + entrants[:turn])[:: -1 if attempt // len(entrants) % 2 else 1]
@@ -130,7 +130,7 @@ def race(
 
 
 def compared(entrants: list[Entrant], family: Family) -> list[dict[str, Any]]:
-    """Every contender by the fused optimizer of PyTorch, ours by the ``schedulefree`` package, the limit by ours."""
+    """The ratios of all to PyTorch's fused optimizer, of ours to ``schedulefree``, and of the limit to ours."""
     pairs = [
         (one, other)
         for one in entrants

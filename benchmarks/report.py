@@ -1,4 +1,4 @@
-"""The tables in the terminal."""
+"""Prints the results as tables."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ MARKS = {True: "[green]yes[/]", False: "[red]no[/]"}
 
 
 def print_report(record: Record, console: Console) -> None:
-    """All that was measured, then the targets."""
+    """Print a table for each part that was measured, and the table of targets."""
     for part in ("workloads", "parameters", "tensors"):
         for family in ("AdamW", "SGD"):
             races = [race for race in record["races"] if (race["part"], race["family"]) == (part, family)]
@@ -34,7 +34,7 @@ def print_report(record: Record, console: Console) -> None:
 
 
 def race_table(races: list[Record], title: str) -> Table:
-    """A line for each contender in each race: times, and ratios with their quartiles."""
+    """A table with a line for each contender in each race: times, and ratios with quartiles."""
     table = Table(box=SIMPLE_HEAD, title=title)
     table.add_column("workload", no_wrap=True)
     table.add_column("contender")
@@ -61,7 +61,7 @@ def race_table(races: list[Record], title: str) -> Table:
 
 
 def spread(of: Record | None) -> str:
-    """The median and, in parentheses, the quartiles."""
+    """The median and, in parentheses, the quartiles as text; "" if there is no ratio."""
     if of is None:
         return ""
     return f"{of['median']:.3f}{'*' if of['disturbed'] else ''} [dim]({of['low']:.3f}, {of['high']:.3f})[/]"
@@ -78,7 +78,7 @@ def plain_table(title: str, header: tuple[str, ...], *rows: tuple[str, ...]) -> 
 
 
 def memory_rows(record: Record) -> list[tuple[str, ...]]:
-    """State and extra memory of each contender, or what went wrong."""
+    """The rows of the state and the additional memory of each contender, or of its error."""
     rows = [("contender", "state, bytes a parameter", "extra in a step, share of parameters")]
     for name, result in record.get("memory", {}).items():
         if "failed" in result:
@@ -92,7 +92,7 @@ def memory_rows(record: Record) -> list[tuple[str, ...]]:
 
 
 def switching_rows(record: Record) -> list[tuple[str, ...]]:
-    """The switches, the plain copies, and the ratios."""
+    """The rows of the times of the switches and of plain copies, and their ratios."""
     rows = [("switch", "ms", "÷ plain")]
     if found := record.get("switching"):
         compared = {"eval": spread(found["eval_to_copy"]), "train": spread(found["train_to_copy_back"])}
@@ -104,7 +104,7 @@ def switching_rows(record: Record) -> list[tuple[str, ...]]:
 
 
 def start_rows(record: Record) -> list[tuple[str, ...]]:
-    """The import and the first steps."""
+    """The rows of the times of the import and of the first steps."""
     rows = [("beginning", "ms")]
     found = record.get("start", {})
     rows += [(f"failed: {name}", reason) for name, reason in found.get("failed", {}).items()]
@@ -120,7 +120,7 @@ def start_rows(record: Record) -> list[tuple[str, ...]]:
 
 
 def target_table(record: Record) -> Table:
-    """What was aimed at, what was measured, and whether it holds."""
+    """The table of the targets: bound, measured value, and whether the target holds."""
     table = Table(box=SIMPLE_HEAD, title="targets")
     table.add_column("target")
     table.add_column("bound", justify="right")

@@ -1,4 +1,4 @@
-"""The benchmarks: ``make bench``. Everything is measured side by side, and every number is kept in step.json."""
+"""The benchmarks, run by ``make bench``: they measure side by side, and write every number to step.json."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ SGD = ("unscheduled SGD fused", "torch SGD fused", "schedulefree SGD")
 MAIN = ("unscheduled AdamW fused", "unscheduled AdamW compact", "torch AdamW fused", "schedulefree AdamW")
 SCALED = ("unscheduled AdamW fused", "torch AdamW fused", "torch AdamW foreach", "schedulefree AdamW")
 FUSED = ("unscheduled AdamW fused", "torch AdamW fused")
-COMPILED = ("unscheduled AdamW compiled", "heavyball AdamW")  # for minutes, if there are many shapes
+COMPILED = ("unscheduled AdamW compiled", "heavyball AdamW")  # compile for minutes if there are many shapes
 ON_BIG_ALONE = (*COMPILED, "stream (Numba)", "stream (torch)")
 
 WORKLOADS = (
@@ -65,7 +65,7 @@ Shown = Callable[[int, int], None]
 
 
 def main() -> None:
-    """Measure what was asked for, write it down after every part, and tell it."""
+    """Measure the parts that the arguments choose, write step.json after each part, and print the tables."""
     names = [*(workload.name.replace(" ", "-") for workload in WORKLOADS), *PARTS]
     parser = argparse.ArgumentParser(description="Measure the optimizers side by side.")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"of {', '.join(names)}, or beginnings")
@@ -87,7 +87,7 @@ def main() -> None:
         "versions": versions() | library_versions(),
         "code_sha256": code_sha256(),
         "rounds_wanted": arguments.rounds,
-        "rounds_rule": RULE if can_tell_waiting() else "all are kept: this system does not tell how long threads wait",
+        "rounds_rule": RULE if can_tell_waiting() else "all are kept: this system does not show how long threads wait",
         "unavailable": unavailable,
         "races": [],
     }
@@ -103,7 +103,7 @@ def main() -> None:
 def measured(
     chosen: list[str], contenders: list[Contender], rounds: int, threads: int, track: Callable[[str], Shown]
 ) -> Iterator[dict[str, Any]]:
-    """What is to be put into the record, one part after the other; each race in a process of its own."""
+    """Yield the results of each part for the record; each race runs in its own process."""
     parts = {
         "workloads": [workload for workload in WORKLOADS if workload.name.replace(" ", "-") in chosen],
         "parameters": PARAMETERS if "parameters" in chosen else (),
@@ -126,7 +126,7 @@ def measured(
 
 @contextmanager
 def bar(console: Console) -> Iterator[Callable[[str], Shown]]:
-    """Shows how many rounds of the present race are done; without a terminal, a line for each race."""
+    """Show the progress of the present race as a bar in a terminal, else print a line for each race."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("", total=None)
@@ -144,7 +144,7 @@ def bar(console: Console) -> Iterator[Callable[[str], Shown]]:
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of those that are installed."""
+    """The versions of the installed libraries among ``LIBRARIES``."""
     installed = {each.name: each.version for each in distributions()}
     return {name: installed[name] for name in LIBRARIES if name in installed}
 

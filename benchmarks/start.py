@@ -1,4 +1,4 @@
-"""What the beginning costs, in fresh processes: importing the library, and the first step of an optimizer."""
+"""Measures, in new processes, the time of the import of the library and of the first step of an optimizer."""
 
 import argparse
 import importlib
@@ -22,9 +22,9 @@ STARTED = (*COMPILED, "unscheduled AdamW foreach", "torch AdamW fused", "schedul
 
 
 def start(names: list[str], threads: int, shown: Callable[[int, int], None]) -> dict[str, Any]:
-    """The time to import ``unscheduled`` after ``torch``, and that of the first step of each optimizer.
+    """The times of the import of ``unscheduled`` after ``torch``, and of the first step of each optimizer.
 
-    Numba keeps what it compiled in a directory, which is empty at first: then the compiler is in the time.
+    Numba caches compiled code in a directory that is empty at first, so that the first time includes compilation.
     """
     chosen = [name for name in STARTED if name in names]
     imports: list[dict[str, Any]] = []
@@ -67,7 +67,7 @@ def _in_process(name: str, threads: int, kept: str) -> dict[str, Any]:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Measure in this process, which has only imported ``torch``."""
+    """Measure a contender in this process, which has imported only ``torch``."""
     imported = timed(lambda: importlib.import_module("unscheduled"))
     imports_numba = "numba" in sys.modules
     from benchmarks.contenders import BY_NAME
@@ -81,7 +81,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """What :func:`start` runs."""
+    """Measure one contender and print the result as JSON, for :func:`start`."""
     parser = argparse.ArgumentParser(description="Measure the first step of one contender.")
     parser.add_argument("name", choices=STARTED)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

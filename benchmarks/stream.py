@@ -1,4 +1,4 @@
-"""The limit of the machine: the memory traffic of AdamW, four arrays read and three written, and hardly arithmetic."""
+"""The limit of the machine: the memory traffic of AdamW (four arrays read, three written) with little arithmetic."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +27,7 @@ class Stream(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Stream once."""
+        """Stream all parameters once."""
         grads = [
             piece for group in self.param_groups for param in group["params"] for piece in self._pieces(param.grad)
         ]
@@ -40,7 +40,7 @@ class Stream(torch.optim.Optimizer):
 
     @abstractmethod
     def _pieces(self, tensor: Tensor) -> Iterable[Any]:
-        """What one call of :meth:`_add` is given of a tensor."""
+        """The pieces of a tensor for calls of :meth:`_add`."""
 
     @abstractmethod
     def _add(self, param: Any, first: Any, second: Any, grad: Any) -> None:
@@ -48,7 +48,7 @@ class Stream(torch.optim.Optimizer):
 
 
 class TorchStream(Stream):
-    """Three additions of PyTorch, on pieces that stay in the cache and that it leaves to one thread."""
+    """Streams with three additions of PyTorch, on pieces that fit into the cache and for which it uses one thread."""
 
     def _pieces(self, tensor: Tensor) -> Iterable[Tensor]:
         return tensor.view(-1).split(32_768)
@@ -60,7 +60,7 @@ class TorchStream(Stream):
 
 
 class NumbaStream(Stream):
-    """One loop, compiled by Numba."""
+    """Streams with one loop, compiled by Numba."""
 
     def _pieces(self, tensor: Tensor) -> Iterable[Any]:
         array = tensor.view(-1).numpy()

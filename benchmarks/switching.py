@@ -1,4 +1,4 @@
-"""What ``eval()`` and ``train()`` of ours cost, beside a plain copy of all parameters and copying it back."""
+"""Measures ``eval()`` and ``train()`` of this library beside a plain copy of all parameters and back."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,15 +18,15 @@ CONTENDER = "unscheduled AdamW fused"
 
 @torch.no_grad()
 def copies_of(params: list[Tensor]) -> list[Tensor]:
-    """A plain copy: what anyone who keeps the weights aside has to pay."""
+    """Plain copies of the parameters, which any optimizer needs that stores the weights elsewhere."""
     return [param.clone() for param in params]
 
 
 def switching(contenders: list[Contender], rounds: int, shown: Callable[[int, int], None]) -> dict[str, Any] | None:
-    """Both switches after a step in every round, in turns with a plain copy that is copied back.
+    """The times of both switches after a step in every round, in turns with a plain copy and copying it back.
 
-    Whoever keeps a copy takes memory for it, and gives it back: both in the measured time. The one has given its memory
-    back before the other begins, so that both find the same.
+    The times include allocating and freeing the memory of the copies. Each pair frees its memory before the other pair
+    begins, so that both have the same conditions.
     """
     found = [contender for contender in contenders if contender.name == CONTENDER]
     if not found:

@@ -1,4 +1,4 @@
-"""The targets: a table of bounds, looked up in the record of what was measured. Missing one is reported, not raised."""
+"""The targets: bounds on numbers of the record. A missed target is reported and raises no error."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -8,14 +8,14 @@ from benchmarks.contenders import FUSED, SCHEDULEFREE
 
 Record = Mapping[str, Any]
 Found = Mapping[str, Any] | float | None
-"""The quartiles of many values, a single value, or nothing."""
+"""The quartiles of many values, a single value, or None if it was not measured."""
 
 ADAMW, COMPACT, SGD = "unscheduled AdamW fused", "unscheduled AdamW compact", "unscheduled SGD fused"
 LIMITS = ("stream (Numba)", "stream (torch)")
 
 
 class Target(NamedTuple):
-    """A number of the record and its bound: the most that it may be, or the least."""
+    """A number of the record and its bound: the largest value, or the least value if ``least`` is True."""
 
     what: str
     bound: float
@@ -23,7 +23,7 @@ class Target(NamedTuple):
     least: bool = False
 
     def record(self, record: Record) -> dict[str, Any]:
-        """Whether it holds; None if it was not measured."""
+        """The target with the measured value and whether it holds (None if it was not measured)."""
         found = self.find(record)
         value, disturbed = (found["median"], found["disturbed"]) if isinstance(found, Mapping) else (found, False)
         holds = None if value is None else value >= self.bound if self.least else value <= self.bound
@@ -46,7 +46,7 @@ def _ratio(of: str, to: str, workload: str, record: Record) -> Found:
 
 
 def _limit(record: Record) -> Found:
-    """The limit is the faster of the two ways to stream."""
+    """The ratio of the limit, which is the faster one of the two streams."""
     found = [ratio for limit in LIMITS if isinstance(ratio := _ratio(limit, ADAMW, "big", record), Mapping)]
     return min(found, key=lambda ratio: ratio["median"], default=None)
 
@@ -63,7 +63,7 @@ def _entry(*keys: str) -> Callable[[Record], Found]:
 
 
 def _switches(record: Record) -> Found:
-    """Both switches together, in copies of the parameters."""
+    """The time of both switches together, divided by the time of a copy of the parameters."""
     found = _at(record, "switching", "seconds")
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""How long a call takes, whether it had to wait for a core, and what many such times say."""
+"""Times calls, finds out how long they waited for a core, and computes quartiles of many times."""
 
 import gc
 import os
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 TOLERATED_SHARE = 0.03
 TOLERATED_SECONDS = 100e-6
-"""To be woken takes as long; another process that is in the way takes some milliseconds."""
+"""Waking a thread takes about this long; another process on the core takes some milliseconds."""
 FEWEST = 5
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _TASKS = Path("/proc/self/task")
@@ -25,19 +25,19 @@ RULE = (
 
 
 class Timing(NamedTuple):
-    """One call: its seconds, and those for which its threads waited for a core that another process had, in all."""
+    """The seconds of a call, and the sum of the seconds that its threads waited for a core used by another process."""
 
     seconds: float
     waited: float
 
     @property
     def calm(self) -> bool:
-        """Whether it hardly had to wait."""
+        """Whether the threads waited so little that the time is valid."""
         return self.waited <= TOLERATED_SECONDS + TOLERATED_SHARE * self.seconds
 
 
 class Spread(NamedTuple):
-    """Quartiles, of how many values, how many were dropped, and whether there was too little to choose from."""
+    """Quartiles, the numbers of used and dropped values, and whether there were too few calm values."""
 
     median: float
     low: float
@@ -47,22 +47,22 @@ class Spread(NamedTuple):
     disturbed: bool
 
     def record(self) -> dict[str, float | bool]:
-        """It as JSON, to 4 digits."""
+        """The fields as a dictionary, to 4 digits."""
         return {
             name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in self._asdict().items()
         }
 
 
 def can_tell_waiting() -> bool:
-    """Whether this system tells how long threads have waited: Linux, with its scheduler's statistics."""
+    """Whether this system reports how long threads waited, as Linux does with statistics of the scheduler."""
     return bool(_threads())
 
 
 def timed(call: Callable[[], object]) -> Timing:
-    """Call it once, while nothing is collected.
+    """Time one call, without garbage collection.
 
-    Threads also wait for each other, as for PyTorch's own, which go on spinning after a backward pass. That is a cost
-    of the call, not a disturbance: what counts is the waiting while the cores were not all used by this process.
+    Threads of this process also wait for each other, for example for PyTorch's threads, which spin after a backward
+    pass. That is a cost of the call, not a disturbance: only waiting while this process did not use all cores counts.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -81,10 +81,10 @@ def timed(call: Callable[[], object]) -> Timing:
 
 
 def _threads() -> dict[int, tuple[float, float]]:
-    """The seconds that each thread of the process has waited for a core, and that it has used one."""
+    """The seconds that each thread of this process has waited for a core, and that it has used a core."""
     threads: dict[int, tuple[float, float]] = {}
     for task in _TASKS.iterdir() if _TASKS.exists() else ():
-        with suppress(OSError):  # it has ended, or there are no statistics
+        with suppress(OSError):  # the thread has ended, or there are no statistics
             waited = int((task / "schedstat").read_text().split()[1]) * 1e-9
             thread = int(task.name)
             threads[thread] = waited, time.clock_gettime(~thread << 3 | _SCHEDULED_TIME_OF_THREAD)
@@ -92,12 +92,12 @@ def _threads() -> dict[int, tuple[float, float]]:
 
 
 def times(timings: Sequence[Timing]) -> Spread:
-    """The seconds of the calm calls."""
+    """The quartiles of the seconds of the calm calls."""
     return _spread([(timing.seconds, timing.waited / timing.seconds, timing.calm) for timing in timings])
 
 
 def ratios(of: Sequence[Timing], to: Sequence[Timing]) -> Spread:
-    """The one divided by the other, round by round, over the rounds in which both were calm."""
+    """The quartiles of the ratio of two times of one round, over the rounds in which both were calm."""
     return _spread(
         [
             (
@@ -111,7 +111,7 @@ def ratios(of: Sequence[Timing], to: Sequence[Timing]) -> Spread:
 
 
 def _spread(values: Sequence[tuple[float, float, bool]]) -> Spread:
-    """Of (value, waiting, calm)."""
+    """The quartiles of the calm values, given as (value, waiting, calm)."""
     chosen = [value for value, _, calm in values if calm]
     disturbed = len(chosen) < min(FEWEST, len(values))
     if disturbed:

@@ -1,4 +1,4 @@
-"""What is optimized: lists of shapes, their parameters, and a backward pass that makes fresh gradients for them."""
+"""The workloads: lists of shapes, their parameters, and a backward pass that computes new gradients."""
 
 import math
 from typing import NamedTuple
@@ -10,7 +10,7 @@ Shape = tuple[int, ...]
 
 
 class Workload(NamedTuple):
-    """Parameters of these shapes, and which contenders race on them, by name."""
+    """A list of shapes of parameters, and the names of the contenders that race on them."""
 
     name: str
     shapes: tuple[Shape, ...]
@@ -18,17 +18,17 @@ class Workload(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """The number of all their elements."""
+        """The number of elements of all parameters."""
         return sum(map(math.prod, self.shapes))
 
 
 def equal_tensors(tensors: int, parameters: int) -> tuple[Shape, ...]:
-    """So many flat tensors, of so many parameters in all."""
+    """The shapes of flat tensors of equal size, with this many parameters in all."""
     return ((parameters // tensors,),) * tensors
 
 
 def resnet50() -> tuple[Shape, ...]:
-    """The 161 tensors of a ResNet-50."""
+    """The shapes of the 161 tensors of a ResNet-50."""
     shapes: list[Shape] = [(64, 3, 7, 7), (64,), (64,)]
     channels = 64
     for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
@@ -42,7 +42,7 @@ def resnet50() -> tuple[Shape, ...]:
 
 
 def gpt2_small() -> tuple[Shape, ...]:
-    """The 148 tensors of GPT-2 small."""
+    """The shapes of the 148 tensors of GPT-2 small."""
     width = 768
     norm: tuple[Shape, ...] = ((width,), (width,))
     attention: tuple[Shape, ...] = ((width, 3 * width), (3 * width,), (width, width), (width,))
@@ -51,19 +51,19 @@ def gpt2_small() -> tuple[Shape, ...]:
 
 
 def initial(index: int, shape: Shape) -> Tensor:
-    """The first values of the parameter of that index, the same for every contender."""
+    """The initial values of the parameter with this index, the same for every contender."""
     return torch.empty(shape).uniform_(-1.0, 1.0, generator=torch.Generator().manual_seed(index))
 
 
 def fresh_parameters(shapes: tuple[Shape, ...]) -> list[Tensor]:
-    """Parameters of a contender's own."""
+    """New parameters of these shapes with their initial values."""
     return [initial(index, shape).requires_grad_() for index, shape in enumerate(shapes)]
 
 
 class Gradients:
-    """The loss sum(weight · parameter) · factor: its gradient is computed anew, into new memory, at every step.
+    """Computes gradients of the loss sum(weight · parameter) · factor at every step, in new memory.
 
-    The weights, whose size is between 0.5 and 1.5 so that every parameter moves, are views of one array.
+    The weights are views of one array, and between 0.5 and 1.5 in size, so that every parameter moves.
     """
 
     def __init__(self, shapes: tuple[Shape, ...]) -> None:
@@ -73,7 +73,7 @@ class Gradients:
         self._weights = [weights[: math.prod(shape)].view(shape) for shape in shapes]
 
     def compute(self, optimizer: torch.optim.Optimizer, params: list[Tensor], step: int) -> None:
-        """Drop the gradients of the step before, and make those of this one by a backward pass."""
+        """Drop the gradients of the step before, and compute those of this step by a backward pass."""
         optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros(())
         for param, weight in zip(params, self._weights, strict=True):

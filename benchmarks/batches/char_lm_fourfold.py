@@ -1,4 +1,4 @@
-"""The task char-lm, batches of four times the size."""
+"""The task char-lm with batches of four times the size."""
 
 from resized import fourfold
 

@@ -1,4 +1,4 @@
-"""The task char-lm, batches of a quarter of the size."""
+"""The task char-lm with batches of a quarter of the size."""
 
 from resized import quarter
 

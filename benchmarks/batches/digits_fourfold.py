@@ -1,4 +1,4 @@
-"""The task digits, batches of four times the size."""
+"""The task digits with batches of four times the size."""
 
 from resized import fourfold
 

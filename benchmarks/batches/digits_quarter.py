@@ -1,4 +1,4 @@
-"""The task digits, batches of a quarter of the size."""
+"""The task digits with batches of a quarter of the size."""
 
 from resized import quarter
 

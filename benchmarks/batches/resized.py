@@ -1,4 +1,4 @@
-"""A task of the race with batches of another size."""
+"""Tasks of the race with batches of another size."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +11,7 @@ from unscheduled.lab.task import Task, load_task
 
 
 def fourfold(name: str) -> Task:
-    """Four batches are one."""
+    """The task of this name with four batches joined to one."""
     task = load_task(name).task
 
     def batches(generator: torch.Generator) -> Iterator[Any]:
@@ -23,7 +23,7 @@ def fourfold(name: str) -> Task:
 
 
 def quarter(name: str) -> Task:
-    """A batch is four."""
+    """The task of this name with each batch divided into four."""
     task = load_task(name).task
 
     def batches(generator: torch.Generator) -> Iterator[Any]:

@@ -1,8 +1,8 @@
-"""What commands print, on pages of the site: they are run as it is built.
+"""Shows the output of commands on pages; the commands run while the site is built.
 
     <!-- printed: unscheduled inspect checkpoint.pt -->
 
-is replaced by the command and what it prints in a folder with a ``checkpoint.pt`` of a small run and an empty cache.
+is replaced by the command and its output in a folder with a ``checkpoint.pt`` of a small run and an empty cache.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ WIDTH = "88"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Run the commands of a page."""
+    """Run the commands of a page, and insert their output."""
     return MARK.sub(lambda mark: f"```console\n$ unscheduled {mark[1]}\n{printed(mark[1])}\n```", markdown)
 
 
 @functools.cache
 def printed(arguments: str) -> str:
-    """What the command ``unscheduled`` prints, given these arguments."""
+    """The output of the command ``unscheduled`` with these arguments."""
     output, code = io.StringIO(), None
     here = Path.cwd()
     with (

@@ -1,4 +1,4 @@
-"""Docstrings as Markdown: what they refer to becomes links, and nothing in them is taken for Markdown by mistake."""
+"""Converts docstrings to Markdown: references become links, and characters with a meaning in Markdown are escaped."""
 
 import re
 from types import ModuleType
@@ -17,7 +17,7 @@ class PlainDocstrings(Extension):
     """Rewrites the docstring of every object before it is parsed."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
-        """An object was read from its source."""
+        """Convert the docstring of an object after it was read from its source."""
         if obj.docstring:
             obj.docstring.value = markdown(obj.docstring.value)
 
@@ -40,19 +40,19 @@ def markdown(docstring: str) -> str:
 
 
 def marked(line: str) -> str:
-    """A line of text."""
+    """A line of text with its references as links."""
     pieces = CODE.split(ROLE.sub(link, line))
     pieces[::2] = [ARXIV.sub(r"[\g<0>](https://arxiv.org/abs/\1)", escaped(piece)) for piece in pieces[::2]]
     return "".join(pieces)
 
 
 def escaped(text: str) -> str:
-    """Text with the characters by which Markdown would take it for emphasis or HTML."""
+    """The text with the characters of emphasis and HTML escaped for Markdown."""
     return text.replace("<", "&lt;").replace("*", "\\*")
 
 
 def link(role: re.Match[str]) -> str:
-    """What a role names, as a link if the reference has it."""
+    """The name in a role as code, and as a link if the reference has it."""
     name = role[1]
     for full in (name, f"ScheduleFreeOptimizer.{name}"):
         owner, _, member = full.rpartition(".")

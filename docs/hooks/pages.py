@@ -1,11 +1,11 @@
-"""Pages from what stands elsewhere in the project already, and links to it.
+"""Includes parts of other files of the project in pages, and links to these files.
 
     <!-- README.md: ## Quick start -> ## Results -->
 
-is replaced by what stands in README.md from the line that begins with ``## Quick start`` to before the one that begins
-with ``## Results``, but without the first where it is a heading, since the page has its own. Without an arrow it
-goes to the end; without lines it is the whole file. A program, as in ``<!-- examples/vision_loop.py -->``, is shown as
-one.
+is replaced by the lines of README.md from the line that begins with ``## Quick start`` up to the line that begins with
+``## Results``, which is excluded. A first line that is a heading is excluded too, since the page has its own. Without
+an arrow the part goes to the end; without lines it is the whole file. A program, as in
+``<!-- examples/vision_loop.py -->``, is shown as code.
 """
 
 import posixpath
@@ -24,14 +24,14 @@ MEASURED = re.compile(r"(?<=\d) ± (?=\d)|(?<=\d) (?=[\N{MINUS SIGN}+=] \|)")
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Bring the files outside of docs/ that pages point to onto the site."""
+    """Add the files outside of docs/ to which pages link to the site."""
     for file in sorted((ROOT / "src/unscheduled/lab/tasks").glob("*.json")):
         files.append(File.generated(config, file.relative_to(ROOT).as_posix(), abs_src_path=str(file)))
     return files
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Put the parts of other files in, let every link go from this page, and keep measured numbers on one line."""
+    """Include the parts of other files, make their links relative to this page, and keep numbers on one line."""
     here = page.file.src_uri
     folder = posixpath.join("docs", posixpath.dirname(here))
 
@@ -44,7 +44,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def part(name: str, first: str | None, beyond: str | None) -> str:
-    """The lines of a file of the root from one to before another."""
+    """The lines of a file of the project from one line up to another, which is excluded."""
     lines = (ROOT / name).read_text().splitlines()
     start = index_of(lines, name, first) if first else 0
     end = index_of(lines, name, beyond) if beyond else len(lines)
@@ -57,7 +57,7 @@ def part(name: str, first: str | None, beyond: str | None) -> str:
 
 
 def index_of(lines: list[str], name: str, start: str) -> int:
-    """Where the only line is that begins so."""
+    """The index of the only line that begins with this text."""
     found = [index for index, line in enumerate(lines) if line.startswith(start)]
     if len(found) != 1:
         raise PluginError(f"{len(found)} lines of {name} begin with {start!r}, where one should")
@@ -65,7 +65,7 @@ def index_of(lines: list[str], name: str, start: str) -> int:
 
 
 def linked(markdown: str, folder: str, here: str) -> str:
-    """A text that stands in this folder of the project, as one of the page ``here`` of docs/."""
+    """A text from this folder of the project with its links made relative to the page ``here`` of docs/."""
 
     def target(link: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(folder, link[0])).removeprefix("docs/")

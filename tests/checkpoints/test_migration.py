@@ -457,10 +457,10 @@ def test_a_warmup_that_is_over_can_be_exported() -> None:
     params = exact_params()
     optimizer = RAdamScheduleFree(params, warmup_steps=6, averaging=PolynomialAveraging(warmup_steps=7))
     train(optimizer, range(5))
-    with pytest.raises(ValueError, match=r"parameter group 0: .* no averaging = PolynomialAveraging\(.* go on until"):
+    with pytest.raises(ValueError, match=r"parameter group 0: .* no averaging = PolynomialAveraging\(.* train until"):
         export_schedulefree_state_dict(optimizer)
     optimizer.param_groups[0]["averaging"] = PolynomialAveraging()
-    with pytest.raises(ValueError, match="no warmup_steps = 6: go on until it is over"):
+    with pytest.raises(ValueError, match="no warmup_steps = 6: train until it is over"):
         export_schedulefree_state_dict(optimizer)
     optimizer.param_groups[0]["averaging"] = PolynomialAveraging(warmup_steps=7)
     train(optimizer, range(5, 10))

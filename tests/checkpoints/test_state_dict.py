@@ -214,7 +214,11 @@ def drop_gap(state: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("shapes", "change", "match"),
     [
-        (MODEL | {"extra": (1,)}, lambda s: s, r"of other parameters: it has extra, which this has not"),
+        (
+            MODEL | {"extra": (1,)},
+            lambda s: s,
+            r"of other parameters: it has extra, which this optimizer does not have",
+        ),
         (
             {"embedding": (5, 2), "hidden": (4, 3)},
             lambda s: s,

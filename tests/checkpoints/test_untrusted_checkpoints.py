@@ -190,7 +190,7 @@ def test_nothing_in_a_file_runs(gadget: str, where: str, tmp_path: Path, capsys:
 def test_the_name_that_is_refused_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     system = f"{os.system.__module__}.system"
     mark = tmp_path / "ran"
-    assert f"{system} is in it" in refused(capsys, *evil_metadata(Call(os.system, f"touch {mark}"), tmp_path))
+    assert f"has {system}, which" in refused(capsys, *evil_metadata(Call(os.system, f"touch {mark}"), tmp_path))
     assert f"such as {system}: save" in refused(capsys, *evil_file(Call(os.system, f"touch {mark}"), tmp_path))
 
 
@@ -266,8 +266,8 @@ def test_a_tensor_is_joined_from_the_parts_of_several_processes(tmp_path: Path) 
         ([(0, 0)], "lacks a part"),
         ([(0, 0), (0, 0)], "lacks a part"),
         ([(0, 0), (1, 0)], "lacks a part"),
-        ([(0, 0), (3, 0)], "not of the tensor"),
-        ([(0, 0), (-2, 0)], "not of the tensor"),
+        ([(0, 0), (3, 0)], "does not fit into the tensor"),
+        ([(0, 0), (-2, 0)], "does not fit into the tensor"),
     ],
 )
 def test_a_tensor_without_all_of_its_parts_is_refused(

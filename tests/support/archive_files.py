@@ -1,4 +1,4 @@
-"""Archives with the given files, as bytes: a wheel, a tar file and a Debian package."""
+"""Makes archives of given files as bytes: a wheel, a tar file and a Debian package."""
 
 import io
 import tarfile
@@ -9,7 +9,7 @@ def wheel(files: dict[str, bytes]) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, text in files.items():
-            archive.writestr(name, text)
+            archive.writestr(zipfile.ZipInfo(name), text)  # a fixed time, so that equal files are equal archives
     return content.getvalue()
 
 

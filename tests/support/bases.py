@@ -1,4 +1,4 @@
-"""Optimizers to wrap, each with the shapes that it takes and a rate at which random-gradient runs are well scaled."""
+"""Optimizers to wrap, each with shapes that it supports and a learning rate that suits random gradients."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class Base:
     cls: Callable[..., Optimizer]
     arguments: dict[str, Any] = field(default_factory=dict)
     shapes: tuple[tuple[int, ...], ...] = ((4, 3), (7,))
-    copies: bool = True  # whether a copy of it works by itself
+    copies: bool = True  # whether a deep copy of it works
 
     def make(self, params: Any, **arguments: Any) -> Optimizer:
         return self.cls(params, **self.arguments | arguments)
@@ -56,7 +56,7 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 
 
 def kept(optimizer: ScheduleFreeWrapper) -> Any:
-    """What must not change."""
+    """The parameters and both state dicts of a wrapper, to check that they do not change."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
     return copies(params), repr(optimizer.state_dict()), repr(optimizer.base.state_dict())
 

@@ -1,4 +1,4 @@
-"""The command ``unscheduled`` within a test."""
+"""Runs the command ``unscheduled`` within a test."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from unscheduled.cli import main
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    """The exit status of a subcommand, and what it prints to stdout and stderr."""
+    """Run a subcommand; return its exit status, and its output on stdout and stderr."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_info:
         main([str(argument) for argument in arguments])

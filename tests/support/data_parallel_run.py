@@ -1,4 +1,4 @@
-"""What the processes of the test of DistributedDataParallel run."""
+"""The functions that the processes of the tests of DistributedDataParallel run."""
 
 from processes import (
     OPTIMIZERS,
@@ -29,7 +29,7 @@ def replicated(name: str, attach_first: bool = True) -> tuple[nn.Module, Schedul
 
 
 def data_parallel(rank: int, folder: str) -> None:
-    """Training is as in one process that adds up the same two gradients, also if rank 0 evaluates and saves alone."""
+    """Training equals that of one process that adds up the same two gradients, also if rank 0 evaluates alone."""
     for name in OPTIMIZERS:
         for attach_first in (True, False):
             model, optimizer = replicated(name, attach_first)

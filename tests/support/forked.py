@@ -1,4 +1,4 @@
-"""A forked child, as the workers of a DataLoader are."""
+"""Runs a function in a forked child process, such as the workers of a DataLoader are."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def in_a_forked_child(function: Callable[[], Any]) -> Any:
-    """What a function gives there; the child has to end well."""
+    """Return the result of a function in a forked child, which must exit with 0."""
     context = multiprocessing.get_context("fork")
     results: Any = context.Queue()
     child = context.Process(target=lambda: results.put(function()), daemon=True)

@@ -25,8 +25,8 @@ from unscheduled import (
 )
 
 UNTRACED = ("__enter__", "__exit__", "gc_callback")
-"""Where a tracer would raise at the end of a ``with`` block, before it is left, which a signal never does, and what
-the garbage collector calls, where nothing that is raised gets out."""
+"""Functions in which no signal is raised: those at the ends of a ``with`` block, where a tracer would raise before the
+block is left, which a signal never does; and those that the garbage collector calls, which ignore exceptions."""
 
 SHAPES = ((4, 3), (7,), (2, 5), ())
 
@@ -53,7 +53,7 @@ every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIM
 
 @contextmanager
 def interrupted(at: int, number: int = signal.SIGINT) -> Generator[list[int], None, None]:
-    """A signal arrives at the line that is run as so many-th in the block, in whatever file; gives what is left."""
+    """Raise a signal at line number ``at`` that runs in the ``with`` block, in any file; yield the lines left."""
     left = [at]
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -74,7 +74,7 @@ def interrupted(at: int, number: int = signal.SIGINT) -> Generator[list[int], No
 
 
 def go(optimizer: ScheduleFreeOptimizer, params: list[Parameter], step: int) -> None:
-    set_gradients(params[: len(params) - step % 7 // 6], step)  # the last has none at times
+    set_gradients(params[: len(params) - step % 7 // 6], step)  # at some steps the last parameter has no gradient
     if step % 7 == 6:
         params[-1].grad = None
     optimizer.step(loss=torch.tensor(2.0))

@@ -1,9 +1,9 @@
-"""A training run that is killed again and again: a script, so that torch is imported once for all its lives.
+"""A training run that is killed again and again; it is a script, so that torch is imported once for all its lives.
 
 ``python killed_run.py DIRECTORY OPTIMIZER ATTACHED SEED`` forks a child for each life and kills all but the last: after
-some steps of its life and a random while, or, every fifth, in the middle of writing a checkpoint. It leaves in the
-directory ``reference`` and ``killed``, what the uninterrupted and the killed run ended with, and prints how the killed
-one went.
+some steps of its life and a random time, or, every fifth, in the middle of writing a checkpoint. It writes the last
+states of the uninterrupted and of the killed run to ``reference`` and ``killed`` in the directory, and prints the step
+at which each life began.
 """
 
 import io
@@ -28,7 +28,7 @@ EVALUATE_EVERY = 3
 
 
 class KillingFile(io.FileIO):
-    """A file in whose first write its process is killed."""
+    """A file that kills its process in the middle of the first write."""
 
     def write(self, data: object) -> int:
         super().write(memoryview(data)[: len(data) // 2])
@@ -49,7 +49,7 @@ def trained(
     report: Callable[[int], object] = lambda _: None,
     steps: int = STEPS,
 ) -> tuple[nn.Module, unscheduled.ScheduleFreeOptimizer]:
-    """Train to the end. With a directory: evaluate and save on the way, resume from there, and stop at the limit."""
+    """Train to the end; with a directory, resume from it, evaluate and save at every step, and wait at the limit."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 3))
     if name == "ScheduleFreeWrapper":
@@ -99,7 +99,7 @@ def trained(
 
 
 def forked(call: Callable[[], object]) -> int:
-    """The id of a child that makes this call and exits."""
+    """Fork a child that makes this call and exits, and return its process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -121,7 +121,7 @@ def main(directory: Path, name: str, attached: bool, seed: int) -> None:
 
     warm = directory / "warm"
     warm.mkdir()
-    for steps in (3, 6):  # all that torch imports at its first use is imported here, once
+    for steps in (3, 6):  # import here, once, everything that torch imports at its first use
         trained(name, attached, warm, steps=steps)
 
     def uninterrupted() -> None:

@@ -1,8 +1,8 @@
 """Writes the files of ``state_files``: a checkpoint of every optimizer, in the format of the present version.
 
 Every later version has to load them, bit for bit (``test_state_files.py``). When the format changes, run
-``python tests/support/make_state_files.py NUMBER`` with the new number of the format, once; files that are there are
-never written again.
+``python tests/support/make_state_files.py NUMBER`` once, with the new number of the format. Existing files are never
+written again.
 """
 
 import sys
@@ -31,7 +31,7 @@ Maker = Callable[..., ScheduleFreeOptimizer]
 
 
 class Subject(NamedTuple):
-    """An optimizer: ``save`` makes the one that is saved, ``load`` one of the same kind with other options."""
+    """An optimizer under test: ``save`` makes the saved one, ``load`` one of the same class with other options."""
 
     save: Maker
     load: Maker
@@ -83,7 +83,7 @@ def numbers(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
 
 
 class Net(nn.Module):
-    """A matrix of more than one block of codes, and a bias that never gets a gradient before the third step."""
+    """A matrix of more than one block of codes, and a bias whose first gradient comes at the third step."""
 
     def __init__(self, dtype: torch.dtype, seed: int = 0) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def storage_of(case: str) -> dict[str, str]:
 
 
 def saved(subject: Subject, case: str) -> dict[str, Any]:
-    """What is saved of a run, and what its weights and its state are."""
+    """The saved state dicts of a run, and its x, y and z."""
     model = Net(DTYPES[case.partition(" ")[0]])
     optimizer = subject.save(model.parameters(), **storage_of(case))
     train(model, optimizer, range(5))

@@ -1,4 +1,4 @@
-"""What four processes run: engines on meshes of two dimensions, tensor parallelism, and checkpoints between all."""
+"""The functions that four processes run: engines on 2-d meshes, tensor parallelism, and checkpoints between them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ FULL = StateDictOptions(full_state_dict=True)
 
 
 class Engine(NamedTuple):
-    """How a model is laid on the processes, and which part of a batch this process has."""
+    """How a model is distributed over the processes, and which part of a batch this process has."""
 
     lay: Callable[[nn.Sequential], nn.Module]
     part: int
@@ -44,12 +44,12 @@ class Engine(NamedTuple):
 
 
 def divide_tensors(model: nn.Sequential, mesh: DeviceMesh) -> nn.Module:
-    """The first layer by its outputs, the second by its inputs; the last stays plain tensors."""
+    """Divide the first layer by its outputs and the second by its inputs; the last layer keeps plain tensors."""
     return parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
 
 
 def engines(rank: int) -> dict[str, Engine]:
-    """Of 4 processes, or of 2 times 2."""
+    """The engines on a mesh of 4 processes, or of 2 times 2."""
     line = init_device_mesh("cpu", (4,))
     hybrid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
@@ -80,7 +80,7 @@ def meshes(rank: int, folder: str) -> None:
 
 
 def trains_as_one_process(engine: Engine, name: str, exactly: bool) -> None:
-    """In all processes, and evaluating on the way.
+    """Training equals that of one process, in all processes, with and without evaluations.
 
     HSDP adds the gradients up in pairs and pairs of pairs, as the single process does. Four processes in a line, and
     tensor parallelism within a layer, add up in another order, so that they differ by rounding.
@@ -110,7 +110,7 @@ def trains_as_one_process(engine: Engine, name: str, exactly: bool) -> None:
 
 
 def steps_by_the_loss(engine: Engine) -> None:
-    """The Polyak step is that of one process, whichever part of a tensor or of a batch a process has."""
+    """The Polyak step equals that of one process, whichever part of a tensor or of a batch a process has."""
     model, alone = engine.lay(Net()), Net()
     optimizer = ScheduleFreePlus(model.parameters(), warmup_steps=3)
     reference = ScheduleFreePlus(alone.parameters(), warmup_steps=3, step_size=PolyakStep(all_processes=False))
@@ -130,9 +130,9 @@ def steps_by_the_loss(engine: Engine) -> None:
 
 
 def from_engine_to_engine(rank: int, folder: str) -> None:
-    """Each engine goes on with the checkpoint of the one before, saved in eval and in train mode by turns.
+    """Each engine resumes from the checkpoint of the engine before, saved in train and eval mode in turns.
 
-    The last also leaves a file of whole tensors.
+    The last engine also writes a file of whole tensors.
     """
     for name in CHAIN:
         for turn, engine in enumerate(engines(rank).values()):

@@ -1,4 +1,4 @@
-"""A model to train, and what is asked of it."""
+"""A model to train, and helpers to train, compare and save it."""
 
 import copy
 import io

@@ -14,7 +14,7 @@ Vector = NDArray[np.float64]
 
 @dataclass
 class Oracle:
-    """One parameter. The arguments are those of the optimizers; ``rule`` is "sgd", "adamw", "radam", "lion", "muon"."""
+    """The oracle of one parameter, with the options of the optimizers; ``rule`` is sgd, adamw, radam, lion or muon."""
 
     start: Vector
     rule: str
@@ -131,7 +131,7 @@ class Oracle:
 
 @dataclass
 class PolyakOracle:
-    """The Polyak step of several parameters of one rule, whose sums go over all of them."""
+    """The Polyak step of several parameters with one rule; its sums are over all parameters."""
 
     oracles: list[Oracle]
     f_star: float = 0.0
@@ -143,7 +143,7 @@ class PolyakOracle:
     e: float = 0.0
 
     def step(self, gradients: list[Vector], loss: float) -> float:
-        """Step all of them, and return s."""
+        """Make one step of all parameters, and return the step size s."""
         self.t += 1
         inner = sum(float((g * (o.z - o.y)).sum()) for g, o in zip(gradients, self.oracles, strict=True))
         if self.oracles[0].rule == "sgd":

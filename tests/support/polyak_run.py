@@ -1,4 +1,4 @@
-"""What the processes of the distributed tests of the Polyak step run."""
+"""The functions that the processes of the distributed tests of the Polyak step run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ from unscheduled import (
 
 WORLD = 2
 STEPS = 10
-BOUND = 0.05  # of the gradient's norm, where it is clipped
+BOUND = 0.05  # the largest norm of a clipped gradient
 RULES: dict[str, Callable[..., ScheduleFreeOptimizer]] = {
     "sgd": lambda params, **step: SGDScheduleFree(params, step_size=PolyakStep(**step)),
     "adamw, smoothed": lambda params, **step: AdamWScheduleFree(params, step_size=PolyakStep(norm_beta=0.9, **step)),
@@ -35,7 +35,7 @@ RULES: dict[str, Callable[..., ScheduleFreeOptimizer]] = {
 
 
 class Gained(nn.Module):
-    """A network, whose last layer is too small for two shards, and a gain that is never sharded."""
+    """A network whose last layer is too small for two shards, with a gain that is never sharded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,10 @@ def fit(
     steps: int = STEPS,
     reduce: Tensor | None = None,
 ) -> list[float]:
-    """Train on this rank's part of each batch, or on all of it; ``reduce`` is averaged by hand. The step sizes."""
+    """Train on this rank's part of each batch or on all of it, and return the step sizes.
+
+    The gradient of ``reduce`` is averaged over the processes by hand.
+    """
     step_sizes: list[float] = []
     for step in range(steps):
         batch = torch.randn(8, 4, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
@@ -73,14 +76,14 @@ def fit(
 
 
 def single_process(name: str, clip: bool = False, rank: int | None = None, steps: int = STEPS) -> Any:
-    """The step sizes and the parameters of one process, on all of each batch or on a part of it."""
+    """The step sizes and the final parameters of one process, on all of each batch or on a part of it."""
     model = Gained()
     step_sizes = fit(model, RULES[name](model.parameters(), all_processes=False), rank, clip, steps)
     return step_sizes, whole(model.named_parameters())
 
 
 def assert_one_run(step_sizes: list[float], model: nn.Module, name: str, clip: bool) -> None:
-    """All processes have the same numbers, bit for bit, and those of a single process but for rounding."""
+    """Assert that all processes have the same bits, and the numbers of a single process except for rounding."""
     params = whole(model.named_parameters())
     for other_sizes, other in gathered((step_sizes, params)):
         assert other_sizes == step_sizes
@@ -100,7 +103,7 @@ def data_parallel(rank: int, folder: str) -> None:
 
 
 def sharded(mesh: DeviceMesh) -> Gained:
-    """The network is sharded, the gain is not."""
+    """The model with its network sharded, but not its gain."""
     model = Gained()
     for layer in (model.net[0], model.net[2], model.net):
         fully_shard(layer, mesh=mesh)
@@ -123,7 +126,7 @@ def fully_sharded(rank: int, folder: str) -> None:
 
 
 def fully_sharded_and_clipped(rank: int, folder: str) -> None:
-    """The norm that FSDP's gradients have is a DTensor that is to be reduced yet."""
+    """With FSDP the norm of the gradients is a DTensor that is not reduced yet."""
     for make in RULES.values():
         model = sharded(init_device_mesh("cpu", (WORLD,)))
         params = list(model.net.parameters())
@@ -138,7 +141,7 @@ def fully_sharded_and_clipped(rank: int, folder: str) -> None:
 
 
 def partial_numbers(rank: int, folder: str) -> None:
-    """A loss and a norm of which every process has a part."""
+    """A loss and a norm may be DTensors of which every process has a part."""
     mesh = init_device_mesh("cpu", (WORLD,))
     ends: list[dict[str, Tensor]] = []
     for parts in (False, True):
@@ -155,13 +158,13 @@ def partial_numbers(rank: int, folder: str) -> None:
 
 
 def independent(rank: int, folder: str) -> None:
-    """Two runs on different data, of which one is longer. What they are is left in the folder."""
+    """Two independent runs on different data, one of them longer; their results are written to the folder."""
     runs = {name: single_process(name, rank=rank, steps=STEPS + 3 * rank) for name in RULES}
     torch.save(runs, f"{folder}/{rank}")
 
 
 def refused(rank: int, folder: str) -> None:
-    """What is wrong in one process is refused in both, nothing is changed, and they go on together."""
+    """A mistake in one process raises an error in both; nothing changes, and both continue together."""
     nan, inf = float("nan"), float("inf")
     cases: list[tuple[tuple[float, float], str]] = [
         ((1.0, nan), "loss = nan is not finite"),
@@ -202,7 +205,7 @@ def different(rank: int, folder: str) -> None:
 
 
 def refusal(optimizer: ScheduleFreeOptimizer, loss: float) -> str:
-    """With which words the optimizer refuses to step."""
+    """The message of the error with which the optimizer refuses to step."""
     try:
         optimizer.step(loss=loss)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Small problems to step on."""
+"""Random parameters and gradients, for steps without a model."""
 
 from collections.abc import Iterable
 
@@ -16,7 +16,7 @@ def make_params(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) ->
 
 
 def set_gradients(params: Iterable[Tensor], step: int) -> None:
-    """Random gradients, the same for the same step and number of elements."""
+    """Set random gradients, which depend on the step and on the number of elements only."""
     for param in params:
         generator = torch.Generator().manual_seed(1000 * step + param.numel())
         exact = torch.complex128 if param.is_complex() else torch.float64
@@ -25,7 +25,7 @@ def set_gradients(params: Iterable[Tensor], step: int) -> None:
 
 
 def train(optimizer: ScheduleFreeOptimizer, steps: Iterable[int]) -> None:
-    """Step on random gradients."""
+    """Make steps with random gradients."""
     for step in steps:
         set_gradients([param for group in optimizer.param_groups for param in group["params"]], step)
         optimizer.step()
@@ -36,5 +36,5 @@ def copies(params: Iterable[Tensor]) -> list[Tensor]:
 
 
 def equal(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
-    """Whether all are equal, bit for bit."""
+    """Whether all tensors are equal, bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))

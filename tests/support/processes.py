@@ -1,4 +1,4 @@
-"""Processes that train one model together: how they start and end, what they train, and how the ends are compared."""
+"""Processes that train one model together: starting them, training, comparing the results, and checkpoints."""
 
 import os
 import time
@@ -39,7 +39,7 @@ OPTIMIZERS: dict[str, Callable[[Any], ScheduleFreeOptimizer]] = {
 
 
 def spawn(run: Callable[[int, str], None], folder: Path, processes: int = 2) -> None:
-    """Run it in every process, with its rank and the folder; processes that hang are killed."""
+    """Run a function in every process, with its rank and the folder; processes that hang are killed."""
     context = torch.multiprocessing.spawn(process, (run, str(folder), processes), nprocs=processes, join=False)
     deadline = time.monotonic() + PATIENCE
     try:
@@ -51,25 +51,25 @@ def spawn(run: Callable[[int, str], None], folder: Path, processes: int = 2) -> 
 
 
 def process(rank: int, run: Callable[[int, str], None], folder: str, processes: int) -> None:
-    """One of them. It ends without the interpreter's shutdown, in which threads of gloo sometimes abort."""
+    """Run a process; it exits without the interpreter's shutdown, in which threads of gloo sometimes abort."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
     run(rank, folder)
     dist.barrier()
     dist.destroy_process_group()
-    Path(folder, "rendezvous").unlink(missing_ok=True)  # for those that come later
+    Path(folder, "rendezvous").unlink(missing_ok=True)  # later processes make a new one
     os._exit(0)
 
 
 def gathered(value: Any) -> list[Any]:
-    """What every process has."""
+    """The values of all processes."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
 class Collectives(TorchDispatchMode):
-    """Within the ``with`` block, the calls that communicate."""
+    """Records the communicating calls within the ``with`` block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,17 +77,17 @@ class Collectives(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(kind.__name__ == "DTensor" for kind in types):
-            return NotImplemented  # and is seen as what it is made of
+            return NotImplemented  # its local operations are dispatched again
         if func.namespace in ("c10d", "_c10d_functional"):
             self.calls.append(func.__name__)
         return func(*args, **(kwargs or {}))
 
 
-# What they train.
+# Training.
 
 
 class Net(nn.Sequential):
-    """Too small for four shards of everything."""
+    """A network that is too small for four shards of every layer."""
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         torch.manual_seed(0)
@@ -96,7 +96,7 @@ class Net(nn.Sequential):
 
 
 def batch_of(step: int, part: int = 0, parts: int = 1) -> Tensor:
-    """One of the equal parts of the batch of a step."""
+    """Part number ``part`` of the batch of a step, which has ``parts`` equal parts."""
     generator = torch.Generator().manual_seed(step)
     return torch.randn(BATCH, 4, generator=generator, dtype=torch.float64).chunk(parts)[part]
 
@@ -114,7 +114,7 @@ def fit(
     evaluate: bool = False,
     clip: float = 0.0,
 ) -> list[float]:
-    """Train on one of the equal parts of each batch; the norms of the gradients, if they are clipped."""
+    """Train on one of the equal parts of each batch; return the norms of the gradients if they are clipped."""
     norms: list[float] = []
     for step in steps:
         optimizer.zero_grad()
@@ -134,7 +134,7 @@ def fit(
 def collectives_of_a_step(
     model: nn.Module, optimizer: ScheduleFreeOptimizer, step: int, part: int, parts: int
 ) -> list[str]:
-    """Make a step, and tell what it communicates beside the gradients."""
+    """Make a step, and return its communicating calls, without those of the backward pass."""
     optimizer.zero_grad()
     loss_of(model, batch_of(step, part, parts)).backward()
     with Collectives() as collectives:
@@ -143,9 +143,9 @@ def collectives_of_a_step(
 
 
 def fit_in_parts(model: nn.Module, optimizer: ScheduleFreeOptimizer, steps: Iterable[int], parts: int) -> None:
-    """Train as one process on the mean of the gradients of the parts, which are added up in pairs, and pairs of pairs.
+    """Train as one process on the mean of the gradients of the parts, added up in pairs, and pairs of pairs.
 
-    That is the order in which two processes, and two times two, add them up: the bits are to be the same.
+    Two processes, and two times two, add them up in this order, so that the bits must be equal.
     """
     params = list(model.parameters())
     for step in steps:
@@ -158,18 +158,18 @@ def fit_in_parts(model: nn.Module, optimizer: ScheduleFreeOptimizer, steps: Iter
 
 
 def one_process(name: str, steps: int, parts: int = 1, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """x after some steps of a single process."""
+    """The average x after ``steps`` steps of a single process."""
     model = Net(dtype)
     optimizer = OPTIMIZERS[name](model.parameters()).attach(model)
     fit_in_parts(model, optimizer, range(steps), parts)
     return whole(model.state_dict())
 
 
-# What comes out.
+# Results.
 
 
 def whole(named: Any) -> dict[str, Tensor]:
-    """Full copies of a model's state or of its parameters, by their plain names."""
+    """Full copies of the tensors of a state dict or of named parameters, by their names without the prefix of DDP."""
     return {
         name.removeprefix("module."): (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().clone()
         for name, value in (named.items() if isinstance(named, dict) else named)
@@ -181,7 +181,7 @@ def same(some: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def assert_close(some: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-12) -> None:
-    """Where sums are added up in another order, they differ by rounding."""
+    """Assert that tensors are equal except for rounding, where sums are added up in another order."""
     torch.testing.assert_close(some, other, rtol=tolerance, atol=tolerance)
 
 

@@ -1,4 +1,4 @@
-"""Races of the tiny task within a test, and runs that are made up."""
+"""Races of the tiny task within a test, and invented runs."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from unscheduled.lab.task import load_task
 
 
 def race(task: Path, *options: str, out: Path | None = None) -> dict[str, Any]:
-    """Race in this process, and what ``race.json`` then says."""
+    """Race in this process, and return the contents of ``race.json``."""
     out = out or task.parent / "out"
     with pytest.raises(SystemExit) as exit_:
         main(["race", str(task), "--jobs", "1", "--out", str(out), *options])
@@ -26,7 +26,7 @@ def race(task: Path, *options: str, out: Path | None = None) -> dict[str, Any]:
 
 
 def contents(file: Path) -> dict[str, Any]:
-    """Of a JSON file, where NaN and infinity are no numbers."""
+    """The contents of a JSON file, which must not have NaN or infinity."""
 
     def no_constants(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
@@ -35,7 +35,7 @@ def contents(file: Path) -> dict[str, Any]:
 
 
 def refused(task: Path, *options: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line with which a race ends."""
+    """Race, and return the one line of the error with which the race ends."""
     with pytest.raises(SystemExit) as exit_:
         main(["race", str(task), "--jobs", "1", "--out", str(task.parent / "out"), *options])
     assert exit_.value.code == 2
@@ -45,12 +45,12 @@ def refused(task: Path, *options: str, capsys: pytest.CaptureFixture[str]) -> st
 
 
 def kept() -> dict[str, int]:
-    """When each finished run was written."""
+    """The time at which each finished run was written, by the name of its file."""
     return {file.name: file.stat().st_mtime_ns for file in runs_folder().rglob("*.json")}
 
 
 def start(task: Path, *options: str) -> "subprocess.Popen[str]":
-    """A race with two workers, in a process group of its own."""
+    """Start a race with two workers in a new process group."""
     command = [sys.executable, "-m", "unscheduled", "race", str(task), "--jobs", "2"]
     return subprocess.Popen(
         [*command, "--out", str(task.parent / "out"), *options],
@@ -63,7 +63,7 @@ def start(task: Path, *options: str) -> "subprocess.Popen[str]":
 
 
 def planned(task: Path, **choices: Any) -> Plan:
-    """A plan of the task, as it is on disk now."""
+    """The plan of a race on the task as it is on disk now."""
     load_task.cache_clear()
     return make_plan(load_task(str(task)), **choices)
 
@@ -79,7 +79,7 @@ def made_up(
     seconds: float = 1.0,
     diverged_at: int | None = None,
 ) -> dict[str, Any]:
-    """A run that ended with this curve."""
+    """The result of an invented run with this curve."""
     return {
         "contender": contender,
         "horizon": horizon,

@@ -1,6 +1,6 @@
-"""Every optimizer, with its configurations, the same for the oracle, and the arguments that it must refuse.
+"""Every optimizer with its configurations, the corresponding settings of the oracle, and arguments that it must refuse.
 
-A new algorithm is one entry in OPTIMIZERS; every test of the contract is written once over it.
+A new algorithm is one entry in OPTIMIZERS; every test of the contract runs over all entries.
 """
 
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ IMPLEMENTATIONS = ["loop", "foreach", "fused"]
 
 @dataclass(frozen=True)
 class Configuration:
-    """``arguments`` of the optimizer that stand for ``settings`` of the oracle."""
+    """``arguments`` of the optimizer that correspond to ``settings`` of the oracle."""
 
     desc: str
     arguments: dict[str, Any]
@@ -39,7 +39,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Refused:
-    """Arguments that must raise ValueError, and what its message must say."""
+    """Arguments that must raise ValueError, and the pattern of its message."""
 
     arguments: dict[str, Any]
     match: str
@@ -55,9 +55,9 @@ class OptimizerInfo:
 
     cls: type[ScheduleFreeOptimizer]
     rule: str  # its name in the oracle
-    lr: float  # a rate at which the random-gradient runs are well scaled
+    lr: float  # a learning rate that suits random gradients
     beta_arguments: Any  # beta -> arguments
-    own: tuple[Configuration, ...]  # what only this optimizer has
+    own: tuple[Configuration, ...]  # configurations for this optimizer only
     refused: tuple[Refused, ...]
     buffers: frozenset[str]
     oracle: dict[str, Any] = field(default_factory=dict)  # its defaults, where they are not the oracle's
@@ -66,12 +66,12 @@ class OptimizerInfo:
         return self.cls(params, **({"lr": self.lr} | arguments))
 
     def buffers_of(self, param: Tensor) -> frozenset[str]:
-        """What is kept for a parameter: of what is no matrix, Muon keeps what AdamW does."""
+        """The buffers of a parameter; for parameters that are no matrices, Muon has those of AdamW."""
         is_adamws = self.rule == "muon" and param.dim() < 2
         return frozenset({"gap", "exp_avg_sq"}) if is_adamws else self.buffers
 
     def configurations(self) -> list[Configuration]:
-        """Every axis by itself, and some together."""
+        """The configurations: every choice by itself, and some choices together."""
         found = [
             Configuration("default", {}, {}),
             *(Configuration(f"beta={beta:g}", self.beta_arguments(beta), {"beta": beta}) for beta in (0.0, 0.5, 1.0)),
@@ -127,7 +127,7 @@ class OptimizerInfo:
 
 
 class WrappedInfo(OptimizerInfo):
-    """The wrapper over torch's SGD, taken as SGDScheduleFree: decay at z and maximizing are the base's."""
+    """The wrapper over torch's SGD, as SGDScheduleFree: the base does decay at z and maximizing."""
 
     def make(self, params: Any, **arguments: Any) -> ScheduleFreeOptimizer:
         of_base = {"lr": arguments.pop("lr", self.lr), "maximize": arguments.pop("maximize", False)}

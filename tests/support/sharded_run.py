@@ -1,4 +1,4 @@
-"""What the processes of the tests of FSDP2 run."""
+"""The functions that the processes of the tests of FSDP2 run."""
 
 import itertools
 
@@ -33,7 +33,7 @@ CASES = list(itertools.product((True, False), repeat=3))  # attached, saved in t
 
 
 def shard(model: nn.Sequential, mesh: DeviceMesh) -> nn.Module:
-    """Two layers by themselves; the third belongs to the root, which keeps it gathered after a forward pass."""
+    """Shard two layers alone; the third belongs to the root, which keeps it gathered after a forward pass."""
     for layer in (model[0], model[2]):
         fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=mesh)
@@ -48,7 +48,7 @@ def sharded(
 
 
 def everything(rank: int, folder: str) -> None:
-    """One start of the processes serves for several tests."""
+    """Run several tests in processes that are started once."""
     fully_sharded(rank)
     clipped(rank)
     gradients_to_be_added_up()
@@ -59,7 +59,7 @@ def everything(rank: int, folder: str) -> None:
 
 
 def fully_sharded(rank: int) -> None:
-    """Training is as in one process that adds up the same two gradients, in all processes and however it evaluates."""
+    """Training equals that of one process that adds up the same gradients, with and without evaluations."""
     for name in OPTIMIZERS:
         ends: list[dict[str, Tensor]] = []
         for evaluate in (False, True):
@@ -83,7 +83,7 @@ def fully_sharded(rank: int) -> None:
 
 
 def clipped(rank: int) -> None:
-    """Gradients are clipped by the norm of the whole, and the norm of the gap is that of the whole as well."""
+    """Gradients are clipped by the norm of the whole gradient, and ``gap_norm`` is the norm of the whole gap."""
     alone = Net()
     reference = OPTIMIZERS["adamw"](alone.parameters()).attach(alone)
     norms = fit(alone, reference, range(6), clip=0.001)
@@ -101,7 +101,7 @@ def clipped(rank: int) -> None:
 
 
 def gradients_to_be_added_up() -> None:
-    """Those of a parameter that is in every process, of inputs that are divided."""
+    """A replicated parameter whose inputs are divided has gradients that are not added up yet."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     inputs, weight = torch.randn(8, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     dist.broadcast(inputs, 0)
@@ -123,7 +123,7 @@ def gradients_to_be_added_up() -> None:
 
 
 def loss_to_be_added_up() -> None:
-    """As of tensor parallelism."""
+    """A loss may be a DTensor whose parts are not added up yet, as under tensor parallelism."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     weight = torch.arange(6.0).reshape(3, 2)
     param = nn.Parameter(distribute_tensor(weight, mesh, [Shard(0)]))
@@ -132,7 +132,7 @@ def loss_to_be_added_up() -> None:
 
 
 def first_step_without_learning_rate(rank: int) -> None:
-    """A schedule may begin at 0: that is a step of all processes, also of those without a gradient in their shards."""
+    """A first step at lr = 0 is a step of all processes, also of those whose shards have zero gradients."""
     model, optimizer = sharded("sgd")
     group = optimizer.param_groups[0]
     group["lr"] = 0.0
@@ -145,7 +145,7 @@ def first_step_without_learning_rate(rank: int) -> None:
 
 
 def checkpoints(rank: int, folder: str) -> None:
-    """Shards are saved from either mode, and resume bit for bit."""
+    """Shards are saved in either mode, and resume bit for bit."""
     for case, (attach, training, flat) in enumerate(CASES):
         model, optimizer = sharded("adamw", attach)
         fit(model, optimizer, range(3), rank, 2)
@@ -163,7 +163,7 @@ def checkpoints(rank: int, folder: str) -> None:
 
 
 def resharded(rank: int, folder: str) -> None:
-    """What one process has saved goes on in all of them."""
+    """A checkpoint of one process resumes in all processes."""
     for case, (attach, _, flat) in enumerate(CASES):
         model, optimizer = sharded("adamw", attach)
         spoil(model)
@@ -176,14 +176,14 @@ def resharded(rank: int, folder: str) -> None:
 
 
 def spoil(model: nn.Module) -> None:
-    """Weights that are no one's."""
+    """Overwrite the parameters with weights that belong to no run."""
     with torch.no_grad():
         for param in model.parameters():
             param.fill_(7.0)
 
 
 def narrow(rank: int, folder: str) -> None:
-    """Parameters of 16 bits, with the rest of y beside them: x is that of one process, and it resumes as well."""
+    """Sharded split weights: x equals that of one process, also after a resume."""
     model, optimizer = sharded("adamw", dtype=torch.bfloat16)
     fit(model, optimizer, range(4), rank, 2, evaluate=True)
     assert same(whole(model.state_dict()), one_process("adamw", 4, 2, torch.bfloat16))
@@ -196,7 +196,7 @@ def narrow(rank: int, folder: str) -> None:
 
 
 def refused() -> None:
-    """Compact states are for whole parameters."""
+    """Compact states are refused for sharded parameters."""
     model, _ = sharded("adamw")
     with pytest.raises(ValueError, match=r"state_precision = 'compact' is for whole parameters.*one is sharded"):
         AdamWScheduleFree(model.parameters(), state_precision="compact")

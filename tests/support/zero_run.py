@@ -1,4 +1,4 @@
-"""What the processes of the tests of ZeroRedundancyOptimizer run."""
+"""The functions that the processes of the tests of ZeroRedundancyOptimizer run."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, ScheduleFreeWr
 
 
 def sharded_moments() -> tuple[nn.Module, ScheduleFreeOptimizer, ZeroRedundancyOptimizer]:
-    """Each process keeps a part of what AdamW keeps, and the whole gap."""
+    """A wrapper over ZeRO: each process has a part of AdamW's state, and the whole gap."""
     model = Net()
     zero = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=0.01)
     return DistributedDataParallel(model), ScheduleFreeWrapper(zero).attach(model), zero
 
 
 def over_zero(rank: int, folder: str) -> None:
-    """All is as over AdamW itself; rank 0 may evaluate alone. Saving needs ZeRO's own consolidation."""
+    """Training equals that over AdamW itself; rank 0 may evaluate alone; saving needs ZeRO's consolidation."""
     plain = Net()
     plain_optimizer = ScheduleFreeWrapper(torch.optim.AdamW(plain.parameters(), lr=0.01)).attach(plain)
     plain_parallel = DistributedDataParallel(plain)
@@ -54,7 +54,7 @@ def over_zero(rank: int, folder: str) -> None:
 
 
 def within_zero(rank: int, folder: str) -> None:
-    """Each process switches its own part of the parameters, and has to have the others from the others."""
+    """Each process switches its own part of the parameters, and has to receive the other parts."""
 
     def zero_of(model: nn.Module) -> Any:
         return ZeroRedundancyOptimizer(model.parameters(), AdamWScheduleFree, lr=0.01, warmup_steps=2)
@@ -94,7 +94,7 @@ def within_zero(rank: int, folder: str) -> None:
 
 
 def share(model: nn.Module, zero: ZeroRedundancyOptimizer) -> None:
-    """Every parameter is what it is in the process whose optimizer has it."""
+    """Give every parameter its values in the process whose optimizer has it."""
     mine = {param for group in zero.optim.param_groups for param in group["params"]}
     for param in model.parameters():
         if param not in mine:

@@ -1,4 +1,4 @@
-"""The averaged weights in a training checkpoint: which weights the optimizer's are, and their x."""
+"""The averaged weights in a training checkpoint: finds the weights that an optimizer trained, and their x."""
 
 from collections import defaultdict
 from contextlib import suppress
@@ -21,7 +21,7 @@ BATCH_NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter as an optimizer has saved it; its state is empty before its first gradient."""
+    """A parameter as an optimizer saved it; its state is empty before its first gradient."""
 
     kind: str
     group: dict[str, Any]
@@ -35,18 +35,18 @@ class Parameter:
 
     @property
     def own_average(self) -> Tensor:
-        """The x that a state of ours tells without the weights."""
+        """The average x, computed from the state of an optimizer of this package, without the weights."""
         y: Tensor = self.state["y"]
         return iterates.averaged(y.to(self.state["gap"].dtype), self.state["gap"], self.group["beta"]).to(y.dtype)
 
     def holds_average(self, weight: Tensor) -> bool:
-        """Whether the weight is x, by its bits or, in a file of the ``schedulefree`` package, by the mode."""
+        """Whether the weight is x: by its bits, or by the mode in a file of the ``schedulefree`` package."""
         if self.kind == "schedulefree":
             return not self.group["train_mode"]
         return torch.equal(weight, narrowed(self.own_average, weight.dtype))
 
     def holds_gradient_point(self, weight: Tensor) -> bool:
-        """Whether the weight is y, likewise."""
+        """Whether the weight is y: by its bits, or by the mode in a file of the ``schedulefree`` package."""
         if self.kind == "schedulefree":
             return bool(self.group["train_mode"])
         return torch.equal(weight, narrowed(self.state["y"], weight.dtype))
@@ -54,7 +54,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Fit:
-    """Weights, and the parameters of schedule-free optimizers by their names among them."""
+    """A set of weights, and the parameters of schedule-free optimizers by the names of their weights."""
 
     weights: Weights
     parameters: dict[str, Parameter]
@@ -65,7 +65,7 @@ class Fit:
 
     @property
     def distance(self) -> float:
-        """How far the weights are from the x and from the y of the optimizer's state, whichever is nearer."""
+        """The largest distance of a weight from the nearer one of the x and the y in its optimizer's state."""
         return max(
             (
                 min(float((weight - own).abs().max()) for own in (parameter.own_average, parameter.state["y"]))
@@ -77,20 +77,20 @@ class Fit:
 
     @property
     def at_gradient_point(self) -> int:
-        """How many of the weights are not x."""
+        """The number of weights that are not x."""
         return sum(not parameter.holds_average(weight) for weight, parameter in self.started)
 
 
 def averaged(checkpoint: Checkpoint) -> tuple[Weights, int]:
-    """The weights with every parameter of the optimizers at x, and how many tensors those are.
+    """The weights of a checkpoint with every parameter of the optimizers at x, and the number of these parameters.
 
     Raises:
-        CheckpointError: if no optimizer is a schedule-free one, their state is not that of these weights, or it does
-            not tell x.
+        CheckpointError: if no optimizer is schedule-free, the state does not belong to the weights, or x cannot be
+            computed from it.
     """
     if all(kind(optimizer) == "other" for optimizer in checkpoint.optimizers):
         raise CheckpointError(
-            "the optimizer in it is not schedule-free: its weights are what they are, without average"
+            "the optimizer in it is not schedule-free, so there is no average: use the weights as they are"
         )
     fit = located(checkpoint)
     averages = {name: _average(name, fit.weights[name], parameter) for name, parameter in fit.parameters.items()}
@@ -105,7 +105,7 @@ def _average(name: str, weight: Tensor, parameter: Parameter) -> Tensor:
         x = narrowed(parameter.own_average, weight.dtype)
         if not any(torch.allclose(weight, own.to(weight.dtype), rtol=1e-2, atol=1e-6) for own in (x, state["y"])):
             raise CheckpointError(
-                f"{name} is neither the x nor the y of the optimizer's state: the two are of different moments"
+                f"{name} is neither the x nor the y of the optimizer's state: save both after the same step"
             )
     elif group["train_mode"]:
         z, beta = state["z"].double(), beta_of(group)
@@ -120,21 +120,21 @@ def _average(name: str, weight: Tensor, parameter: Parameter) -> Tensor:
 
 
 def beta_of(group: dict[str, Any]) -> float:
-    """The beta that a group of the ``schedulefree`` package states."""
+    """The beta in a parameter group of the ``schedulefree`` package."""
     return float(group["momentum"] if "momentum" in group else group["betas"][0])
 
 
-# Which weights the optimizer's are.
+# Finding the weights of the optimizers.
 
 
 def located(checkpoint: Checkpoint) -> Fit:
-    """The weights that the optimizers trained.
+    """Find the weights that the optimizers trained.
 
-    Others of the same form may be beside them, such as those of the best step. The state of an optimizer of ours has y
-    and tells x, so that the nearest to one of them are its own.
+    A checkpoint may have other weights with the same names and shapes, such as those of the best step. The state of an
+    optimizer of this package has y and gives x, so the weights that are nearest to one of the two belong to it.
 
     Raises:
-        CheckpointError: if none fit, or several do and nothing tells them apart.
+        CheckpointError: if no weights fit, or several sets fit and nothing distinguishes them.
     """
     parameters = [parameter for optimizer in checkpoint.optimizers for parameter in _parameters(optimizer)]
     if all(parameter.kind == "other" for parameter in parameters):
@@ -143,12 +143,12 @@ def located(checkpoint: Checkpoint) -> Fit:
     for weights in checkpoint.candidates:
         with suppress(CheckpointError):
             fits += _fits(weights, parameters)
-    fits = fits or _fits(checkpoint.candidates[0], parameters)  # which says why not
+    fits = fits or _fits(checkpoint.candidates[0], parameters)  # raises the error that says why
     kinds = {parameter.kind for _, parameter in fits[0].started}
     if len(fits) > 1 and kinds == {"schedulefree"}:
         raise CheckpointError(
-            f"{len(fits)} sets of weights in it fit the optimizer, and nothing tells which of them it trained: save "
-            "the right ones by themselves, and give the file of the optimizer with --optimizer"
+            f"{len(fits)} sets of weights in it fit the optimizer, and nothing shows which of them it trained: save "
+            "the right set in its own file, and give the file of the optimizer with --optimizer"
         )
     return min(fits, key=lambda fit: (fit.distance, fit.at_gradient_point))
 
@@ -163,15 +163,15 @@ def _parameters(optimizer: Optimizer) -> list[Parameter]:
 
 
 def _iterates(state: Any, whose: str) -> State:
-    """The tensors of a state that tell x and y; none before the first gradient."""
+    """The tensors of a state that determine x and y; none before the first gradient."""
     return {name: wide(with_whole_y(state), name) for name in ITERATES[whose] if state}
 
 
 def _fits(weights: Weights, parameters: list[Parameter]) -> list[Fit]:
-    """The ways in which the optimizers may belong to these weights: by names, if they tell; else by the order.
+    """The ways to assign the parameters of the optimizers to these weights: by names if all have one, else by order.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is no such way.
     """
     _check_weights(weights)
     schedule_free = [parameter for parameter in parameters if parameter.kind != "other"]
@@ -200,7 +200,7 @@ def _check_weights(weights: Weights) -> None:
 
 
 def _mismatch(weights: Weights, way: dict[str, Parameter]) -> str:
-    """What does not fit in the shapes; nothing if all do."""
+    """The first weight whose shape or dtype does not fit, as a message; "" if all fit."""
     for name, parameter in way.items():
         if parameter.shape not in (None, weights[name].shape):
             return (
@@ -208,12 +208,12 @@ def _mismatch(weights: Weights, way: dict[str, Parameter]) -> str:
                 "state: they are of different models"
             )
         if parameter.state and weights[name].dtype not in REAL:
-            return f"{name} has the dtype {weights[name].dtype}, in which nothing is trained"
+            return f"{name} has the dtype {weights[name].dtype}, but parameters are real: they are of different models"
     return ""
 
 
 def _with_tied(weights: Weights, way: dict[str, Parameter]) -> dict[str, Parameter]:
-    """With the other names of the very same weights, which are tied ones."""
+    """The parameters by name, also by the other names of tied weights, whose values are equal."""
     alone = [name for name in weights if name not in way and weights[name].numel()]
     return way | {
         other: parameter
@@ -224,9 +224,12 @@ def _with_tied(weights: Weights, way: dict[str, Parameter]) -> dict[str, Paramet
 
 
 def _in_order(weights: Weights, parameters: list[Parameter]) -> dict[str, Parameter]:
-    """The schedule-free parameters by the names of the weights, if the parameters are in the order of the weights.
+    """The schedule-free parameters by the names of the weights, assigned in the order of the weights.
 
-    Buffers of BatchNorm do not count, and tied weights count once.
+    Buffers of BatchNorm are skipped, and tied weights count once.
+
+    Raises:
+        CheckpointError: if the numbers or the shapes differ, or the order may be wrong.
     """
     names: dict[int, str] = {}
     for name, weight in weights.items():
@@ -243,9 +246,9 @@ def _in_order(weights: Weights, parameters: list[Parameter]) -> dict[str, Parame
         groups[weights[name].shape].add(id(parameter.group))
     for name, parameter in way.items():
         unconfirmed = parameter.kind == "schedulefree" and parameter.state and parameter.group["train_mode"]
-        if unconfirmed and len(groups[weights[name].shape]) > 1:  # a state of ours has y, which confirms the order
+        if unconfirmed and len(groups[weights[name].shape]) > 1:  # y in a state of ours confirms the order
             raise CheckpointError(
-                f"parameters of shape {tuple(weights[name].shape)} are in several groups, and without names nothing "
-                "tells which is which: save in eval mode, or load it in Python and use averaged_state_dict"
+                f"parameters of shape {tuple(weights[name].shape)} are in several groups, and without names their "
+                "order is unknown: save in eval mode, or load it in Python and use averaged_state_dict"
             )
     return {name: parameter for name, parameter in way.items() if parameter.kind != "other"}

@@ -23,7 +23,7 @@ Optimizer = dict[str, Any]
 
 
 def weights_in(tree: Any) -> list[Weights]:
-    """Every dictionary of named tensors that is not an optimizer's."""
+    """Every dictionary of named tensors in a tree that belongs to no optimizer."""
     found = [
         {
             name: value
@@ -37,7 +37,7 @@ def weights_in(tree: Any) -> list[Weights]:
 
 
 def optimizers_in(tree: Any) -> list[Optimizer]:
-    """The state dicts of all optimizers.
+    """The state dicts of all optimizers in a tree.
 
     Raises:
         CheckpointError: if one is damaged.
@@ -52,30 +52,31 @@ def optimizers_in(tree: Any) -> list[Optimizer]:
 
 
 def kind(optimizer: Optimizer) -> str:
-    """Whose state dict it is: ``unscheduled``, ``schedulefree`` or ``other``."""
+    """The package that made an optimizer's state dict: ``unscheduled``, ``schedulefree`` or ``other``."""
     if all("averaging" in group for group in optimizer["param_groups"]):
         return "unscheduled"
     return "schedulefree" if all("train_mode" in group for group in optimizer["param_groups"]) else "other"
 
 
 def is_dense(tensor: Any) -> bool:
-    """Whether it is a tensor whose numbers are here, one by one: neither sparse nor quantized nor without memory."""
+    """Whether an object is a tensor with a number in memory for each element: not sparse, quantized or sharded."""
     if not isinstance(tensor, Tensor) or tensor.is_nested or tensor.layout != torch.strided:
         return False
     return tensor.device.type == "cpu" and not tensor.is_quantized and not hasattr(tensor, "to_local")
 
 
 def is_number(value: Any) -> bool:
-    """Whether a float can be made of it, exactly or not."""
+    """Whether an object can be converted to a float, exactly or not."""
     if isinstance(value, Tensor):
         return is_dense(value) and value.numel() == 1 and not value.is_complex()
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _walk(tree: Any) -> Iterator[dict[Any, Any]]:
-    """The dictionaries in dictionaries and lists, from the outside to the inside, each once, not those of optimizers.
+    """Yield all dictionaries within dictionaries and lists, each once, from the outside to the inside.
 
-    A file may nest deeply, and one object may be in many places, even in itself.
+    An optimizer's state dict is yielded without the dictionaries in it. There is no recursion, since a file may nest
+    deeply, and one object may be in many places, even in itself.
     """
     pending, seen = [tree], set[int]()
     while pending:
@@ -98,7 +99,7 @@ def _is_optimizer(entries: dict[Any, Any]) -> bool:
 
 
 def _unflattened(entries: dict[Any, Any]) -> Optimizer | None:
-    """The optimizer's state that DCP has flattened into ``state.NAME.KEY`` and ``param_groups.NAME.KEY``."""
+    """The optimizer's state dict that DCP flattened into ``state.NAME.KEY`` and ``param_groups.NAME.KEY``, or None."""
     states: dict[str, State] = {}
     groups: dict[str, dict[str, Any]] = {}
     for key, value in entries.items():
@@ -115,7 +116,7 @@ def _unflattened(entries: dict[Any, Any]) -> Optimizer | None:
 
 
 def _check(optimizer: Optimizer) -> None:
-    """Raise CheckpointError unless what the commands read is of the form in which optimizers save it."""
+    """Raise CheckpointError unless the entries that the commands read have the form in which optimizers save them."""
     states = _dictionary(optimizer["state"], "its state")
     groups = [_dictionary(group, "a parameter group") for group in _list(optimizer["param_groups"], "its param_groups")]
     for group in groups:
@@ -166,9 +167,9 @@ def _check_tensors(state: State, names: tuple[str, ...], where: str) -> None:
             _require(cast(Tensor, tensor).dtype in REAL, f"{name} {where} has the dtype {cast(Tensor, tensor).dtype}")
         _require(cast(Tensor, tensor).shape == state[names[0]].shape, f"{name} {where} has another shape than its gap")
     low = state.get("low")
-    if low is not None:  # a y of 16 bits is saved as two tensors
+    if low is not None:  # beside parameters of 16 bits, y is saved as two tensors
         fits = is_dense(low) and low.dtype == torch.int16 and "y" in names and low.shape == state["y"].shape
-        _require(fits and is_split(state["y"].dtype), f"low {where} is not the rest of a y of 16 bits")
+        _require(fits and is_split(state["y"].dtype), f"low {where} does not belong to a y of 16 bits")
 
 
 def _check_names(names: list[Any]) -> None:

@@ -1,7 +1,7 @@
-"""Checkpoints of torch's DCP: what they hold, read without torch's own reader, which runs what the files say.
+"""Reads checkpoints of torch's DCP without running code from them, unlike torch's own reader.
 
-The file ``.metadata`` is a pickle. The names in it that DCP writes become records, which have no code; all others are
-refused, so that nothing in it runs. Each entry is the slice of a file, and is in turn a file of ``torch.save``.
+The file ``.metadata`` is a pickle. Its classes that DCP writes become records, which have no code; all other names are
+refused, so that no code in the file runs. Each entry is a slice of a file, in the format of ``torch.save``.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ RECORDS: dict[str, frozenset[str]] = {
     "torch.serialization": frozenset({"_get_layout"}),
     "pathlib": PATHS,
     "pathlib._local": PATHS,  # Python 3.13
-    "builtins": frozenset({"getattr"}),  # of an enum, in Python 3.11.0: a record like the others
+    "builtins": frozenset({"getattr"}),  # part of a pickled enum in Python 3.11.0
 }
 
 
 class Record:
-    """The fields of an object in the file, without the code of its class."""
+    """The attributes of a pickled object, without the code of its class."""
 
     fields: dict[str, Any]
 
@@ -63,24 +63,24 @@ class Record:
 
 
 class Unpickler(pickle.Unpickler):
-    """An unpickler that makes records, tuples and dtypes.
+    """Unpickles records, tuples and dtypes, and nothing else.
 
     Raises:
-        CheckpointError: at any other name.
+        CheckpointError: if the pickle names anything else.
     """
 
     def find_class(self, module: str, name: str, /) -> Any:
         if name in RECORDS.get(module, ()):
-            return type(name, (Record,), {})  # of its own: the file cannot change another
+            return type(name, (Record,), {})  # a new class each time, since a file may change its class
         if module == "torch" and name == "Size":
             return tuple
         if module == "torch" and isinstance(vars(torch).get(name), torch.dtype):
             return vars(torch)[name]
-        raise CheckpointError(f"{module}.{name} is in it, which is no part of a distributed checkpoint")
+        raise CheckpointError(f"it has {module}.{name}, which is no part of a distributed checkpoint")
 
 
 class Place(NamedTuple):
-    """Where an entry is, or a part of a tensor: the slice of a file, and the position of its first element."""
+    """The slice of a file that has an entry or a part of a tensor, and the position of the part's first element."""
 
     path: Path
     offset: int
@@ -89,7 +89,7 @@ class Place(NamedTuple):
 
 
 def read(folder: Path) -> Any:
-    """Read a distributed checkpoint, nested as it was when it was saved.
+    """Read a distributed checkpoint, and return it nested as it was saved.
 
     Raises:
         CheckpointError: if it is damaged, or has other objects than tensors, numbers and strings.
@@ -108,14 +108,14 @@ def read(folder: Path) -> Any:
         return _nested(entries)
     except CheckpointError as error:
         raise CheckpointError(f"{folder} cannot be read as a distributed checkpoint: {error}") from error
-    except Exception as error:  # whatever a damaged file leads to
+    except Exception as error:  # a damaged file can raise any error
         raise CheckpointError(f"{folder} cannot be read as a distributed checkpoint: {path.name} is damaged") from error
 
 
 def _metadata(pickled: bytes) -> Record:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
         if opcode.name.endswith("PUT") and cast(int, argument) > count:
-            raise ValueError("an object has a number that is too high, up to which the unpickler would allot memory")
+            raise ValueError("the index of an object is so high that the unpickler would allocate too much memory")
     return cast(Record, Unpickler(io.BytesIO(pickled)).load())
 
 
@@ -149,7 +149,7 @@ def _slice(place: Place) -> bytes:
 
 
 def _joined(what: str, shape: torch.Size, parts: list[tuple[tuple[int, ...], Tensor]]) -> Tensor:
-    """A tensor from its parts, and the positions of their first elements."""
+    """The tensor that consists of these parts, each given with the position of its first element."""
     missing = CheckpointError(f"{what} lacks a part of the tensor")
     if sum(part.numel() for _, part in parts) < math.prod(shape):
         raise missing
@@ -158,7 +158,7 @@ def _joined(what: str, shape: torch.Size, parts: list[tuple[tuple[int, ...], Ten
     for start, part in parts:
         window = tuple(slice(first, first + length) for first, length in zip(start, part.shape, strict=True))
         if part.dtype != whole.dtype or whole[window].shape != part.shape or min(start, default=0) < 0:
-            raise CheckpointError(f"{what} has a part that is not of the tensor")
+            raise CheckpointError(f"{what} has a part that does not fit into the tensor")
         whole[window] = part
         known[window] = True
     if not known.all():
@@ -167,11 +167,11 @@ def _joined(what: str, shape: torch.Size, parts: list[tuple[tuple[int, ...], Ten
 
 
 class _Branch(dict[Any, Any]):
-    """A dictionary or a list that is being put together, by key or by position."""
+    """A dictionary or a list in construction, by key or by position."""
 
 
 def _nested(entries: Mapping[tuple[Any, ...], Any]) -> Any:
-    """The entries in dictionaries, by names, and lists, by positions."""
+    """The entries nested in dictionaries, by names, and in lists, by positions."""
     root = _Branch()
     for path, value in entries.items():
         branch = root

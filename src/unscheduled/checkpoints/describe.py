@@ -1,4 +1,4 @@
-"""What a training checkpoint holds, for people."""
+"""Describes the contents of a training checkpoint in text."""
 
 import math
 
@@ -8,10 +8,10 @@ from unscheduled.checkpoints.file import Checkpoint
 
 
 def described(checkpoint: Checkpoint) -> list[str]:
-    """The optimizers with their groups, and which weights are beside them, in lines.
+    """The lines that describe a checkpoint: its optimizers with their groups, and whether its weights are x or y.
 
     Raises:
-        CheckpointError: if the weights are not those of the optimizers.
+        CheckpointError: if the weights do not belong to the optimizers.
     """
     fit = located(checkpoint)
     counts = [weight.numel() for weight in fit.weights.values()]
@@ -37,7 +37,7 @@ def described(checkpoint: Checkpoint) -> list[str]:
 
 
 def _held(fit: Fit) -> str:
-    """What the weights are."""
+    """A description of the weights: x, y, or neither."""
     if not fit.parameters:
         return "what they are: the optimizer is not schedule-free"
     averages = [parameter.holds_average(weight) for weight, parameter in fit.started]

@@ -1,4 +1,4 @@
-"""The state of an optimizer for other libraries: for the ``schedulefree`` package, and for ``torch.optim.AdamW``."""
+"""Exports the state of an optimizer to the ``schedulefree`` package and to ``torch.optim.AdamW``."""
 
 from typing import Any, Protocol, cast
 
@@ -14,7 +14,7 @@ from unscheduled.state.param_groups import Group, counters_on_host
 from unscheduled.state.parameter import Iterates, State
 
 SHARED = ("params", "param_names", "initial_lr", "lr", "momentum", "betas", "eps", "weight_decay", "silent_sgd_phase")
-"""What the groups of the package have under the same name, if they have it; ``initial_lr`` is a scheduler's."""
+"""Entries that the groups of both packages have under the same name; learning-rate schedulers add ``initial_lr``."""
 
 
 class Exported(Protocol):
@@ -29,24 +29,24 @@ class Exported(Protocol):
 
 
 def export_schedulefree_state_dict(optimizer: Exported) -> dict[str, Any]:
-    """A state dict that the ``schedulefree`` package's optimizer of the same name loads, to go on with the run there.
+    """A state dict for the optimizer of the same name in the ``schedulefree`` package, which continues the run.
 
-    It goes with the weights that are saved beside ``optimizer.state_dict()``, whose mode becomes ``train_mode``: y in
-    train mode, x in eval mode or where a model is attached. For each parameter it has z, in the parameter's precision,
-    and the second moments. The package counts the gradients of a group, not of a parameter: one that has seen fewer
-    gets another bias correction there.
+    It belongs to the weights that are saved beside ``optimizer.state_dict()``, whose mode becomes ``train_mode``: y in
+    train mode, x in eval mode or if a model is attached. For each parameter it has z, in the parameter's precision, and
+    the second moments. The package counts the gradients of a group, not of a parameter, so that a parameter that has
+    seen fewer gradients than its group gets another bias correction there.
 
-    ``optimizer.load_state_dict`` of this package takes it too.
+    ``optimizer.load_state_dict`` of this package loads it too.
 
     Args:
-        optimizer: an :class:`SGDScheduleFree`, :class:`AdamWScheduleFree` or :class:`RAdamScheduleFree`; it is left as
-            it is.
+        optimizer: an :class:`SGDScheduleFree`, :class:`AdamWScheduleFree` or :class:`RAdamScheduleFree`; it does not
+            change.
 
     Raises:
-        ValueError: if the package cannot express it: an interpolation that changes, another averaging than the
-            polynomial over the running maximum, one that was restarted, frozen or cools down, a warmup of the averaging
-            or of RAdam that is not over, a Polyak step, decay at z or AdamC's, ``maximize``, an inner momentum, beta =
-            0 (or, in SGD, 1), or a beta that was changed since y was formed.
+        ValueError: if the package has no counterpart: an interpolation that changes, another averaging than the
+            polynomial over the running maximum, an averaging that is restarted, frozen or cools down, a warmup of the
+            averaging or of RAdam that is not over, a Polyak step, decay at z or AdamC's, ``maximize``, an inner
+            momentum, beta = 0 (or, in SGD, 1), or a beta that was changed since y was formed.
 
     Example:
         >>> import torch
@@ -97,23 +97,23 @@ def export_schedulefree_state_dict(optimizer: Exported) -> dict[str, Any]:
 
 
 def export_adamw_state_dict(optimizer: Exported) -> dict[str, Any]:
-    """A state dict for ``torch.optim.AdamW``, to go on with it from the average x.
+    """A state dict for ``torch.optim.AdamW``, which continues from the average x.
 
     Load it beside the weights x: those in the parameters after ``optimizer.eval().detach()`` (an optimizer that stays
-    attached would go on to put its y and x into them), or those of :func:`unscheduled.averaged_state_dict`. It has the
-    second moments and the count of gradients of each parameter. The first moments are those of the inner momentum if
-    there is one, and else 0: then the first steps are small, since AdamW takes their bias for corrected. Of the options
-    it has ``lr``, ``eps``, ``weight_decay``, ``maximize`` and beta2; beta1 is the inner momentum, or 0.9. The others
-    are AdamW's defaults. ``lr`` is the last Polyak step if there is one, and AdamC's decay becomes gamma lambda, gamma
-    the last effective learning rate.
+    attached would put its y and x into them), or those of :func:`unscheduled.averaged_state_dict`. It has the second
+    moments and the count of gradients of each parameter. The first moments are those of the inner momentum; without one
+    they are 0, and AdamW's first steps are small, since the bias correction assumes that they contain all gradients. It
+    has the options ``lr``, ``eps``, ``weight_decay``, ``maximize`` and beta2; beta1 is the inner momentum, or 0.9. The
+    other options are AdamW's defaults. With a Polyak step, ``lr`` is the last one. AdamC's decay becomes gamma lambda,
+    where gamma is the last effective learning rate.
 
-    ``optimizer.load_state_dict`` of this package takes it too, to start a new run from x.
+    ``optimizer.load_state_dict`` of this package loads it too, to start a new run from x.
 
     Args:
-        optimizer: an :class:`AdamWScheduleFree` or :class:`RAdamScheduleFree`; it is left as it is.
+        optimizer: an :class:`AdamWScheduleFree` or :class:`RAdamScheduleFree`; it does not change.
 
     Raises:
-        ValueError: if the optimizer keeps no second moments, or has a Polyak step and has not made one yet.
+        ValueError: if a parameter has no second moments, or the optimizer has a Polyak step but has made no step.
 
     Example:
         >>> import torch
@@ -132,7 +132,7 @@ def export_adamw_state_dict(optimizer: Exported) -> dict[str, Any]:
     if "AdamW" not in _destinations(optimizer):
         raise ValueError(
             f"{type(optimizer).__name__} has no second moments of all parameters for AdamW: call eval() and detach(), "
-            "and start another optimizer afresh from the average x"
+            "and start a new optimizer from the average x"
         )
     exported = optimizer.state_dict()
     states: dict[int, State] = {}
@@ -145,7 +145,7 @@ def export_adamw_state_dict(optimizer: Exported) -> dict[str, Any]:
         }
     param_groups: list[Group] = []
     for group, saved in zip(optimizer.param_groups, exported["param_groups"], strict=True):
-        adamw = torch.optim.AdamW(  # whose group has what this version of torch wants
+        adamw = torch.optim.AdamW(  # its group has all entries of this version of torch
             [torch.zeros(1, device="cpu")],
             lr=last_lr(group) if isinstance(group["step_size"], PolyakStep) else float(saved["lr"]),
             betas=(_inner_momentum(saved) or 0.9, saved["betas"][1]),
@@ -159,19 +159,19 @@ def export_adamw_state_dict(optimizer: Exported) -> dict[str, Any]:
 
 
 def _destinations(optimizer: object) -> frozenset[str]:
-    """Where the state of an optimizer can be exported to: nowhere, if it is none of this package."""
+    """The libraries to which the state of an optimizer can be exported; none for an optimizer of another package."""
     return getattr(optimizer, "_exports_to", frozenset())
 
 
 def last_lr(group: Group) -> float:
-    """The last effective learning rate of a group, or, where that was 0, as it is set.
+    """The last effective learning rate of a group, or its ``lr`` if the last one was 0.
 
     Raises:
-        ValueError: if it comes from a Polyak step that was 0, or has not been made yet.
+        ValueError: if the group has a Polyak step that was 0, or has made no step.
     """
     lr = on_host(group["effective_lr"])
     if lr == 0.0 and isinstance(group["step_size"], PolyakStep):
-        raise ValueError("effective_lr = 0.0: there is no learning rate to go on with: make a Polyak step before")
+        raise ValueError("effective_lr = 0.0 is no learning rate for AdamW: make a Polyak step above 0 before")
     return lr or float(group["lr"])
 
 
@@ -179,13 +179,13 @@ def _check_expressible(group: Group, index: int, training: bool) -> None:
     """Raise ValueError if the ``schedulefree`` package has no counterpart of a group."""
     averaging, interpolation, step = group["averaging"], group["interpolation"], group["step"]
     beta = group["momentum"] if "momentum" in group else group["betas"][0]
-    warmup = "go on until it is over"
+    warmup = "train until it is over"
     unknown = [
         (not isinstance(interpolation, ConstantInterpolation), "interpolation", "make it ConstantInterpolation()"),
         (not isinstance(averaging, PolynomialAveraging), "averaging", "only PolynomialAveraging can be exported"),
         (getattr(averaging, "weight_lr", "") == "current", "averaging", "make its weight_lr 'maximum'"),
         (getattr(averaging, "cooldown_start", None) is not None, "averaging", "make its cooldown_start None"),
-        (group["averaging_state"] != "running", "averaging_state", "go on until it is 'running'"),
+        (group["averaging_state"] != "running", "averaging_state", "train until it is 'running'"),
         (group["averaging_start"] > 0, "averaging_start", "its averages begin at the first step"),
         (isinstance(group["step_size"], PolyakStep), "step_size", "give it a learning rate"),
         (group.get("corrected_decay", False), "corrected_decay", "make it False"),
@@ -194,7 +194,7 @@ def _check_expressible(group: Group, index: int, training: bool) -> None:
         (group["decay_at"] == "z" and group["weight_decay"] > 0.0, "decay_at", "make it 'y'"),
         (group["maximize"], "maximize", "minimize the negative"),
         (_inner_momentum(group) > 0.0, "inner_momentum", "only 0 can be exported"),
-        (beta == 0.0, "momentum" if "momentum" in group else "betas", "beta is to be above 0, since it divides by it"),
+        (beta == 0.0, "momentum" if "momentum" in group else "betas", "beta must be above 0, since it divides by it"),
         (group.get("momentum") == 1.0, "momentum", "make it less than 1"),
     ]
     for refused, name, remedy in unknown:
@@ -204,7 +204,7 @@ def _check_expressible(group: Group, index: int, training: bool) -> None:
             )
     if training and group["beta"] != beta:
         raise ValueError(
-            f"parameter group {index}: y was formed with beta = {group['beta']}, the next is to be with {beta}: "
+            f"parameter group {index}: y was formed with beta = {group['beta']}, but the next is formed with {beta}: "
             "export in eval mode, or after the next step"
         )
 
@@ -214,7 +214,7 @@ def _inner_momentum(group: Group) -> float:
 
 
 def _started(optimizer: Exported, exported: dict[str, Any]) -> list[tuple[int, Tensor, State, Group]]:
-    """The parameters that have seen a gradient, with their keys in the optimizer's state dict, and what it has."""
+    """The parameters that have seen a gradient, each with its key and state in the state dict, and its group."""
     return [
         (key, param, wide_state(exported["state"][key]), group)
         for group, saved in zip(optimizer.param_groups, exported["param_groups"], strict=True)

@@ -1,4 +1,4 @@
-"""Training checkpoints as files: what they hold, and writing weights."""
+"""Reads training checkpoints from files, and writes weights to files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Every set of named tensors that may be the weights, the largest first, and the optimizers' state dicts."""
+    """All sets of named tensors that may be the weights, the largest first, and the optimizers' state dicts."""
 
     candidates: list[Weights]
     optimizers: list[Optimizer]
@@ -41,14 +41,14 @@ class Checkpoint:
 def read(path: Path, optimizer_path: Path | None = None) -> Checkpoint:
     """Read a checkpoint: a file of ``torch.save``, or a folder of Transformers, Accelerate or torch's DCP.
 
-    Nothing in the files runs, so they may be from others.
+    No code in the files runs, so they may come from others.
 
     Args:
-        path: what holds the weights, and the optimizer's state too, unless that is elsewhere.
+        path: the file or folder with the weights, and with the optimizer's state if ``optimizer_path`` is None.
         optimizer_path: the file with the optimizer's state.
 
     Raises:
-        CheckpointError: if it cannot be read, or has no weights or no optimizer's state.
+        CheckpointError: if a file cannot be read, or there are no weights or no optimizer's state.
     """
     tree = _read_folder(path, optimizer_path is None) if path.is_dir() else _read_file(path)
     optimizers = optimizers_in(load(optimizer_path) if optimizer_path else tree)
@@ -79,7 +79,7 @@ def _read_folder(path: Path, with_optimizer: bool) -> Any:
 
 
 def _first(folder: Path, names: tuple[str, ...], remedy: str) -> Path:
-    """The first of these files that is in a folder."""
+    """The first of these names under which the folder has a file."""
     for name in names:
         if (folder / name).exists():
             return folder / name
@@ -87,7 +87,7 @@ def _first(folder: Path, names: tuple[str, ...], remedy: str) -> Path:
 
 
 def _read_shards(path: Path) -> Weights:
-    """The weights that an index of Transformers finds in several files, in the order of the files."""
+    """The weights in the files that an index of Transformers lists, in the order of the files."""
     names: dict[str, set[str]] = defaultdict(set)
     for name, shard in _weight_map(path).items():
         names[str(inside(path.parent, shard, path).relative_to(path.parent))].add(name)
@@ -101,7 +101,7 @@ def _read_shards(path: Path) -> Weights:
 
 
 def _weight_map(path: Path) -> dict[str, Any]:
-    """The shards by the names of the weights in them."""
+    """The file of each weight by the weight's name, from an index of Transformers."""
     check_file(path)
     try:
         index = json.loads(path.read_bytes())
@@ -117,7 +117,11 @@ def _weight_map(path: Path) -> dict[str, Any]:
 
 
 def write(weights: Weights, path: Path) -> None:
-    """Write weights, whole or not at all."""
+    """Write weights to a file, completely or not at all.
+
+    Raises:
+        CheckpointError: if the file cannot be written.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         if path.suffix == ".safetensors":
@@ -128,7 +132,7 @@ def write(weights: Weights, path: Path) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
-    except Exception as error:  # the writers raise errors of their own
+    except Exception as error:  # torch and safetensors raise errors of their own classes
         raise CheckpointError(
             f"{path} cannot be written: the disk is full, or the format has no room for the dtype of a tensor"
         ) from error
@@ -137,7 +141,7 @@ def write(weights: Weights, path: Path) -> None:
 
 
 def check_output(path: Path, *sources: Path | None) -> None:
-    """Raise CheckpointError if the averaged weights cannot go there."""
+    """Raise CheckpointError if the averaged weights cannot be written to this path."""
     if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
         raise CheckpointError(f"-o {path}: write to a file that ends in .safetensors, .pt, .pth or .bin")
     if any(source is not None and source.exists() and path.exists() and source.samefile(path) for source in sources):

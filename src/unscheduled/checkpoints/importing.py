@@ -1,4 +1,4 @@
-"""State dicts of other optimizers in the form of ours: those of the ``schedulefree`` package, of Adam and AdamW."""
+"""Converts state dicts of the ``schedulefree`` package, of Adam and of AdamW into the form of this package."""
 
 from collections.abc import Callable
 from itertools import zip_longest
@@ -16,36 +16,37 @@ from unscheduled.state.parameter import State
 States: TypeAlias = dict[Any, State]
 
 KINDS = {"momentum": "SGDScheduleFree", "silent_sgd_phase": "RAdamScheduleFree", "betas": "AdamWScheduleFree"}
-"""The classes that the package has too, by the first of these options that is in their groups."""
+"""The classes of the ``schedulefree`` package, by the first of these options that is in their groups."""
 
 COUNTERS = {"k", "lr_max", "train_mode", "weight_sum"}
-"""What every version of the package keeps in its groups."""
+"""Entries that the groups of every version of the ``schedulefree`` package have."""
 
 NOT_OURS = {"foreach", "k", "r", "scheduled_lr", "train_mode", "weight_lr_power"}
-"""What the package has in its groups, and this one elsewhere or under another name."""
+"""Entries of the ``schedulefree`` package's groups that this package has elsewhere or under another name."""
 
 
 def recognised(state_dict: dict[str, Any], param_groups: list[Group], rule: Callable[[Group], Rule]) -> dict[str, Any]:
-    """A state dict of another optimizer in the form of ours; the very same if it is none of those known.
+    """The state dict converted into the form of this package; the same object if no other optimizer is recognised.
 
-    - The ``schedulefree`` package's SGD, AdamW and RAdam: the run goes on, with the numbers of the file; what the
-      package does not have (``decay_at``, ``interpolation``, ...) is as in our groups. The averaging is polynomial,
-      without warmup. The state of a parameter gets the package's ``z``, with which the weights make the gap: y beside a
-      file of train mode, x beside one of eval mode. All parameters of a group have seen its ``k`` gradients. If the
-      largest learning rate was 0 until now, nothing moved, and no weight of the average is counted: the package counts
-      some if ``weight_lr_power`` is 0.
-    - ``torch.optim.AdamW`` and ``Adam``, for a rule with second moments: these, their counts for the bias correction
-      and, if the rule has momentum, the first moments. A new run, with our options: x = y = z are the weights.
+    - The ``schedulefree`` package's SGD, AdamW and RAdam: the run continues with the numbers of the file; options that
+      the package does not have (``decay_at``, ``interpolation``, ...) are those of ``param_groups``. The averaging is
+      polynomial, without warmup. The state of a parameter gets the package's ``z``; the gap is computed from z and the
+      weights, which are y beside a file of train mode and x beside a file of eval mode. All parameters of a group have
+      seen its ``k`` gradients. If the largest learning rate was 0 until now, nothing has moved and the sum of the
+      averaging weights is 0, although the package's sum is above 0 if ``weight_lr_power`` is 0.
+    - ``torch.optim.AdamW`` and ``Adam``, for a rule with second moments: the file gives the second moments, their
+      counts for the bias correction and, if the rule has momentum, the first moments. A new run begins with the options
+      of ``param_groups``: x = y = z are the weights.
 
     Args:
-        state_dict: the state dict of some optimizer; it is left as it is.
+        state_dict: the state dict of some optimizer; it does not change.
         param_groups: the groups to load it into. Whether they fit is not checked; a group of the file without a
             counterpart is converted like the first.
-        rule: the rule of a group.
+        rule: returns the rule of a group.
 
     Raises:
-        ValueError: if it is of another of the package's optimizers than this one, its groups are in different modes,
-            its x cannot be recovered (beta = 0 in train mode), or a number of it is out of its range.
+        ValueError: if the file is of another class of the ``schedulefree`` package than this optimizer, its groups are
+            in different modes, its x cannot be recovered (beta = 0 in train mode), or a number is out of its range.
     """
     saved_groups: list[Group] = state_dict["param_groups"]
     if all(set(saved) >= COUNTERS for saved in saved_groups):
@@ -74,7 +75,7 @@ def recognised(state_dict: dict[str, Any], param_groups: list[Group], rule: Call
 
 
 def _of_schedulefree(saved: Group, ours: Group, started: States, rule: Rule) -> tuple[Group, States]:
-    """A group of the package, and the state of its parameters."""
+    """A group of the ``schedulefree`` package and the state of its parameters, converted."""
     if _kind(saved) != _kind(ours):
         raise ValueError(
             f"it was made by {_kind(saved)} of the schedulefree package, this optimizer is {_kind(ours)}: "
@@ -99,7 +100,7 @@ def _of_schedulefree(saved: Group, ours: Group, started: States, rule: Rule) -> 
         "weight_sum": weight_sum,
         "lr_max": lr_max,
         "beta": beta,
-        "c": min(weight / weight_sum, 1.0) if weight_sum > 0.0 else 0.0,  # the power may have been changed since
+        "c": min(weight / weight_sum, 1.0) if weight_sum > 0.0 else 0.0,  # the power may have changed since
         "effective_lr": float(saved.get("scheduled_lr", 0.0)),
         "training": bool(saved["train_mode"]),
     }
@@ -112,7 +113,7 @@ def _of_schedulefree(saved: Group, ours: Group, started: States, rule: Rule) -> 
 
 
 def _of_adam(saved: Group, ours: Group, started: States, rule: Rule) -> tuple[Group, States]:
-    """A group of Adam's parameters, and their state."""
+    """A group of Adam or AdamW and the state of its parameters, converted."""
     group = {
         **_options(ours),
         **{name: saved[name] for name in ("params", "param_names") if name in saved},
@@ -131,7 +132,7 @@ def _of_adam(saved: Group, ours: Group, started: States, rule: Rule) -> tuple[Gr
 
 
 def _has_moments(rule: Rule) -> bool:
-    """Whether Adam's state has all that the rule keeps, and the second moments are of use to it."""
+    """Whether the buffers of a rule are second moments, with or without first moments: Adam's state has all of them."""
     return "exp_avg_sq" in rule.buffers and set(rule.buffers) <= {"exp_avg", "exp_avg_sq"}
 
 

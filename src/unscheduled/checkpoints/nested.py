@@ -13,8 +13,9 @@ from unscheduled.state.parameter import State, state_dtype
 def nest(state_dict: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """Put the state of a wrapped optimizer into the state dict of its wrapper.
 
-    That of a parameter stands in its state, and the options of a group in that group, under ``"base"``, so that
-    parameters can be found by name and resharded; what is of no parameter stands beside the groups.
+    The key ``"base"`` of a parameter's state has its state in the wrapped optimizer, and ``"base"`` of a group has that
+    optimizer's options, so that parameters can be found by name and resharded. ``"base"`` of the state dict has the
+    entries that belong to no parameter.
     """
     base = optimizer.state_dict()
     states, base_groups = dict(base.pop("state")), base.pop("param_groups")
@@ -24,15 +25,15 @@ def nest(state_dict: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
         for key, base_key in zip(group["params"], base_group["params"], strict=True):
             if base_key in states:
                 state_dict["state"].setdefault(key, {})["base"] = states.pop(base_key)
-    if states or base:  # what is of no parameter
+    if states or base:  # entries that belong to no parameter
         state_dict["base"] = {**base, "state": states}
 
 
 def separated(state_dict: dict[str, Any], optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A state dict of a wrapper without that of the wrapped optimizer, and that.
+    """Two state dicts, of the wrapper alone and of the wrapped optimizer, from the state dict of the wrapper.
 
     Raises:
-        ValueError: if it was made over another kind of optimizer.
+        ValueError: if the state dict was made over another class of optimizer.
     """
     own_groups, base_groups = list[Group](), list[Group]()
     of_no_parameter = state_dict.get("base", {})
@@ -63,17 +64,17 @@ def separated(state_dict: dict[str, Any], optimizer: torch.optim.Optimizer) -> t
 
 
 def load(nested: dict[str, Any], optimizer: torch.optim.Optimizer, params: list[Tensor]) -> None:
-    """Load what :func:`separated` has found into a wrapped optimizer."""
-    states: dict[Any, State] = copy.deepcopy(nested["state"])  # torch would go on with the tensors of the file
+    """Load the second state dict of :func:`separated` into the wrapped optimizer."""
+    states: dict[Any, State] = copy.deepcopy(nested["state"])  # torch would use the tensors of the file
     optimizer.load_state_dict({**nested, "state": states})
     for position, param in enumerate(params):
-        loaded: State = optimizer.state.get(param) or {}  # ZeRO has those of its own part only
-        for name in loaded.keys() & (states.get(position) or {}).keys():  # a newer version may have put more there
+        loaded: State = optimizer.state.get(param) or {}  # ZeRO has the states of its own part only
+        for name in loaded.keys() & (states.get(position) or {}).keys():  # torch may have added new entries
             loaded[name] = _uncast(states[position][name], loaded[name], param)
 
 
 def _uncast(value: Any, loaded: Any, param: Tensor) -> Any:
-    """What was loaded of a value in a file, but in its own precision or that of z: torch casts it to the weights'."""
+    """The loaded value in its precision in the file, or in that of z, since torch casts it to the weights' dtype."""
     if isinstance(value, dict):
         return {name: _uncast(each, loaded[name], param) for name, each in cast(dict[Any, Any], value).items()}
     if isinstance(value, (list, tuple)):

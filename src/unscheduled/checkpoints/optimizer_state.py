@@ -1,4 +1,4 @@
-"""What may be loaded into an optimizer: everything is checked before anything is changed."""
+"""Checks a state dict before it is loaded into an optimizer, and converts it to the optimizer's tensors."""
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Set
@@ -18,14 +18,14 @@ from unscheduled.state.quantization import problem_of_scales
 from unscheduled.state.split_weights import is_split
 
 VERSION = 1
-"""The format of a state dict: 0, without a number, had y in float32 beside parameters of 16 bits."""
+"""The version of the format of state dicts. In version 0, which has no number, y of 16-bit parameters is float32."""
 
 ESSENTIAL = ("averaging", "step", "lr", "weight_sum", "lr_max", "beta")
-"""Entries that the groups of every version have; no default replaces them."""
+"""Entries that a group of a state dict must have, in every version."""
 
 
 class Loaded(NamedTuple):
-    """A checked state dict, ready to be put in: groups with axes, state by parameter in its own memory, the mode."""
+    """A checked state dict: the groups with axes, a copy of the state of each parameter, and the mode."""
 
     param_groups: list[Group]
     state: dict[Tensor, State]
@@ -33,22 +33,22 @@ class Loaded(NamedTuple):
 
 
 def param_name(group: Group, index: int, position: int) -> str:
-    """What to call a parameter in a message: its name if the optimizer was given names."""
+    """The name of a parameter for a message, or its position if the optimizer has no names; and its shape."""
     names = group.get("param_names")
     shape = tuple(group["params"][position].shape)
     return f"{names[position] if names else f'parameter {position} of group {index}'} (shape {shape})"
 
 
 def plain_name(name: str) -> str:
-    """The name of a parameter without what ``torch.compile`` puts into it."""
+    """The name of a parameter without the parts that ``torch.compile`` adds."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def saved_names(state_dict: dict[str, Any]) -> dict[Any, str]:
-    """The names of the parameters by their keys in a state dict, as far as it has them.
+    """The names of the parameters by their keys in a state dict, as far as it has names.
 
-    They are in its groups if the optimizer was given names, and beside the groups if attached models have them. torch's
-    DCP makes the names the keys.
+    The groups have the names with which the optimizer was constructed; names of an attached model are in
+    ``"param_names"`` beside the groups. In a state dict of torch's DCP the names are the keys.
     """
     names: dict[Any, str] = dict(state_dict.get("param_names", {}))
     for group in _groups_of(state_dict):
@@ -58,9 +58,9 @@ def saved_names(state_dict: dict[str, Any]) -> dict[Any, str]:
 
 
 def counterparts(names: Collection[str], others: Set[str]) -> Iterator[dict[str, str]]:
-    """The ways to find all names among others: as they are; else with the same prefix more, or less, before each.
+    """Yield each mapping of all names to others: to equal names, or else by one prefix added to or removed from all.
 
-    Data parallelism, wrappers and trainers put a prefix before the names of a whole model.
+    Data parallelism, wrappers and trainers put a prefix before all names of a model.
     """
     if others >= set(names):
         yield {name: name for name in names}
@@ -78,7 +78,7 @@ def counterparts(names: Collection[str], others: Set[str]) -> Iterator[dict[str,
 
 
 def check_form(state_dict: Any) -> None:
-    """Raise ValueError if a state dict is not that of an optimizer, or of one that has made a step since."""
+    """Raise ValueError if an object is no state dict of an optimizer, or its optimizer has made a step since."""
     _groups_of(state_dict)
     version = state_dict.get("version", 0)
     if not isinstance(version, int) or version < 0:
@@ -87,9 +87,9 @@ def check_form(state_dict: Any) -> None:
 
 
 def class_defaults(cls: type, defaults: Group) -> Group:
-    """The options of an optimizer's groups, as they are if nothing is given: what an older file lacks is as it was.
+    """The options of a group with the defaults of the class, for options that an older file does not have.
 
-    What the class gives no default for itself is as this optimizer was made.
+    An option without a default in the class has its value in ``defaults``, the options of this optimizer.
     """
     given = {name: each.default for name, each in inspect.signature(cls.__init__).parameters.items()}
     known = {name: given[name] for name in defaults if given.get(name, inspect.Parameter.empty) not in NO_DEFAULTS}
@@ -102,13 +102,13 @@ NO_DEFAULTS = (None, inspect.Parameter.empty)
 
 
 def regrouped(state_dict: dict[str, Any], param_groups: list[Group], names: dict[Tensor, str]) -> dict[str, Any]:
-    """A state dict in the order and the groups of an optimizer, if both have names; else the very same.
+    """A state dict in the order and the groups of an optimizer, if both have names; else the same object.
 
-    Names that do not lead from one to the other, as where two models have the same, have to be in the same order, save
-    for prefixes. Where the names are the keys and others than here, torch's DCP has brought them into order.
+    If the names give no one-to-one mapping, as where two models have the same names, they have to be in the same order,
+    except for prefixes. If the names are keys and differ, torch's DCP has put them in order already.
 
     Raises:
-        ValueError: if the names differ, or parameters that are one group here belong to groups with other values.
+        ValueError: if the names differ, or one group here has parameters of groups with different values there.
     """
     by_key = saved_names(state_dict)
     keys = [(saved, key) for saved in _groups_of(state_dict) for key in saved["params"]]
@@ -129,7 +129,7 @@ def regrouped(state_dict: dict[str, Any], param_groups: list[Group], names: dict
     if missing:
         problem = f"has no {missing[0]}, which this optimizer has"
     elif surplus:
-        problem = f"has {surplus[0]}, which this has not"
+        problem = f"has {surplus[0]}, which this optimizer does not have"
     else:
         problem = "has some names twice, and in another order than this optimizer"
     raise ValueError(
@@ -143,7 +143,11 @@ def _alike(name: str, other: str) -> bool:
 
 
 def _joined(group: list[str], index: int, found: dict[str, tuple[Group, Any]]) -> Group:
-    """The saved values of these parameters as one group."""
+    """The saved values of these parameters as one group.
+
+    Raises:
+        ValueError: if the parameters have different values.
+    """
     first = found[group[0]][0]
     for name in group:
         saved = found[name][0]
@@ -188,15 +192,18 @@ def checked(
     """Check a state dict against the groups of an optimizer.
 
     Args:
-        state_dict: what ``state_dict()`` gave.
-        groups: those to load it into.
-        options: what each group has, with the defaults of the class.
-        rule: the rule of a parameter in a group.
+        state_dict: the state dict, as ``state_dict()`` returns it.
+        groups: the groups of the optimizer.
+        options: the options of a group with the defaults of the class.
+        rule: returns the rule of a parameter in a group.
         check: raises ValueError if an option of a group is out of its range.
-        state_precision: how the buffers are to be stored, whatever they are in the state dict.
+        state_precision: the precision in which the optimizer stores buffers, which may differ in the state dict.
+
+    Returns:
+        The checked groups, states and mode; ``state_dict`` and ``groups`` do not change.
 
     Raises:
-        ValueError: if they do not fit; the message names the parameter.
+        ValueError: if the state dict does not fit; the message names the parameter.
     """
     saved_groups = _groups_of(state_dict)
     if len(saved_groups) != len(groups):
@@ -222,7 +229,7 @@ def checked(
             check(options_of_group)
         except ValueError as error:
             raise ValueError(f"the state dict does not fit: parameter group {index}: {error}") from None
-        options_of_group.pop("param_names", None)  # ours stay
+        options_of_group.pop("param_names", None)  # the optimizer's own names stay
         loaded.param_groups.append(options_of_group)
         compact = state_precision == "compact"
         for position, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
@@ -236,10 +243,10 @@ def checked(
 
 
 def _known(saved: Group, options: Group) -> Group:
-    """A saved group without what is unknown here, if that would change nothing.
+    """A saved group without entries that are unknown here and that do not change the run.
 
     Raises:
-        ValueError: if it may.
+        ValueError: if an unknown entry may change the run.
     """
     unknown = param_groups.unknown_entries(saved, options)
     for name in unknown:
@@ -265,7 +272,7 @@ def _check_count(saved: Group, group: Group, index: int) -> None:
 
 
 def _check_state(state: State, buffers: set[str], param: Tensor, name: str, is_new: bool) -> None:
-    """Raise ValueError if the state of a parameter is not one with these buffers; a new run has no y yet."""
+    """Raise ValueError unless a saved state has these buffers, and y if the run has made steps, in the right form."""
     codes = {buffer for buffer in buffers if has_codes(state, buffer)}
     kept = set(state) - {"kept", "y", "low", "z"} - {f"{buffer}_scale" for buffer in codes}
     if kept != {"step"} | buffers:
@@ -298,10 +305,10 @@ def _check_state(state: State, buffers: set[str], param: Tensor, name: str, is_n
 
 
 def _placed(state: State, dtypes: dict[str, torch.dtype], param: Tensor) -> State:
-    """A copy on the parameter's device, with the buffers stored as these dtypes."""
+    """A copy of a saved state on the parameter's device, with the buffers stored as these dtypes."""
     state = with_whole_y(state)
     placed: State = {"step": int(state["step"])}
-    if is_split(param.dtype):  # until a y is put there, the parameter is y
+    if is_split(param.dtype):  # zeros mean that y is the parameter, until y is loaded
         placed["low"] = torch.zeros_like(param, dtype=torch.int16, memory_format=torch.preserve_format)
     for name, dtype in dtypes.items():
         placed |= restored(state, name, dtype, param)

@@ -1,4 +1,4 @@
-"""Files from others: their tensors, numbers and strings are read, and nothing in them runs."""
+"""Reads tensors, numbers and strings from files that may come from others, without running code in them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import torch
 Source = Path | io.BytesIO
 
 OTHER_OBJECTS = "it has other objects than tensors, numbers and strings"
-REMEDY = "save the state dicts of the model and of the optimizer by themselves"
+REMEDY = "save only the state dicts of the model and of the optimizer"
 
 
 class CheckpointError(Exception):
-    """Says in one line why a checkpoint cannot be used."""
+    """A checkpoint cannot be used; the message is one line."""
 
 
 def load(path: Path) -> Any:
     """The tensors, numbers and strings of a file of ``torch.save``, or the tensors of one of safetensors.
 
     Raises:
-        CheckpointError: if the file is not there, is damaged, or has other objects.
+        CheckpointError: if the file is missing or damaged, or has other objects.
     """
     check_file(path)
     try:
@@ -34,24 +34,24 @@ def load(path: Path) -> Any:
         return _unpickled(path)
     except CheckpointError:
         raise
-    except Exception as error:  # the readers raise whatever a damaged file leads them to
+    except Exception as error:  # a damaged file can raise any error
         reason = "it is damaged or no file of safetensors" if path.suffix == ".safetensors" else _reason(path)
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
 
 
 def loaded(saved: bytes, what: str) -> Any:
-    """The tensors, numbers and strings that ``torch.save`` has written as these bytes.
+    """The tensors, numbers and strings in bytes that ``torch.save`` wrote.
 
     Args:
-        saved: what it has written.
-        what: what to call them in a message.
+        saved: the bytes.
+        what: the name of the bytes in a message.
 
     Raises:
-        CheckpointError: if they are damaged, or have other objects.
+        CheckpointError: if the bytes are damaged, or have other objects.
     """
     try:
         return _unpickled(io.BytesIO(saved))
-    except Exception as error:  # as above
+    except Exception as error:  # damaged bytes can raise any error
         raise CheckpointError(f"{what} cannot be read: {_reason(io.BytesIO(saved))}") from error
 
 
@@ -60,8 +60,8 @@ def _unpickled(source: Source) -> Any:
 
 
 def _reason(source: Source) -> str:
-    """Why torch does not load it: its own messages have many lines, and escape sequences."""
-    with suppress(Exception):  # it may be damaged, or of an old format
+    """The reason, in one line, why torch does not load a source: torch's own messages have many lines."""
+    with suppress(Exception):  # the source may be damaged, or in an old format
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(source))
         if names:
             return f"{OTHER_OBJECTS}, such as {names[0]}: {REMEDY}"
@@ -69,10 +69,10 @@ def _reason(source: Source) -> str:
 
 
 def safetensors() -> Any:
-    """The library's functions for torch.
+    """The module ``safetensors.torch``.
 
     Raises:
-        CheckpointError: if it is not installed.
+        CheckpointError: if safetensors is not installed.
     """
     if importlib.util.find_spec("safetensors") is None:
         raise CheckpointError("files of safetensors need an extra: pip install 'unscheduled[checkpoints]'")
@@ -80,7 +80,7 @@ def safetensors() -> Any:
 
 
 def check_file(path: Path) -> None:
-    """Raise CheckpointError unless there is a file that can be opened."""
+    """Raise CheckpointError unless the path is a file that can be opened."""
     try:
         if path.is_file():
             path.open("rb").close()
@@ -92,14 +92,14 @@ def check_file(path: Path) -> None:
 
 
 def inside(folder: Path, name: Any, index: Path) -> Path:
-    """The file of a folder that an index names.
+    """The path of a file that an index names, within the folder of the index.
 
     Raises:
         CheckpointError: if the name leads out of the folder.
     """
     if not isinstance(name, str):
         raise CheckpointError(f"{index} is damaged: it names a file by a {type(name).__name__}")
-    parts = PureWindowsPath(name)  # which also knows the separators and roots of POSIX
+    parts = PureWindowsPath(name)  # it knows the separators and roots of POSIX too
     if parts.anchor or ".." in parts.parts:
         raise CheckpointError(f"{index} names a file outside of its folder: {name}")
     return folder / name

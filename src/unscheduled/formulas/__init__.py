@@ -1,1 +1,1 @@
-"""The mathematics, framework-free."""
+"""The mathematics, independent of any framework."""

@@ -2,7 +2,7 @@
 
     x' = (1 - c_t) x + c_t z'
 
-An averaging gives c_t. Its sums are Python floats (float64), whatever the dtype of the parameters.
+An averaging computes c_t. Its sums are Python floats (float64) for parameters of every dtype.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from unscheduled.formulas.validation import require_count, require_within
 
 
 class Averaging(Protocol):
-    """An averaging: a frozen dataclass of numbers, called once a step for the weight of that step.
+    """An averaging: a frozen dataclass of numbers that is called once a step and returns the averaging weight.
 
-    Called with t, the number of the step (from 1); the step size gamma of this step, warmup, rectification and Polyak
-    step included; the largest so far; and the sum of the weights so far. Returns c_t in [0, 1] and the new sum. It is
-    not called at steps whose step size is 0: z does not move there, and c = 0.
+    Its arguments are t, the number of the step (from 1); the step size gamma of this step, with warmup, rectification
+    and Polyak step; the largest gamma so far; and the sum of the weights so far. It returns c_t in [0, 1] and the new
+    sum. It is not called at steps whose step size is 0: z does not move there, and c = 0.
 
-    With ``capturable=True`` it is called with numbers that stand on a device, so that it cannot branch on them: in
-    place of ``if``, ``min`` and ``max`` it has to use ``where``, ``minimum`` and ``maximum`` of
-    :mod:`unscheduled.formulas.scalar_math`, which take plain numbers as well.
+    With ``capturable=True`` the arguments are numbers on a device, on which Python cannot branch: in place of ``if``,
+    ``min`` and ``max`` an averaging must use ``where``, ``minimum`` and ``maximum`` of
+    :mod:`unscheduled.formulas.scalar_math`, which accept plain numbers too.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -45,23 +45,24 @@ class PolynomialAveraging:
 
         w_t = t^r (max_{i <= t} gamma_i)^p,    c_t = w_t / sum_{i <= t} w_i
 
-    With a constant learning rate and r = 0 it is the equal-weighted average c_t = 1/t. The first c is 1, so the
-    initial point is dropped.
+    With a constant learning rate and r = 0 all weights are equal, c_t = 1/t. The first c is 1, so that the average
+    does not contain the initial point.
 
     Args:
-        r: power of the step, in (-1, 32] (t^32 is within float64 for 10^9 steps); 0 weighs all steps alike, 1 or more
-            the later ones more (long runs).
-        weight_lr_power: p, power of the learning rate, in [0, 8]; the weights of a warmup are small. 0 ignores the
-            learning rate.
-        warmup_steps: steps before the averaging starts, an integer >= 0: until then c = 1 and no weight is counted.
-        weight_lr: which learning rate it is: ``"maximum"``, the running maximum, so that steps of a decaying learning
-            rate count in full; or ``"current"``, w_t = t^r gamma_t^p, with which any sequence of learning rates is
-            allowed (p = 1 is schedulet).
-        cooldown_start: the last step before a cool-down, an integer >= 1, or None: from there on the weights are
-            counted afresh, t and sum alike, so that x becomes the mean over the steps of the cool-down alone. That is
-            to the average what a linear decay over these steps is to the last iterate, and ends where you like. After a
-            restart of the averaging the steps are counted from there. One of that step and the next has to enter the
-            average, so neither freeze it nor set the learning rate to 0 at both.
+        r: power of the step, in (-1, 32] (t^32 is within float64 for 10^9 steps); 0 gives all steps equal weight, 1
+            or more gives later steps more (long runs).
+        weight_lr_power: p, power of the learning rate, in [0, 8]; with p > 0 the weights of a warmup are small. 0
+            ignores the learning rate.
+        warmup_steps: steps before the averaging starts, an integer >= 0: until then c = 1, and no weight is added
+            to the sum.
+        weight_lr: the learning rate in the weights: ``"maximum"``, the running maximum, with which steps of a decaying
+            learning rate have full weight; or ``"current"``, w_t = t^r gamma_t^p, which allows any sequence of
+            learning rates (p = 1 is schedulet).
+        cooldown_start: the last step before a cool-down, an integer >= 1, or None. After it t and the sum of the
+            weights start again from 0, so that x becomes the mean over the steps of the cool-down alone. This has the
+            effect on the average that a linear decay over these steps has on the last iterate, and may end at any step.
+            After a restart of the averaging, steps are counted from the restart. At least one of this step and the next
+            must enter the average: do not freeze it or set the learning rate to 0 at both.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -87,9 +88,9 @@ class PolynomialAveraging:
 
     @classmethod
     def river(cls, C: float, beta: float) -> PolynomialAveraging:  # noqa: N803 (as in the paper)
-        """The averaging of "Through the River", c_t = min(1, C (1 - beta) gamma_t^2 / sum gamma_i^2), by its power r.
+        """The averaging of "Through the River", c_t = min(1, C (1 - beta) gamma_t^2 / sum gamma_i^2), as a power r.
 
-        Both windows tend to the same share of the run, for r + 1 = (1 - beta) C, so C is another name of r.
+        For r + 1 = (1 - beta) C, the windows 1/c_t of both tend to the same share of the run, so C determines r.
 
         Args:
             C: the decoupling factor, > 0; 1 / (1 - beta) is plain Schedule-Free learning, r = 0.
@@ -131,7 +132,7 @@ class PolynomialAveraging:
         after = before + weight
         c = weight / where(after > 0.0, after, 1.0)
         if start is not None:
-            after = where(step == start, 0.0, after)  # the next step may be one at lr = 0
+            after = where(step == start, 0.0, after)  # the next step may have lr = 0
         if self.warmup_steps > 0:
             warms_up = step <= self.warmup_steps
             c, after = where(warms_up, 1.0, c), where(warms_up, weight_sum, after)
@@ -142,11 +143,11 @@ class PolynomialAveraging:
 class ExponentialAveraging:
     """The exponential moving average of z: c_t = c (Generalized Primal Averaging, where c = 1 - mu_x).
 
-    It has a fixed window of 1/c steps, so the learning rate has to be scheduled. Weight decay is better at z
-    (``decay_at="z"``, as in the paper): at y, z can grow for a while without gradients.
+    Its window of 1/c steps is fixed, so the learning rate needs a schedule. Use weight decay at z (``decay_at="z"``, as
+    in the paper): with decay at y, z can grow for some steps without gradients.
 
     Args:
-        c: weight of the new z, in (0, 1]. GPA's choice is 1 - 0.9^(1/H), H = 32: 0.0033.
+        c: weight of the new z, in (0, 1]. GPA uses 1 - 0.9^(1/H) with H = 32, which is 0.0033.
 
     Raises:
         ValueError: if ``c`` is out of its range.
@@ -169,7 +170,7 @@ class ExponentialAveraging:
 
 @dataclass(frozen=True)
 class NoAveraging:
-    """No averaging, c_t = 1: x = y = z, and what is left is the plain base optimizer.
+    """No averaging, c_t = 1: x = y = z, which is the plain base optimizer.
 
     Example:
         >>> NoAveraging()(step=7, lr=1.0, lr_max=1.0, weight_sum=0.0)

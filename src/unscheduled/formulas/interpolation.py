@@ -1,9 +1,9 @@
-"""The interpolation: where between the base iterate z and the average x the gradient is taken.
+"""The interpolation: the point between the base iterate z and the average x where the gradient is taken.
 
     y = (1 - beta_t) z + beta_t x
 
-beta = 0 takes it at z (Polyak-Ruppert averaging), beta = 1 at x (primal averaging); Schedule-Free learning
-lies between. An interpolation maps the beta that a parameter group states and the number of steps taken to beta_t.
+With beta = 0 it is z (Polyak-Ruppert averaging), with beta = 1 it is x (primal averaging); Schedule-Free learning lies
+between. An interpolation maps the beta of a parameter group and the number of steps made to beta_t.
 """
 
 import math
@@ -15,9 +15,10 @@ from unscheduled.formulas.validation import require_count, require_within
 
 
 class Interpolation(Protocol):
-    """An interpolation: a frozen dataclass, called with (beta, step) for the beta that forms y after ``step`` steps.
+    """An interpolation: a frozen dataclass that maps (beta, step) to the beta that forms y after ``step`` steps.
 
-    It is in [0, 1]. With ``capturable=True`` the step stands on a device, see :class:`unscheduled.Averaging`.
+    It returns a number in [0, 1]. With ``capturable=True`` the step is a number on a device, see
+    :class:`unscheduled.Averaging`.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class ConstantInterpolation:
 
 @dataclass(frozen=True)
 class AnnealedInterpolation:
-    """beta annealed to a maximum, evenly in log(1 - beta): the weight of z shrinks by the same factor every step.
+    """beta annealed to a maximum, linearly in log(1 - beta): the weight of z shrinks by the same factor every step.
 
         beta_t = 1 - (1 - beta)^(1 - p) (1 - beta_max)^p,    p = min(t / steps, 1)
 
@@ -83,7 +84,7 @@ class AnnealedInterpolation:
 
 @dataclass(frozen=True)
 class GrowingInterpolation:
-    """beta that grows towards 1 for ever, with no end to be told: the weight of z falls as a power of the steps.
+    """beta that grows towards 1 without a final step: the weight of z falls as a power of the number of steps.
 
         beta_t = 1 - (start / t)^power (1 - beta)    for t > start, and beta until then
 

@@ -1,19 +1,19 @@
-"""The three sequences of Schedule-Free learning, held as two: the gradient point and the gap.
+"""The three sequences of Schedule-Free learning, stored as two: the gradient point and the gap.
 
     z   the base iterate, which the base optimizer moves
-    x   the running average of z: what is evaluated, saved and shipped
-    y   (1 - beta) z + beta x, where the gradient is taken: what the parameters hold while training
+    x   the average of z, which is evaluated, saved and shipped
+    y   (1 - beta) z + beta x, the gradient point, which the parameters hold while training
 
-Instead of z beside y, one buffer is kept: the **gap** f = z - x. Then
+Beside y, the **gap** f = z - x is stored in place of z. Then
 
     x = y - (1 - beta) f        z = y + beta f
 
 need no division, so every beta in [0, 1] works and beta may change at every step.
 
-The functions are plain arithmetic on whatever supports ``+ - *``: floats, NumPy arrays, tensors. Scalars are
-Python floats (float64). Everything that runs is a lowering of this text. :func:`advance`, :func:`base_move`,
-:func:`less` and the directions of the algorithms have no numbers of their own, since one would widen the arithmetic of
-a lowering that is compiled for float32: what they need, such as 1 - c, they are given.
+The functions are plain arithmetic on objects that support ``+ - *``: floats, NumPy arrays, tensors. Scalars are
+Python floats (float64). Every implementation is a lowering of this text. :func:`advance`, :func:`base_move`,
+:func:`less` and the directions of the algorithms contain no numbers, since a number would widen the arithmetic of a
+lowering for float32: values such as 1 - c are arguments.
 
 Source: Defazio et al., "The Road Less Scheduled", arXiv 2405.15682, equations (2)-(4), with the gap in place of z.
 """
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 
 class Elementwise(Protocol):
-    """Whatever supports elementwise arithmetic with its own kind and with floats."""
+    """An object that supports elementwise arithmetic with objects of its type and with floats."""
 
     def __add__(self, other: Any, /) -> Any: ...
     def __sub__(self, other: Any, /) -> Any: ...
@@ -38,7 +38,7 @@ Array = TypeVar("Array", bound=Elementwise)
 
 
 class Coefficients(NamedTuple):
-    """What the terms of a step are multiplied with, see :func:`advance`."""
+    """The factors of the terms of a step, see :func:`advance`."""
 
     gap_in_y: float
     move_in_y: float
@@ -50,7 +50,7 @@ def coefficients(c: float, beta: float, next_beta: float) -> Coefficients:
     """The coefficients of a step.
 
     Args:
-        c: weight of the new z in the average, in [0, 1]; 1 is no averaging: x' = y' = z'.
+        c: averaging weight of the new z, in [0, 1]; 1 is no averaging: x' = y' = z'.
         beta: interpolation that formed the present y, in [0, 1].
         next_beta: interpolation that forms the next y, in [0, 1].
 
@@ -64,12 +64,12 @@ def coefficients(c: float, beta: float, next_beta: float) -> Coefficients:
 def advance(
     y: Array, gap: Array, move: Array, gap_in_y: float, move_in_y: float, gap_in_gap: float, move_in_gap: float
 ) -> tuple[Array, Array]:
-    """One step of all three sequences: z moves by ``-move``, x averages it in with weight c, y follows.
+    """One step of all three sequences: z moves by ``-move``, x takes the new z in with weight c, y is formed anew.
 
         z' = z - m        x' = (1 - c) x + c z'        y' = (1 - beta') z' + beta' x'
 
-    written for (y, f) in the form whose terms are all small beside y, since the equal form
-    ``x + (...)(f - m)`` cancels in low precision:
+    In terms of (y, f), with terms that are all small beside y, since the equal form ``x + (...)(f - m)`` cancels in low
+    precision:
 
         f' = f - (c f + (1 - c) m)
         y' = y + (c beta' + beta - beta') f - (1 - beta' (1 - c)) m
@@ -77,7 +77,7 @@ def advance(
     Args:
         y: the gradient point, formed with beta.
         gap: f = z - x, the shape of ``y``.
-        move: m, what the base optimizer subtracts from z: step size times direction, decay included.
+        move: m, which the base optimizer subtracts from z: step size times direction, with decay.
         gap_in_y, move_in_y, gap_in_gap, move_in_gap: the :func:`coefficients`.
 
     Returns:
@@ -105,7 +105,7 @@ def averaged(y: Array, gap: Array, beta: float) -> Array:
 
 
 def less(y: Array, gap: Array, share: float) -> Array:
-    """y less a share of the gap, y - s f: the average, if the share is 1 - beta.
+    """y less a share s of the gap, y - s f, which is the average x if s = 1 - beta.
 
     Example:
         >>> less(1.0, 0.5, share=0.5)
@@ -135,7 +135,7 @@ def gradient_point(x: Array, gap: Array, beta: float) -> Array:
 
 
 def gap_between(y: Array, z: Array, beta: float) -> Array:
-    """The gap f = (z - y) / beta of a gradient point and a base iterate; beta = 0 does not tell it.
+    """The gap f = (z - y) / beta of a gradient point and a base iterate, for beta > 0.
 
     Example:
         >>> gap_between(1.0, 1.25, beta=0.5)
@@ -145,7 +145,7 @@ def gap_between(y: Array, z: Array, beta: float) -> Array:
 
 
 def reinterpolated(y: Array, gap: Array, beta: float, next_beta: float) -> Array:
-    """The gradient point formed anew with another beta: x and z stay, y' = y + (beta - beta') f.
+    """The gradient point for another beta, with the same x and z: y' = y + (beta - beta') f.
 
     Example:
         >>> reinterpolated(1.0, 0.5, beta=0.5, next_beta=1.0)  # beta = 1: y is x
@@ -157,12 +157,12 @@ def reinterpolated(y: Array, gap: Array, beta: float, next_beta: float) -> Array
 def base_move(
     direction: Array, y: Array, gap: Array, lr: float, weight_decay: float, weight_decay_of_gap: float
 ) -> Array:
-    """The move of z: m = gamma (d + lambda w), where decoupled weight decay looks at w = y or at w = z = y + beta f.
+    """The move of z: m = gamma (d + lambda w), with decoupled weight decay of w = y or of w = z = y + beta f.
 
-    Decay is part of the move of z, so x changes by averaging alone.
+    Decay is part of the move of z, so that x changes by averaging alone.
 
     Args:
-        direction: d, what the rule makes of the gradient.
+        direction: d, which the rule computes from the gradient.
         y: the gradient point.
         gap: f = z - x.
         lr: gamma, >= 0.
@@ -179,7 +179,7 @@ def base_move(
 
 
 def root(value: Array) -> Array:
-    """The square root: of a float, an array or a tensor.
+    """The square root of a float, an array or a tensor.
 
     Example:
         >>> root(0.25)
@@ -189,7 +189,7 @@ def root(value: Array) -> Array:
 
 
 def sign(value: Array) -> Array:
-    """The sign, -1, 0 or 1: of a float, an array or a tensor. Infinity and NaN are not hidden: they have the sign NaN.
+    """The sign of a float, an array or a tensor: -1, 0 or 1, or NaN for infinity and NaN, which stay visible.
 
     Example:
         >>> sign(-0.25), sign(0.0), sign(3.0)

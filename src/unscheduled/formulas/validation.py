@@ -6,9 +6,9 @@ from typing import Any
 
 
 def require_within(interval: str, name: str, value: Any, remedy: str) -> None:
-    """Raise ValueError unless ``value`` is a number in ``interval``, which is written as in mathematics.
+    """Raise ValueError unless ``value`` is a number in ``interval``, given in mathematical notation such as "[0, 1)".
 
-    NaN lies in no interval.
+    NaN is in no interval.
 
     Example:
         >>> require_within("[0, 1)", "beta", 0.9, "use 0.9")
@@ -40,7 +40,7 @@ def require_count(least: int, name: str, value: Any, remedy: str) -> None:
 
 
 def require_number(name: str, value: Any, remedy: str) -> None:
-    """Raise ValueError unless ``value`` is a real number; a string that looks like one is none.
+    """Raise ValueError unless ``value`` is a real number; a string is not.
 
     Example:
         >>> require_number("lr", "1e-3", "use 0.001")

@@ -3,17 +3,17 @@
 | implementation | how | for |
 |---|---|---|
 | ``loop`` | the definition on each tensor | any rule, device and dtype |
-| ``foreach`` | ``torch._foreach_*``, by hand | the default on other devices, where the rule has it |
-| ``compiled`` | the definition compiled by ``torch.compile`` into one graph | accelerators, if asked for |
+| ``foreach`` | ``torch._foreach_*``, by hand | the default without the fused kernel, for rules that have it |
+| ``compiled`` | the definition compiled by ``torch.compile`` into one graph | accelerators, if chosen |
 | ``fused`` | the definition compiled by Numba into one pass over the memory | the default on the CPU, with Numba |
 
-A direction that is no matter of single elements, such as Muon's, is computed tensor by tensor before, and the chosen
-implementation does the rest. It does what is left of a step of a wrapped optimizer, too.
+A direction that is not elementwise, such as Muon's, is computed tensor by tensor first; then the chosen implementation
+makes the rest of the step. It also makes the rest of the step of a wrapped optimizer, whose base moves z first.
 
-With ``capturable=True``, ``loop`` and ``compiled`` make the steps, with numbers that the host does not know: see
-:mod:`unscheduled.optimizer.capture`.
+With ``capturable=True``, ``loop`` or ``compiled`` makes the steps, with scalars on the device that the host does not
+know: see :mod:`unscheduled.optimizer.capture`.
 
-``torch.compile(optimizer.step)`` compiles what ``loop``, ``foreach`` or ``compiled`` would do, as ``compiled`` does it.
+``torch.compile(optimizer.step)`` compiles the step of ``loop``, ``foreach`` or ``compiled`` as ``compiled`` does.
 """
 
 import functools
@@ -37,7 +37,7 @@ from unscheduled.kernels.batch import all_same as all_same
 from unscheduled.kernels.batch import real as real
 from unscheduled.kernels.compiled import Traceable as Traceable
 from unscheduled.kernels.compiled import untraced as untraced
-from unscheduled.kernels.numba import threads as threads  # for what it does after a fork
+from unscheduled.kernels.numba import threads as threads  # it registers a function that runs after a fork
 from unscheduled.kernels.storage import widened
 
 Implementation: TypeAlias = Literal["auto", "loop", "foreach", "compiled", "fused"]
@@ -49,13 +49,13 @@ IMPLEMENTATIONS = ("loop", "foreach", "compiled", "fused")
 
 @functools.cache
 def has_numba() -> bool:
-    """Whether Numba is installed. It is imported at the first step that uses it."""
+    """Whether Numba is installed; the first step that uses it imports it."""
     return importlib.util.find_spec("numba") is not None
 
 
 @functools.cache
 def import_fused() -> ModuleType | ImportError:
-    """The fused implementation, or why Numba, which is installed, does not import."""
+    """The module of the fused implementation, or the error if the installed Numba fails to import."""
     try:
         return importlib.import_module("unscheduled.kernels.numba.fused")
     except ImportError as error:
@@ -64,9 +64,9 @@ def import_fused() -> ModuleType | ImportError:
 
 
 def chosen(implementation: Implementation, foreach: bool | None, fused: bool | None) -> tuple[Implementation, str]:
-    """The implementation that the arguments of a constructor ask for, and the argument that does, for messages.
+    """The implementation that the arguments of a constructor choose, and the choosing argument as text for messages.
 
-    ``fused=False`` by itself asks for ``"auto"`` here: see :func:`unfused`.
+    ``fused=False`` alone chooses ``"auto"`` here: see :func:`unfused`.
 
     Raises:
         ValueError: if two of the arguments exclude each other, or ``foreach`` or ``fused`` is no bool.
@@ -88,22 +88,22 @@ def chosen(implementation: Implementation, foreach: bool | None, fused: bool | N
 
 
 def unfused(rule: Rule) -> Implementation:
-    """The fastest implementation of a rule beside the fused kernel, which ``fused=False`` selects."""
+    """The fastest implementation of a rule without the fused kernel, which ``fused=False`` chooses."""
     return "foreach" if rule.foreach is not None or not rule.elementwise else "loop"
 
 
 def check(implementation: str, rule: Rule, params: Iterable[Tensor] = (), written: str = "") -> None:
-    """Raise unless an implementation can serve a rule and its parameters.
+    """Raise unless an implementation supports a rule and its parameters.
 
     Args:
-        implementation: its name.
-        rule: that of the parameters.
+        implementation: the name of the implementation.
+        rule: the rule of the parameters.
         params: some of the parameters.
-        written: the argument that asks for the implementation, where that is not ``implementation`` itself.
+        written: the argument that chooses the implementation as text, if it is not ``implementation`` itself.
 
     Raises:
-        ValueError: if there is no such implementation, the rule lacks it, or no parameter is on its device.
-        ImportError: if it needs a library that is not installed.
+        ValueError: if there is no such implementation, the rule does not have it, or no parameter is on its device.
+        ImportError: if the implementation needs a library that is not installed.
     """
     written = written or f"implementation = {implementation!r}"
     if implementation not in ("auto", *IMPLEMENTATIONS):
@@ -113,8 +113,8 @@ def check(implementation: str, rule: Rule, params: Iterable[Tensor] = (), writte
     if implementation == "fused":
         if not has_numba():
             raise ImportError(
-                f"{written} needs Numba: pip install 'unscheduled[fused]', or use implementation = 'auto', which does "
-                "without where it is not installed"
+                f"{written} needs Numba: pip install 'unscheduled[fused]', or use implementation = 'auto', which "
+                "works without it"
             )
         devices = {param.device.type for param in params}
         if devices and "cpu" not in devices:
@@ -125,7 +125,7 @@ def check(implementation: str, rule: Rule, params: Iterable[Tensor] = (), writte
 
 
 def check_capturable(implementation: str, written: str = "") -> None:
-    """Raise ValueError unless an implementation, asked for by what is ``written``, can make captured steps."""
+    """Raise ValueError unless an implementation, chosen by the argument ``written``, can make captured steps."""
     if implementation not in ("auto", "compiled", "loop"):
         raise ValueError(
             f"capturable = True, {written or f'implementation = {implementation!r}'} exclude each other: "
@@ -134,7 +134,7 @@ def check_capturable(implementation: str, written: str = "") -> None:
 
 
 def of_capturable(implementation: str, works: list[Work]) -> str:
-    """The implementation that makes a step that may be captured: what ``"auto"`` then is."""
+    """The implementation that makes a capturable step; ``"auto"`` is ``loop`` on the CPU and else ``compiled``."""
     check_capturable(implementation)
     if implementation != "auto":
         return implementation
@@ -142,7 +142,7 @@ def of_capturable(implementation: str, works: list[Work]) -> str:
 
 
 def update(implementation: str, rule: Rule, works: list[Work]) -> None:
-    """One step of all parameters of a rule."""
+    """Make one step of all parameters of a rule."""
     rule, works = _elementwise(implementation, rule, works)
     by_foreach = rule.foreach is not None and implementation in ("auto", "foreach")
     lowering = compiled if implementation == "compiled" else foreach if by_foreach else loop
@@ -155,9 +155,9 @@ def update(implementation: str, rule: Rule, works: list[Work]) -> None:
 
 
 def traceable(implementation: str, rule: Rule, works: list[Work], widths: ExitStack) -> list[Traceable]:
-    """The same within a function that is being compiled: what is left for its graph.
+    """The arguments of the loop for a step in a function that is being compiled, which adds the loop to its graph.
 
-    What is stored narrow is stored again when ``widths`` is closed.
+    Narrow parameters and buffers are stored again when ``widths`` is closed.
     """
     rule, works = _elementwise(implementation, rule, works)
     return [
@@ -168,7 +168,7 @@ def traceable(implementation: str, rule: Rule, works: list[Work], widths: ExitSt
 
 
 def _elementwise(implementation: str, rule: Rule, works: list[Work]) -> tuple[Rule, list[Work]]:
-    """What the fused kernel does not take, of a rule of single elements."""
+    """An elementwise rule and the work that is left for it, after the fused kernel where it is used."""
     if not rule.elementwise:
         rule, works = GIVEN, [tensorwise.directed(rule, work) for work in works]
     on_cpu = any(batch.params[0].is_cpu for batch, _ in works)

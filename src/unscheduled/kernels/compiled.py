@@ -1,10 +1,10 @@
-"""The definition compiled by ``torch.compile``, with the numbers of the step as tensors: one graph for all steps.
+"""The definition compiled by ``torch.compile``, with the scalars of the step as tensors: one graph for all steps.
 
-That graph is made here, or, where the step of any implementation is within a function that is being compiled, with it.
+This module compiles the graph; a step within a function that is being compiled becomes a part of that function's graph.
 
-For accelerators: on the CPU compilation takes minutes for hundreds of tensors. Nothing is read back from the device, so
-that the host does not wait for it, as long as the learning rate is a number or a tensor on the CPU, or
-``capturable=True``, with which a learning rate on the device is not read either.
+It is for accelerators: on the CPU compilation takes minutes for hundreds of tensors. The host reads nothing from the
+device and so does not wait for it, if the learning rate is a number or a tensor on the CPU. With ``capturable=True`` it
+does not read a learning rate on the device either.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,25 +23,25 @@ from unscheduled.kernels.batch import Batch, Kept, Scalars, of_one
 NOTHING_KEPT = Kept()
 
 untraced = torch._disable_dynamo  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-"""For functions that ``torch.compile`` is not to look into. (The public name imports the compiler at once.)"""
+"""Excludes a function from ``torch.compile``. (The public function for it imports the compiler at once.)"""
 
 Traceable: TypeAlias = tuple[Rule, Batch, Any]
-"""What the loop is called with in a graph."""
+"""The arguments of the loop in a graph."""
 
 Layout = tuple[tuple[torch.dtype, torch.device, torch.Size, tuple[int, ...]], ...]
 
 
 def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
-    """One step of every parameter of the batch."""
+    """Make one step of every parameter of the batch."""
     columns = [batch.params, batch.grads, batch.gaps, *batch.buffers]
     layout = tuple((each.dtype, each.device, each.shape, each.stride()) for column in columns for each in column)
     _graph(rule, layout)(traceable(rule, batch, scalars))
 
 
 def traceable(rule: Rule, batch: Batch, scalars: Scalars) -> list[Traceable]:
-    """What the loop is called with, for its graph to serve all steps: tensors for all numbers that change.
+    """The arguments of the loop with tensors for all scalars that change, so that one graph is valid for all steps.
 
-    It is called once, or, where the numbers are on a device, for each parameter, which has its own count of gradients.
+    There is one entry, or, where the scalars are on a device, one for each parameter, which has its own count of gradients.
     """
     batch = batch._replace(states=[], kept=NOTHING_KEPT)
     if not isinstance(scalars.step, Tensor):
@@ -56,22 +56,23 @@ def traceable(rule: Rule, batch: Batch, scalars: Scalars) -> list[Traceable]:
 
 @cache
 def _graph(rule: Rule, layout: Layout) -> Callable[..., None]:
-    """The compiled loop for tensors of this layout: a function of its own, since torch compiles one a few times only.
+    """The compiled loop for tensors of this layout.
 
-    It is kept for the life of the process.
+    Each layout has its own copy of the function, since torch recompiles one function only a few times. The cache lives
+    as long as the process.
     """
     function = FunctionType(loop.update_all.__code__.replace(), loop.update_all.__globals__, loop.update_all.__name__)
     return cast(Any, torch.compile)(function, fullgraph=True, dynamic=False)
 
 
 def _as_tensors(scalars: Scalars, like: Tensor) -> Any:
-    """The scalars with a tensor for each float, which come to the device together; what else there is is constant."""
+    """The scalars with a tensor for each float, copied to the device together; all other entries are constants."""
     numbers = torch.tensor(_numbers(scalars), dtype=like.dtype, device="cpu").to(like.device, non_blocking=True)
     return _with_numbers(scalars, numbers.unbind())
 
 
 def _each_as_tensors(scalars: Scalars, steps: Tensor, dtype: torch.dtype) -> list[Any]:
-    """The same for each parameter, of scalars that the host does not know: it copies none."""
+    """The same for each parameter, of scalars that the host does not know, so that it copies none."""
     numbers = [
         number.to(dtype) if isinstance(number, Tensor) else torch.full((), number, dtype=dtype, device=steps.device)
         for number in _numbers(scalars)

@@ -10,9 +10,9 @@ from unscheduled.kernels.batch import Batch, Scalars
 
 
 def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
-    """One step of every parameter of the batch, in the precision of the gaps or of the parameters if that is higher.
+    """Make one step of every parameter of the batch, in the higher precision of gaps and parameters.
 
-    It needs one temporary of the batch's size, one more to maximize, and two more if parameters are narrower than
+    The step needs one temporary of the batch's size, one more to maximize, and two more if parameters are narrower than
     their gaps.
     """
     assert rule.foreach is not None
@@ -23,7 +23,7 @@ def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
     direction = rule.foreach(grads, *batch.buffers, **scalars.direction)
 
     if scalars.weight_decay != 0.0:
-        if direction is batch.grads:  # theirs to read only
+        if direction is batch.grads:  # gradients are never overwritten
             direction = torch._foreach_add(direction, y, alpha=scalars.weight_decay)
         else:
             torch._foreach_add_(direction, y, alpha=scalars.weight_decay)
@@ -39,6 +39,6 @@ def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
 
 
 def _widened(tensors: list[Tensor], gaps: list[Tensor]) -> list[Tensor]:
-    """The tensors in the precision of the arithmetic: the very list if that is theirs."""
+    """The tensors in the precision of the arithmetic; the same list if they have it."""
     dtype = torch.promote_types(tensors[0].dtype, gaps[0].dtype)
     return tensors if tensors[0].dtype == dtype else [tensor.to(dtype) for tensor in tensors]

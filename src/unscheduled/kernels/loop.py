@@ -1,4 +1,4 @@
-"""The definition itself, on one tensor after the other: any device, any dtype, any rule."""
+"""The definition itself, on one tensor after the other, for any device, dtype and rule."""
 
 import torch
 
@@ -14,7 +14,7 @@ def update_all(works: list[tuple[Rule, Batch, Scalars]]) -> None:
 
 
 def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
-    """One step of every parameter of the batch, in the precision of the gaps or of the parameters if that is higher."""
+    """Make one step of every parameter of the batch, in the higher precision of gaps and parameters."""
     for param, grad, gap, *buffers in zip(batch.params, batch.grads, batch.gaps, *batch.buffers, strict=True):
         dtype = torch.promote_types(param.dtype, gap.dtype)
         y, grad = param.to(dtype), grad.to(dtype)

@@ -1,4 +1,4 @@
-"""A batch whose parameters or buffers are stored narrow, in the form in which ``loop`` and ``foreach`` compute."""
+"""Widens batches whose parameters or buffers are stored narrow, for ``loop``, ``foreach`` and ``compiled``."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ from unscheduled.state.split_weights import is_split, joined, split
 
 @contextmanager
 def widened(rule: Rule, batch: Batch, step: int) -> Generator[Batch, None, None]:
-    """The batch in float32, whatever is narrow of it as a copy that is stored again afterwards.
+    """Yield the batch with float32 copies of its narrow tensors, and store the copies after the ``with`` block.
 
     Args:
-        rule: says what the buffers are called.
+        rule: the rule, which has the names of the buffers.
         batch: tensors of one kind.
-        step: for the random numbers of the rounding.
+        step: the number of the step, on which the random numbers of the rounding depend.
     """
     narrow = is_narrow(batch.gaps[0].dtype)
     if not (narrow or is_split(batch.params[0].dtype)):

@@ -1,4 +1,4 @@
-"""Rules whose direction is no matter of single elements: computed tensor by tensor, and then given to a kernel."""
+"""Computes directions that are not elementwise tensor by tensor; an implementation makes the rest of the step."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,7 +13,7 @@ from unscheduled.state.quantization import is_narrow, random_rounding
 
 
 def directed(rule: Rule, work: Work) -> Work:
-    """The work that is left for the rule ``GIVEN``: the directions stand in place of the gradients."""
+    """The rest of the work, for the rule ``GIVEN``: the directions are in the place of the gradients."""
     batch, scalars = work
     directions: list[Tensor] = []
     for position, (grad, gap, state) in enumerate(zip(batch.grads, batch.gaps, batch.states, strict=True)):
@@ -35,7 +35,7 @@ def directed(rule: Rule, work: Work) -> Work:
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """A context in which matrix products have the precision of their operands, also where a step is in autocast."""
+    """A context in which matrix products have the precision of their operands, also if the step is under autocast."""
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()

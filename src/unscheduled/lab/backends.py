@@ -1,4 +1,4 @@
-"""Where runs are executed: on this machine's cores, or on a Dask or Ray cluster, all through joblib."""
+"""The backends that execute runs through joblib: the cores of this machine, a Dask cluster or a Ray cluster."""
 # joblib, dask and ray have no types:
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false
 # pyright: reportMissingImports=false
@@ -22,12 +22,15 @@ LIBRARIES = {"dask": "distributed", "ray": "ray"}
 
 @dataclass(frozen=True)
 class Backend:
-    """What executes runs, and how many at once.
+    """A backend of joblib that executes runs side by side.
 
     Args:
-        name: ``loky`` (processes of this machine), ``dask`` or ``ray``. These two use the cluster that their own
-            settings name (``DASK_SCHEDULER_ADDRESS``, ``RAY_ADDRESS``), else they start one of ``jobs`` workers here.
-        jobs: how many runs at once, an integer >= 1.
+        name: ``loky`` (processes of this machine), ``dask`` or ``ray``. Dask and Ray use the cluster that their own
+            settings name (``DASK_SCHEDULER_ADDRESS``, ``RAY_ADDRESS``), else a new one of ``jobs`` workers here.
+        jobs: how many runs are executed at once, an integer >= 1.
+
+    Raises:
+        RaceError: if ``jobs`` is out of its range, or the library of the backend is not installed.
     """
 
     name: str = "loky"
@@ -42,30 +45,30 @@ class Backend:
 
     @property
     def local(self) -> bool:
-        """Whether the workers are child processes of this one."""
+        """Whether the workers are child processes of this process."""
         return self.name == "loky"
 
     @contextmanager
     def started(self) -> Generator[None, None, None]:
-        """Within the with block `run` can be called: a cluster is there, if the backend needs one."""
+        """Connect to the cluster of the backend, if it has one, for the ``with`` block in which ``run`` is called."""
         with self._client(), parallel_config(backend=self.name):
             yield
 
     def run(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """What the function returns for each of these arguments, in the order in which the calls end.
+        """Yield the result of the function for each of these arguments, in the order in which the calls end.
 
-        Ray gives all results at the end.
+        With Ray all results come together, after the last call.
         """
         if not arguments:
             return
         return_as = "list" if self.name == "ray" else "generator_unordered"
         parallel = Parallel(n_jobs=min(self.jobs, len(arguments)), return_as=return_as)
-        with interrupts_ignored():  # by the workers that start here, for good: Ctrl-C is for the race to answer
+        with interrupts_ignored():  # workers that start here ignore Ctrl-C for good: this process handles it
             finished = parallel(delayed(function)(*each) for each in arguments)
         try:
             yield from cast("Iterable[Any]", finished)
         except TerminatedWorkerError as error:
-            raise RaceError("a worker was killed, perhaps for want of memory: try fewer --jobs") from error
+            raise RaceError("a worker was killed, perhaps because memory ran out: give fewer --jobs") from error
 
     def _client(self) -> Any:
         if self.name == "dask":
@@ -85,13 +88,13 @@ class Backend:
 
 
 def all_cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return cpu_count()
 
 
 @contextmanager
 def interrupts_ignored() -> Generator[None, None, None]:
-    """Ctrl-C does nothing in this process for now, nor ever in those that it starts meanwhile."""
+    """Ignore Ctrl-C within the ``with`` block; processes that are started within it ignore Ctrl-C for good."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

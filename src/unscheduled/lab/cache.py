@@ -1,4 +1,4 @@
-"""Where the lab keeps what it can make again: data sets and finished runs."""
+"""The folder of data sets and finished runs, all of which the lab can make again."""
 
 import os
 from pathlib import Path

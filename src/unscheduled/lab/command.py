@@ -1,4 +1,4 @@
-"""The subcommand ``race``: from the arguments to the report."""
+"""The subcommand ``race``."""
 
 import argparse
 import tempfile
@@ -20,23 +20,23 @@ from unscheduled.lab.tuning import TunedRates, read_rates
 
 INTERRUPTED = 130
 WIDTH_OF_FILES = 10_000
-"""Where there is no terminal a line is as long as it has to be."""
+"""The width of the output in characters where it goes to a file: no line is broken."""
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Race, and return the exit code.
 
     Raises:
-        RaceError: if the user asked for something that cannot be.
+        RaceError: if an argument is out of its range or unknown, or a run fails.
     """
     return exit_code(run_race, arguments)
 
 
 def exit_code(work: Callable[[argparse.Namespace, Console], None], arguments: argparse.Namespace) -> int:
-    """Call it with the arguments and a console, and return the exit code.
+    """Call ``work`` with the arguments and a console, and return the exit code.
 
     Raises:
-        RaceError: if it does, or if a file cannot be read or written.
+        RaceError: if ``work`` raises it, or a file cannot be read or written.
     """
     console = make_console()
     try:
@@ -46,13 +46,13 @@ def exit_code(work: Callable[[argparse.Namespace, Console], None], arguments: ar
     except OSError as error:
         raise RaceError(f"cannot read or write: {error}") from error
     except KeyboardInterrupt:
-        console.print("interrupted: the finished runs are kept, give the same command again to go on")
+        console.print("interrupted: the finished runs are kept; give the same command again to continue")
         return INTERRUPTED
     return 0
 
 
 def run_race(arguments: argparse.Namespace, console: Console) -> None:
-    """List, or estimate, or race."""
+    """Do what the arguments ask for: list the tasks, estimate the time of a race, or race."""
     if arguments.list:
         list_all(console)
         return
@@ -82,18 +82,18 @@ def run_race(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def backend_of(arguments: argparse.Namespace) -> Backend:
-    """What executes the runs: by default on all cores."""
+    """The backend that the arguments choose, with one run for each core by default."""
     return Backend(arguments.backend, all_cores() if arguments.jobs is None else arguments.jobs)
 
 
 def make_console() -> Console:
-    """For the terminal, or wide enough for whole tables if the output is none."""
+    """A console for the terminal, or for a file, with lines wide enough for whole tables."""
     console = Console(highlight=False, soft_wrap=True)
     return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=WIDTH_OF_FILES)
 
 
 def list_all(console: Console) -> None:
-    """The tasks and the contenders, a line each."""
+    """Print the tasks and the contenders, a line each."""
     console.print("tasks:")
     for name in built_in_tasks():
         console.print(f"  {name:19}{load_task(name).task.summary}")
@@ -103,7 +103,7 @@ def list_all(console: Console) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder if need be, and raise RaceError if it cannot be made or written to."""
+    """Make the folder if it is missing; raise RaceError if it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

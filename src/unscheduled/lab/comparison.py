@@ -1,4 +1,4 @@
-"""What the runs of a race say: each contender at each horizon, and the first one beside the others."""
+"""The results of a race: each contender at each horizon, and the first contender compared with the others."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Run = Mapping[str, Any]
 
 
 def compare_all(plan: Plan, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """For each horizon and contender: its values, the best on the way, and how the first contender compares with it."""
+    """For each horizon and contender: its values, its best values so far, and the first contender compared with it."""
     results: list[dict[str, Any]] = []
     lower = plan.loaded.task.lower_is_better
     for horizon in plan.horizons:
@@ -43,7 +43,7 @@ def named(mean: float | None, standard_error: float | None) -> dict[str, Any]:
 
 
 def compared(first: Sequence[float | None], second: Sequence[float | None], lower_is_better: bool) -> dict[str, Any]:
-    """The comparison of two contenders, as a race states it."""
+    """The comparison of two contenders as a dictionary for ``race.json``."""
     comparison = compare(first, second, lower_is_better)
     return {
         "difference": comparison.difference.mean,
@@ -54,14 +54,14 @@ def compared(first: Sequence[float | None], second: Sequence[float | None], lowe
 
 
 def runs_for(plan: Plan, runs: Sequence[Run], contender: str, horizon: int) -> list[Run]:
-    """The runs that serve a horizon, a run for each seed."""
+    """The runs of a contender that are evaluated at a horizon, one for each seed, in the order of the seeds."""
     length = horizon if horizon in plan.runs_of(contender) else plan.horizons[-1]
     serving = [run for run in runs if (run["contender"], run["horizon"]) == (contender, length)]
     return sorted(serving, key=lambda run: run["seed"])
 
 
 def best_up_to(plan: Plan, run: Run, horizon: int) -> float | None:
-    """The best value on the way to a horizon: what early stopping would have kept."""
+    """The best value of a run up to a horizon, which early stopping would keep; None if there is none or it blew up."""
     best = min if plan.loaded.task.lower_is_better else max
     found = [value for step, value in run["curve"] if step <= horizon]
     if not found or (plan.loaded.task.lower_is_better and is_blown_up(best(found), run["initial"])):
@@ -70,7 +70,7 @@ def best_up_to(plan: Plan, run: Run, horizon: int) -> float | None:
 
 
 def others_at(runs: Sequence[Run], horizon: int) -> dict[str, float | None]:
-    """The means of the other numbers of the metric."""
+    """The means over the runs of the other numbers that the metric returns, by name."""
     means: dict[str, float | None] = {}
     for name in dict.fromkeys(name for run in runs for name in run["others"]):
         found = [dict(zip(dict(run["curve"]), run["others"].get(name, ()), strict=False)).get(horizon) for run in runs]
@@ -79,12 +79,12 @@ def others_at(runs: Sequence[Run], horizon: int) -> dict[str, float | None]:
 
 
 def scheduled_contenders(plan: Plan) -> list[str]:
-    """Those with a run for each horizon, beside the first contender."""
+    """The contenders with a run for each horizon, without the first contender."""
     return [name for name in plan.contenders[1:] if not plan.contender(name).anytime]
 
 
 def best_schedules(plan: Plan, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """At each horizon the scheduled contender with the best mean, and how the first contender compares with it."""
+    """The result of the scheduled contender with the best mean at each horizon."""
     best: list[dict[str, Any]] = []
     sign = 1.0 if plan.loaded.task.lower_is_better else -1.0
     for horizon in plan.horizons:
@@ -101,10 +101,10 @@ def best_schedules(plan: Plan, results: Sequence[Mapping[str, Any]]) -> list[dic
 
 
 def steps_to_target(plan: Plan, runs: Sequence[Run], best: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each anytime contender, when its mean curve reaches what the best schedule has at the end of each horizon.
+    """For each horizon and anytime contender, the steps to the value that the best schedule reaches at that horizon.
 
-    ``steps`` is interpolated between evaluations, evenly in the logarithm of the step; None if the run never gets
-    there. ``seconds`` counts the steps only, no evaluations.
+    ``steps`` is interpolated between evaluations, linearly in the logarithm of the step; None if the mean curve never
+    reaches the value. ``seconds_ratio`` compares the time of the steps, without evaluations.
     """
     targets: list[dict[str, Any]] = []
     for schedule in best:
@@ -130,25 +130,25 @@ def steps_to_target(plan: Plan, runs: Sequence[Run], best: Sequence[Mapping[str,
 
 
 def seconds_per_step(runs: Sequence[Run], contender: str) -> float:
-    """The time of a step, without evaluations: in the fastest run, since other programs slow the others down."""
+    """The seconds of a step, without evaluations, in the fastest run, which other programs disturb least."""
     return min(run["seconds_of_steps"] / steps_made(run) for run in runs if run["contender"] == contender)
 
 
 def steps_made(run: Run) -> int:
-    """By a run: to its end, unless a number was not finite; one that only blew up has values to its end."""
+    """How many steps a run made: all, unless a number was not finite (a run that only blew up goes on to its end)."""
     last = run["curve"][-1][0] if run["curve"] else 0
     return max(last, run["diverged_at"] or run["horizon"])
 
 
 def mean_curve(runs: Sequence[Run]) -> list[tuple[int, float]]:
-    """The mean over the seeds at every step at which all were evaluated."""
+    """The mean over the seeds, as pairs (step, mean), at the steps at which all runs were evaluated."""
     curves = [dict(run["curve"]) for run in runs]
     steps = sorted(set[int].intersection(*({*curve} for curve in curves)))
     return [(step, fmean(curve[step] for curve in curves)) for step in steps]
 
 
 def first_crossing(curve: Sequence[tuple[int, float]], target: float, lower_is_better: bool) -> float | None:
-    """The step at which a curve first reaches a target."""
+    """The step at which a curve first reaches a target, interpolated; None if it never does."""
     sign = 1.0 if lower_is_better else -1.0
     before: tuple[int, float] | None = None
     for step, value in curve:
@@ -162,7 +162,7 @@ def first_crossing(curve: Sequence[tuple[int, float]], target: float, lower_is_b
 
 
 def sensitivity(plan: Plan, tuned: TunedRates) -> list[dict[str, Any]]:
-    """For each anytime contender, each learning rate that was tried and each horizon: the mean of the tuning seeds."""
+    """The mean over the tuning seeds for each anytime contender, each learning rate tried and each horizon."""
     return [
         {name: score[name] for name in ("contender", "lr", "horizon", "mean")}
         for score in tuned.scores

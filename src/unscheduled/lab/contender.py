@@ -1,4 +1,4 @@
-"""A contender: a way to train that a race compares, and the two kinds of which most are made."""
+"""A contender: a way to train that a race compares; and the two usual kinds of contender."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ MakeScheduleFree = Callable[[nn.Module, float, Options, int], ScheduleFreeOptimi
 
 @dataclass(frozen=True)
 class Training:
-    """What moves the weights of one run.
+    """The optimizer and the schedule of one run.
 
     Args:
         optimizer: stepped once a batch.
@@ -30,7 +30,7 @@ class Training:
     schedule: LambdaLR | None = None
 
     def step(self, loss: Tensor) -> None:
-        """One step, from the gradients of this loss."""
+        """Make one step with the gradients of this loss."""
         if isinstance(self.optimizer, ScheduleFreeOptimizer):
             self.optimizer.step(loss=loss)
         else:
@@ -43,16 +43,16 @@ class Training:
 class Contender:
     """A way to train that a race compares.
 
-    A task file adds contenders of its own with ``Task(contenders={"name": Contender(...)})``; `scheduled` and
+    A task file adds its own contenders with ``Task(contenders={"name": Contender(...)})``; `scheduled` and
     `schedule_free` make the two usual kinds.
 
     Args:
-        theory: one line that says what it is.
-        settings_of: the optimizer class whose ``OptimizerSettings`` of the task it takes.
-        anytime: whether one run serves every horizon; otherwise each horizon has a run of its own.
+        theory: one line that describes it.
+        settings_of: the key of ``Task.optimizers`` that has its learning rates and options.
+        anytime: whether one run is compared at every horizon; otherwise each horizon has its own run.
         prepare: given the model, the learning rate, the other options, the steps of warmup and the horizon, returns
             the ``Training``.
-        lr: the learning rate, of a contender that is not tuned; None for one that is.
+        lr: the learning rate of a contender that is not tuned; None if it is tuned.
 
     Example:
         >>> import torch
@@ -72,11 +72,11 @@ class Contender:
 
 
 def scheduled(theory: str, settings_of: str, make: Make, decay: Decay) -> Contender:
-    """An optimizer with linear warmup and a decay that ends at the horizon: a run for each horizon.
+    """A contender with linear warmup and a decay that ends at the horizon: it has a run for each horizon.
 
     Args:
-        theory: one line that says what it is.
-        settings_of: the optimizer class whose settings it takes.
+        theory: one line that describes it.
+        settings_of: the key of ``Task.optimizers`` that has its learning rates and options.
         make: given the model, the peak learning rate and the task's options, returns the optimizer.
         decay: the share of the peak rate, given the progress from 0 (end of the warmup) to 1 (horizon).
     """
@@ -91,13 +91,13 @@ def scheduled(theory: str, settings_of: str, make: Make, decay: Decay) -> Conten
 def schedule_free(
     theory: str, make: MakeScheduleFree, settings_of: str = "AdamWScheduleFree", lr: float | None = None
 ) -> Contender:
-    """A schedule-free optimizer, attached to the model and judged at the average: one run for all horizons.
+    """A contender with a schedule-free optimizer, evaluated at the average x: it has one run for all horizons.
 
     Args:
-        theory: one line that says what it is.
+        theory: one line that describes it.
         make: given the model, the learning rate, the task's options and the steps of warmup, returns the optimizer.
-        settings_of: the optimizer class whose settings it takes.
-        lr: the learning rate, if it is not tuned.
+        settings_of: the key of ``Task.optimizers`` that has its learning rates and options.
+        lr: the learning rate of a contender that is not tuned; None if it is tuned.
     """
 
     def prepare(model: nn.Module, lr: float, options: Options, warmup_steps: int, horizon: int) -> Training:
@@ -107,7 +107,7 @@ def schedule_free(
 
 
 def with_beta(beta: float, options: Options) -> dict[str, Any]:
-    """The options with another interpolation beta."""
+    """The options with this interpolation beta as ``betas[0]``."""
     return {**options, "betas": (beta, options["betas"][1] if "betas" in options else 0.999)}
 
 
@@ -117,7 +117,7 @@ def of(
     params: Callable[[nn.Module], Any] = nn.Module.parameters,
     **choices: Any,
 ) -> MakeScheduleFree:
-    """How to make an optimizer of this class, with other choices than the task's options where they are given."""
+    """A function that makes an optimizer of this class; ``beta`` and ``choices`` replace the task's options."""
 
     def make(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
         own = options if beta is None else with_beta(beta, options)

@@ -1,4 +1,4 @@
-"""The contenders that every race knows: the members of the family, and schedules. A new one is one entry."""
+"""The contenders that every race knows: the members of the Schedule-Free family, and schedules."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ SHAPES: dict[str, tuple[str, Decay]] = {
     "step": ("a tenth of the rate from half of the horizon on, a hundredth from three quarters on", step_decay),
     "wsd": ("the peak rate for 4/5 of the way, then linear decay to 0 at the horizon (WSD)", wsd),
 }
-"""Of the schedules: what follows the linear warmup."""
+"""The decays after the linear warmup: for each schedule its description and its function."""
 
 
 def adamw(model: nn.Module, lr: float, options: Options) -> Optimizer:
@@ -44,12 +44,12 @@ def sgd(model: nn.Module, lr: float, options: Options) -> Optimizer:
 
 
 def plain_muon(model: nn.Module, lr: float, options: Options) -> Optimizer:
-    """Muon without averaging, with its usual momentum; AdamW without first moment for what is no matrix."""
+    """Muon without averaging, with its usual momentum; AdamW without a first moment updates the other parameters."""
     return MuonScheduleFree(muon_groups(model), lr=lr, averaging=NoAveraging(), **options).attach(model)
 
 
 def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Embeddings and the last linear layer are AdamW's, all other matrices Muon's."""
+    """Two parameter groups: AdamW updates the embeddings and the last linear layer, Muon the other matrices."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     ends = [module for module in model.modules() if isinstance(module, nn.Embedding)] + layers[-1:]
     of_adamw = {id(param) for module in ends for param in module.parameters()}
@@ -64,7 +64,7 @@ def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
 def averaged_and_scheduled(
     theory: str, decay: Decay, choices: Callable[[int], dict[str, Any]], beta: float | None = None
 ) -> Contender:
-    """Schedule-Free AdamW whose averaging needs a schedule, or the horizon: a run for each horizon."""
+    """A contender of Schedule-Free AdamW whose averaging needs a schedule or the horizon: a run for each horizon."""
 
     def prepare(model: nn.Module, lr: float, options: Options, warmup_steps: int, horizon: int) -> Training:
         optimizer = of(AdamWScheduleFree, beta, **choices(horizon))(model, lr, options, 0).attach(model)
@@ -74,7 +74,7 @@ def averaged_and_scheduled(
 
 
 def make_radam(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
-    """Without a warmup, whose place the rectification takes."""
+    """Schedule-Free RAdam without a warmup, since the rectification replaces it."""
     return of(RAdamScheduleFree)(model, lr, options, 0)
 
 
@@ -85,7 +85,7 @@ def make_wrapped(model: nn.Module, lr: float, options: Options, warmup_steps: in
 
 
 def make_amuse(power: float) -> Any:
-    """AMUSE with this power of the growth of beta."""
+    """A function that makes Schedule-Free Muon with the growing beta of AMUSE, with this power of the growth."""
 
     def make(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
         growing = GrowingInterpolation(power=power, start=max(1, warmup_steps))
@@ -96,7 +96,7 @@ def make_amuse(power: float) -> Any:
 
 
 def make_plus(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
-    """The decay of the task is for learning rates; here it would be one for their squares."""
+    """ScheduleFree+ without the task's weight decay, which it would multiply by the square of the step size."""
     own = {name: value for name, value in options.items() if name != "weight_decay"}
     return of(ScheduleFreePlus)(model, lr, own, warmup_steps)
 
@@ -112,7 +112,7 @@ CONTENDERS: dict[str, Contender] = {
     ),
     **{name: scheduled(f"AdamW, linear warmup, then {text}", "AdamW", adamw, d) for name, (text, d) in SHAPES.items()},
     "constant": schedule_free(
-        "plain AdamW (c = 1), linear warmup, no decay and no averaging: what averaging and schedules are to beat",
+        "plain AdamW (c = 1), linear warmup, no decay and no averaging: the baseline of averaging and of schedules",
         of(AdamWScheduleFree, inner_momentum=0.9, averaging=NoAveraging()),
     ),
     "polyak-ruppert": schedule_free(
@@ -164,7 +164,9 @@ CONTENDERS: dict[str, Contender] = {
     "amuse": schedule_free(
         "Schedule-Free Muon with a beta that grows from 0.5 towards 1 as in AMUSE, power 0.7", make_amuse(0.7)
     ),
-    "amuse-slow": schedule_free("the same with power 0.5", make_amuse(0.5)),
+    "amuse-slow": schedule_free(
+        "Schedule-Free Muon with a beta that grows from 0.5 towards 1 as in AMUSE, power 0.5", make_amuse(0.5)
+    ),
     "wrapped-rmsprop": schedule_free("Schedule-Free learning over torch.optim.RMSprop, linear warmup", make_wrapped),
     "gpa": averaged_and_scheduled(
         "Generalized Primal Averaging: Schedule-Free AdamW with c = 0.0033, beta 0.8 and cosine decay",
@@ -173,16 +175,16 @@ CONTENDERS: dict[str, Contender] = {
         beta=0.8,
     ),
     "schedulet": averaged_and_scheduled(
-        "schedulet: linear decay, and the average weighed by the learning rate of each step",
+        "schedulet: linear decay, and the average weighted by the learning rate of each step",
         linear,
         lambda horizon: {"averaging": PolynomialAveraging(weight_lr_power=1.0, weight_lr="current")},
     ),
     "cool-down": averaged_and_scheduled(
-        "Schedule-Free AdamW whose average begins afresh for the last fifth of the horizon",
+        "Schedule-Free AdamW whose average restarts for the last fifth of the horizon",
         constant,
         lambda horizon: {"averaging": PolynomialAveraging(cooldown_start=max(1, round(0.8 * horizon)))},
     ),
 }
 
 DEFAULT_CONTENDERS = ("schedule-free", "cosine", "linear")
-"""Those of a race for which the user names none."""
+"""The contenders of a race if the user names none."""

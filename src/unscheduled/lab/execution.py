@@ -1,4 +1,4 @@
-"""Runs side by side, each kept on disk as soon as it is done and never done twice."""
+"""Executes runs side by side; each result is kept on disk when the run ends, and no run is made twice."""
 
 import functools
 import hashlib
@@ -28,12 +28,12 @@ SECONDS_BETWEEN_REPORTS = 0.5
 
 @dataclass(frozen=True)
 class Job:
-    """A training run of a task that is wanted.
+    """A training run of a task, to be made unless its result is on disk.
 
     Args:
         loaded: the task.
-        settings: the run.
-        seconds_per_step: what a step takes, or about; the time left is estimated with it.
+        settings: the settings of the run.
+        seconds_per_step: the approximate time of a step, for the estimate of the time left.
     """
 
     loaded: LoadedTask
@@ -42,7 +42,7 @@ class Job:
 
     @functools.cached_property
     def file(self) -> Path:
-        """Where its result is kept: the name has a checksum of all that the result depends on."""
+        """The file of its result; the file's name has a checksum of everything that the result depends on."""
         settings = self.settings
         everything = json.dumps({"settings": asdict(settings), **identity(self.loaded)}, sort_keys=True)
         digest = hashlib.sha256(everything.encode()).hexdigest()[:12]
@@ -51,33 +51,33 @@ class Job:
 
     @property
     def progress_file(self) -> Path:
-        """Where the run writes how many steps it has done while it lasts."""
+        """The file to which the run writes how many steps it has made, until it ends."""
         return self.file.with_suffix(".progress")
 
 
 def runs_folder() -> Path:
-    """The folder of all finished runs, which every race of this user shares."""
+    """The folder of all finished runs, which all races of this user share."""
     return cache_folder() / "runs"
 
 
 @functools.cache
 def identity(loaded: LoadedTask) -> dict[str, Any]:
-    """What all runs of a task depend on: its source, its data, the library's code and the versions."""
+    """Everything that all runs of a task depend on: its source, its data, the library's code and the versions."""
     return {**sources(loaded), "facts": dict(loaded.task.facts())}
 
 
 def sources(loaded: LoadedTask) -> dict[str, Any]:
-    """What all runs of a task depend on, but for its data."""
+    """The checksums of the task and of the library's code, and the versions: ``identity`` without the data."""
     return {"task": loaded.source_sha256, "versions": versions(), "code": code_sha256()}
 
 
 class Runner:
-    """Runs jobs side by side and shows the progress of all that is to come.
+    """Runs jobs side by side and shows the progress of these jobs and of those that are announced.
 
     Args:
-        backend: what runs them, and how many at once.
-        console: where the progress is shown.
-        title: what is running.
+        backend: executes the jobs.
+        console: shows the progress.
+        title: the name of the work, shown with the progress.
     """
 
     def __init__(self, backend: Backend, console: Console, title: str) -> None:
@@ -98,17 +98,17 @@ class Runner:
         self._open.close()
 
     def expect(self, jobs: Iterable[Job]) -> None:
-        """These jobs are asked for later: the time left counts them."""
+        """Announce jobs that ``run`` will get: the estimate of the time left includes them."""
         for job in jobs:
             if read_result(job.file) is None:
                 self._watch.expect(job.progress_file, job.settings.horizon, job.seconds_per_step)
 
     def expect_later(self, seconds: float) -> None:
-        """So much work comes beside the jobs that are expected; it replaces what was said before."""
+        """Announce seconds of work beside the announced jobs, in place of the seconds that were announced before."""
         self._watch.later = seconds
 
     def run(self, jobs: Sequence[Job], phase: str) -> list[dict[str, Any]]:
-        """The results in the order of ``jobs``. Those on disk are read, the others are run, the longest first."""
+        """Return the results of the jobs in their order: read from disk, or else run, the longest first."""
         results = {job.file: result for job in jobs if (result := read_result(job.file)) is not None}
         missing = {job.file: job for job in jobs if job.file not in results}
         if results:
@@ -133,7 +133,7 @@ class Runner:
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
-    """The result of a finished run, or None if there is none or its file was cut short."""
+    """The result of a finished run; None if its file is missing or incomplete."""
     try:
         return json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
@@ -148,7 +148,7 @@ def execute(
     progress_file: Path,
     race_process: int | None,
 ) -> tuple[Path, dict[str, Any]]:
-    """In a worker: train on one thread, keep the result on disk and return its file and the result."""
+    """Train on one thread in a worker, keep the result on disk, and return its file and the result."""
     if race_process is not None:
         end_with(race_process)
     torch.set_num_threads(1)
@@ -164,24 +164,24 @@ def execute(
         nonlocal last_report
         if time.monotonic() - last_report > SECONDS_BETWEEN_REPORTS:
             last_report = time.monotonic()
-            with suppress(OSError):  # a full disk is found out where a result is to be kept
+            with suppress(OSError):  # a full disk raises its error where the result is written
                 progress_file.write_text(str(step))
 
     try:
         result = train(loaded.task, settings, report)
     except Exception as error:
-        told = describe_error(error, loaded.path, loaded.task)
-        raise RaceError(f"{loaded.name}: the run {file.stem} failed: {told}") from error
+        reason = describe_error(error, loaded.path, loaded.task)
+        raise RaceError(f"{loaded.name}: the run {file.stem} failed: {reason}") from error
     finally:
         progress_file.unlink(missing_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, result)
-    return file, json.loads(json.dumps(result))  # as it is read from disk
+    return file, json.loads(json.dumps(result))  # the same types as when it is read from disk
 
 
 @functools.cache
 def end_with(race_process: int) -> None:
-    """In a worker, once: end within a second of the race that started it, should that be killed."""
+    """End this worker process within a second of the end of the race's process, also if that is killed."""
 
     def watch() -> None:
         while os.getppid() == race_process:
@@ -193,7 +193,7 @@ def end_with(race_process: int) -> None:
 
 
 def write_json(file: Path, value: object, lines: bool = True) -> None:
-    """Write all of it or nothing: a file that is there is complete. Without ``lines`` it is one line, and small."""
+    """Write a value as JSON, completely or not at all; without ``lines`` as one line, which takes less space."""
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     form: dict[str, Any] = {"indent": 1} if lines else {"separators": (",", ":")}
     unfinished.write_text(json.dumps(value, allow_nan=False, **form) + "\n")

@@ -1,4 +1,4 @@
-"""The picture of a race: loss against steps, and how the first contender compares at each horizon."""
+"""The picture of a race: the metric against steps, and the first contender minus the others at each horizon."""
 # matplotlib leaves the types of its keyword arguments open:
 # pyright: reportUnknownMemberType=false
 
@@ -14,19 +14,19 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFo
 from unscheduled.lab.comparison import mean_curve
 from unscheduled.lab.run import is_blown_up
 
-# Okabe and Ito's palette, told apart by colour-blind eyes; each contender has a marker of its own as well.
+# The palette of Okabe and Ito, which colour-blind people can distinguish; each contender has its own marker too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 MANY = 4
-"""More contenders than these need a higher picture, for their legend."""
+"""With more contenders than this the picture is higher, to have room for the legend."""
 CLOSE = 1.4
-"""Horizons within this factor would have overlapping labels."""
+"""The labels of horizons within this factor would overlap."""
 WIDE_RANGE = 5.0
-"""Losses that differ by more than this factor are shown on a logarithmic axis."""
+"""Values that differ by more than this factor are shown on a logarithmic axis."""
 
 
 def draw(record: Mapping[str, Any], file: Path) -> None:
-    """Write the picture as PNG."""
+    """Write the picture of a race to a PNG file."""
     compared = len(record["contenders"]) > 1
     many = len(record["contenders"]) > MANY
     figure = Figure(figsize=(11 if compared else 7, 8 if many else 5), dpi=150, layout="constrained")
@@ -54,12 +54,12 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    """Another one when the colours begin again."""
+    """The marker of a contender; contenders with the same colour have different markers."""
     return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
 def labelled(horizons: Sequence[int]) -> list[int]:
-    """The horizons far enough from each other to have their labels side by side, the last one among them."""
+    """The horizons that get a label: the last one, and before it those that are far enough apart."""
     labels: list[int] = []
     for horizon in reversed(horizons):
         if not labels or labels[-1] > CLOSE * horizon:
@@ -68,7 +68,7 @@ def labelled(horizons: Sequence[int]) -> list[int]:
 
 
 def draw_curves(axes: Axes, record: Mapping[str, Any]) -> None:
-    """The mean curve of each run, and the frontier: what the best scheduled run reached at each horizon."""
+    """Draw the mean curve of each run, and the frontier: the best mean of the other contenders at each horizon."""
     lowest_shown = record["horizons"][0] / 3
     lower_is_better = record["task"]["lower_is_better"]
     shown: list[float] = []
@@ -138,7 +138,7 @@ def draw_curves(axes: Axes, record: Mapping[str, Any]) -> None:
 
 
 def draw_differences(axes: Axes, record: Mapping[str, Any]) -> None:
-    """The first contender minus each other one, with its 95% interval: a bar over the line is a tie."""
+    """Draw the first contender minus each other one with the 95% interval; a bar that crosses 0 is a tie."""
     first, *others = record["contenders"]
     axes.axhline(0.0, color=COLOURS[0], linewidth=2.0)
     for index, name in enumerate(others, start=1):

@@ -1,4 +1,4 @@
-"""How long a race takes, found out by a short trial before it starts."""
+"""The time that a race takes, estimated from a short trial run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +17,13 @@ TRIAL_STEPS = 16
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is still to be run, and how long it takes on this many workers, about.
+    """The runs that are still to be made, and the approximate time that they take.
 
     Args:
         runs: how many runs are not on disk yet.
-        steps: their steps.
-        seconds: on one core.
-        tuned: whether no grid has to be searched, each of which may widen and take longer.
+        steps: the sum of their steps.
+        seconds: their time on one core.
+        tuned: whether all learning rates are known; otherwise a grid may widen, which takes longer.
     """
 
     runs: int
@@ -32,14 +32,14 @@ class Forecast:
     tuned: bool
 
     def shown(self, jobs: int) -> str:
-        """As one line."""
+        """The forecast as one line of text, for this many runs side by side."""
         least = "" if self.tuned else "at least "
         cores = "one core" if jobs == 1 else f"{jobs} cores"
         return f"{self.runs:,} runs, {self.steps:,} steps: {least}{duration(self.seconds / jobs)} on {cores}"
 
 
 def with_trial(plan: Plan) -> Plan:
-    """The plan with the time of a step, measured in a short run of its first contender, evaluations included."""
+    """The plan with the time of a step, evaluations included, measured in a short run of its first contender."""
     length = min(TRIAL_STEPS, plan.horizons[-1])
     contender = plan.contenders[0]
     settings = plan.settings(contender, length, plan.grid(contender)[0], seed=0, evaluate_at=(length,))
@@ -50,18 +50,18 @@ def with_trial(plan: Plan) -> Plan:
 
 
 def timed(plan: Plan, settings: RunSettings) -> tuple[float, float]:
-    """The seconds of a step and of an evaluation, of which such a run makes two."""
+    """The seconds of a step and of an evaluation; a trial run makes two evaluations."""
     try:
         result = train(plan.loaded.task, settings, lambda step: None)
     except Exception as error:
-        told = describe_error(error, plan.loaded.path, plan.loaded.task)
-        raise RaceError(f"{plan.loaded.name}: the trial failed: {told}") from error
+        reason = describe_error(error, plan.loaded.path, plan.loaded.task)
+        raise RaceError(f"{plan.loaded.name}: the trial failed: {reason}") from error
     steps = result["diverged_at"] or settings.horizon
     return result["seconds_of_steps"] / steps, (result["seconds"] - result["seconds_of_steps"]) / 2
 
 
 def forecast(plan: Plan, tuned: TunedRates) -> Forecast:
-    """What is still to be run of a race, given the learning rates that are tuned already."""
+    """The forecast of a race, given the learning rates that are tuned already."""
     untuned = tuned.without(plan.contenders)
     known = replace(plan, contenders=tuple(name for name in plan.contenders if name not in untuned))
     unknown = replace(plan, contenders=tuple(untuned))
@@ -73,7 +73,7 @@ def forecast(plan: Plan, tuned: TunedRates) -> Forecast:
 
 
 def total(forecasts: Sequence[Forecast]) -> Forecast:
-    """Of several races together."""
+    """The forecast of several races together."""
     return Forecast(
         sum(each.runs for each in forecasts),
         sum(each.steps for each in forecasts),

@@ -1,4 +1,4 @@
-"""Pages that need no other file and no network."""
+"""HTML pages that need no other file and no network."""
 
 import base64
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a race consists of: its budget, horizons, contenders and seeds, and the runs that follow from them."""
+"""The plan of a race: its budget, horizons, contenders and seeds, and the runs that follow from them."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from unscheduled.lab.run import RunSettings, known_contenders
 from unscheduled.lab.task import LoadedTask, RaceError, describe_error
 
 EARLIEST_EVALUATION = 1 / 50
-"""Of the longest run, as a share of its steps."""
+"""The first evaluation of the longest run, as a share of its steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +24,9 @@ class Plan:
         steps: the budget.
         horizons: the steps at which the contenders are compared, ascending, none beyond the budget.
         contenders: their names; the first is compared with each of the others.
-        seeds: how many.
-        rates: for the contenders named, the learning rates with which tuning begins, in place of the task's.
-        seconds_per_step: what a step takes, or about; the time left is estimated with it.
+        seeds: the number of seeds.
+        rates: the learning rates with which the tuning of a contender begins, by its name, in place of the task's.
+        seconds_per_step: the approximate time of a step, for the estimate of the time left.
     """
 
     loaded: LoadedTask
@@ -38,23 +38,23 @@ class Plan:
     seconds_per_step: float = 1.0
 
     def contender(self, name: str) -> Contender:
-        """The contender of this name, the task's own or one that every race knows."""
+        """The contender with this name: one of the task, or one that every race knows."""
         return known_contenders(self.loaded.task)[name]
 
     def warmup_steps(self, horizon: int) -> int:
-        """The same share of every run as of the task's own number of steps; a step at least is left for the rest."""
+        """The steps of warmup of a run of ``horizon`` steps: the task's share of its steps, and at most horizon - 1."""
         return min(round(self.loaded.task.warmup_steps * horizon / self.loaded.task.steps), horizon - 1)
 
     def runs_of(self, contender: str) -> tuple[int, ...]:
-        """The lengths of the runs a contender needs: one for all horizons, or one for each."""
+        """The lengths in steps of the runs that a contender needs: one for all horizons, or one for each."""
         return self.horizons[-1:] if self.contender(contender).anytime else self.horizons
 
     def horizons_of(self, contender: str, length: int) -> tuple[int, ...]:
-        """The horizons that a run of this length serves: all of them, or its own end."""
+        """The horizons at which a run of this length is compared: all of them, or its own end."""
         return self.horizons if self.contender(contender).anytime else (length,)
 
     def evaluation_steps(self, horizon: int) -> tuple[int, ...]:
-        """When a run is evaluated: at steps in geometric progression, at the horizons on its way and at its end."""
+        """The steps at which a run is evaluated: a geometric progression, and the horizons up to its end."""
         last, count = self.horizons[-1], self.loaded.task.evaluations
         steps = {round(last * EARLIEST_EVALUATION ** (index / count)) for index in range(count)} | {*self.horizons}
         return tuple(sorted(step for step in steps if 1 <= step <= horizon))
@@ -72,7 +72,7 @@ class Plan:
         return dict(self.loaded.task.optimizers[self.contender(contender).settings_of].options)
 
     def record(self) -> dict[str, Any]:
-        """The plan as the JSON files state it.
+        """The plan as a dictionary for the JSON files.
 
         Raises:
             RaceError: if the task's facts or options cannot be stated in JSON.
@@ -110,7 +110,7 @@ class Plan:
     def settings(
         self, contender: str, horizon: int, lr: float, seed: int, evaluate_at: Sequence[int] | None = None
     ) -> RunSettings:
-        """One run, with the task's options for the contender's optimizer."""
+        """The settings of one run, with the task's options for the contender's optimizer."""
         return RunSettings(
             contender=contender,
             lr=lr,
@@ -130,10 +130,10 @@ def make_plan(
     seeds: int | None = None,
     rates: Mapping[str, Sequence[float]] | None = None,
 ) -> Plan:
-    """The plan with the defaults filled in: an eighth, a quarter, a half and all of the task's steps.
+    """The plan of a race; None takes the default (for horizons an eighth, a quarter, a half and all of the steps).
 
     Raises:
-        RaceError: if something is out of its range, unknown, or not provided for by the task.
+        RaceError: if a value is out of its range, or the task or the list of contenders has no such name.
     """
     task = loaded.task
     steps = task.steps if steps is None else steps
@@ -144,7 +144,7 @@ def make_plan(
     horizons = sorted({*(horizons or [max(1, steps // divisor) for divisor in (8, 4, 2, 1)])})
     if horizons[0] < 1 or horizons[-1] > steps:
         wrong = horizons[0] if horizons[0] < 1 else horizons[-1]
-        raise RaceError(f"horizon {wrong} is not within the budget: want 1 <= horizon <= {steps} steps (see --steps)")
+        raise RaceError(f"horizon {wrong} is outside [1, {steps}] steps: give another horizon, or more --steps")
     contenders = tuple(dict.fromkeys(contenders or DEFAULT_CONTENDERS))
     known = known_contenders(task)
     for contender in contenders:
@@ -159,10 +159,10 @@ def make_plan(
 def checked_rates(
     rates: Mapping[str, Sequence[float]], contenders: Sequence[str], known: Mapping[str, Contender]
 ) -> dict[str, Sequence[float]]:
-    """The rates by contender; those under the name "" are of every contender that is tuned and has none of its own.
+    """The learning rates by contender; those under the name "" are for the tuned contenders that are not named.
 
     Raises:
-        RaceError: if a rate is no number above 0, or a contender is not raced.
+        RaceError: if a rate is not finite and above 0, or a contender is not raced or not tuned.
     """
     for name, values in rates.items():
         if name and name not in contenders:

@@ -1,4 +1,4 @@
-"""How far the runs of a race are, shown while they run."""
+"""Shows the progress of the runs of a race."""
 
 import threading
 import time
@@ -11,30 +11,30 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 REFRESH_SECONDS = 0.5
 SECONDS_BETWEEN_LINES = 20.0
 EARLIEST_ESTIMATE = 0.02
-"""The share of the work after which the time left is told: before, it is mostly that of starting."""
+"""The share of the work after which the time left is shown: until then the start of the processes dominates it."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A run that is still to be done: its steps, and what a step costs."""
+    """The steps of an announced run, and the approximate seconds of a step."""
 
     steps: int
     seconds_per_step: float
 
 
 class Watch:
-    """Shows runs done, the current runs and the time left for all: a bar in a terminal, else a line now and then.
+    """Shows the runs done, the current runs and the time left: as bars in a terminal, else as a line every 20 seconds.
 
     Args:
-        console: where.
-        title: what is running.
+        console: shows the progress.
+        title: the name of the work.
     """
 
     def __init__(self, console: Console, title: str) -> None:
         self._console = console
         self._title = title
         self.later = 0.0
-        """The work of runs that are not known yet, in seconds."""
+        """The seconds of work that are announced without their runs."""
         self._expected: dict[Path, Expected] = {}
         self._finished: set[Path] = set()
         self._lock = threading.Lock()
@@ -53,28 +53,28 @@ class Watch:
         self._current: dict[Path, TaskID] = {}
 
     def start(self) -> None:
-        """Begin to show the progress."""
+        """Begin to show the progress, from a thread."""
         self._progress.start()
         self._thread.start()
 
     def stop(self) -> None:
-        """Show it a last time."""
+        """Show the progress a last time, and end the thread."""
         self._closing.set()
         self._thread.join()
         self._show()
         self._progress.stop()
 
     def expect(self, progress_file: Path, steps: int, seconds_per_step: float) -> None:
-        """A run is to be done, now or later; it writes the steps it has done to this file."""
+        """Announce a run, which writes the number of its steps to this file."""
         with self._lock:
             self._expected[progress_file] = Expected(steps, seconds_per_step)
 
     def phase(self, name: str) -> None:
-        """What the runs that begin now are for."""
+        """Show the name of the phase to which the next runs belong."""
         self._progress.update(self._all, description=f"{self._title}, {name}")
 
     def finished(self, progress_file: Path) -> None:
-        """A run is done."""
+        """Note that a run is done."""
         with self._lock:
             self._finished.add(progress_file)
 
@@ -110,7 +110,7 @@ class Watch:
 
 
 def duration(seconds: float) -> str:
-    """As minutes and seconds, or hours and minutes: 2:05, 1 h 20 min."""
+    """The seconds as text: minutes and seconds, or hours and minutes, such as 2:05 or 1 h 20 min."""
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02} min"
@@ -118,7 +118,7 @@ def duration(seconds: float) -> str:
 
 
 def steps_done(progress_file: Path) -> int:
-    """The steps a run has done; 0 if it has not started or is writing just now."""
+    """The steps that a run has made; 0 if its file is missing or being written."""
     try:
         return int(progress_file.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Where numbers come from: the versions and the machine."""
+"""The versions, the code and the machine that measured numbers depend on."""
 
 import functools
 import hashlib
@@ -11,17 +11,17 @@ import torch
 
 
 def versions() -> dict[str, str]:
-    """The versions that the numbers depend on."""
+    """The versions of Python, torch and this library."""
     return {"python": platform.python_version(), "torch": torch.__version__, "unscheduled": version("unscheduled")}
 
 
 LAB_FILES = ("contender.py", "contenders.py", "run.py", "schedules.py")
-"""The part of the lab that a run executes."""
+"""The modules of the lab that a run executes."""
 
 
 @functools.cache
 def code_sha256() -> str:
-    """The checksum of the source that a run executes beside its task: another version of it has other numbers."""
+    """The SHA-256 of the source that a run executes, without its task: the library and ``LAB_FILES``."""
     lab = Path(__file__).parent
     library = [file for file in lab.parent.rglob("*.py") if lab not in file.parents and file.name != "cli.py"]
     digest = hashlib.sha256()
@@ -31,7 +31,7 @@ def code_sha256() -> str:
 
 
 def machine() -> dict[str, str | int]:
-    """The machine, without its name."""
+    """The processor, the number of cores and the system of this machine."""
     system = f"{platform.system()} {platform.machine()}"
     return {"processor": _processor(), "cores": os.cpu_count() or 1, "system": system}
 

@@ -1,4 +1,4 @@
-"""The race: tuned contenders over several seeds, compared at every horizon."""
+"""The race: compares tuned contenders over several seeds at every horizon."""
 
 import json
 import shutil
@@ -29,12 +29,12 @@ from unscheduled.lab.verdict import verdict
 RACE_FILE = "race.json"
 EARLIER = "earlier"
 FAR = 1.5
-"""Horizons further apart than by this factor want learning rates of their own."""
+"""A learning rate that was tuned at a horizon further away than this factor is doubtful."""
 
 
 def race(plan: Plan, tune_first: bool, out: Path, runner: Runner, console: Console) -> dict[str, Any]:
-    """Run what is not on disk yet, and write and return the contents of ``race.json``."""
-    plan.record()  # raises if the task cannot be stated
+    """Make the runs that are not on disk yet; write ``race.json`` and return its contents."""
+    plan.record()  # raises an error now if JSON cannot express the task
     tuned = TunedRates({}, []) if tune_first else read_rates(plan, out)
     untuned = tuned.without(plan.contenders)
     runner.expect(tuning_jobs(plan, first_grids(plan, untuned)))
@@ -42,7 +42,7 @@ def race(plan: Plan, tune_first: bool, out: Path, runner: Runner, console: Conso
     tuning: dict[str, Any] | None = None
     if untuned:
         if not tune_first:
-            console.print(f"{plan.loaded.name}: no tuned learning rates yet for {', '.join(untuned)}: they come first")
+            console.print(f"{plan.loaded.name}: no tuned learning rates yet for {', '.join(untuned)}: tuning them")
         tuning = tune({plan: untuned}, runner)[plan]
         tuned = tuned.joined(rates_in(tuning, TUNING_FILE))
         check_tuned(plan, tuned)
@@ -71,7 +71,7 @@ def check_tuned(plan: Plan, tuned: TunedRates) -> None:
 
 
 def learning_rates(plan: Plan, tuned: TunedRates) -> list[dict[str, Any]]:
-    """For each run of each contender its learning rate and warmup, and where the rate was tuned."""
+    """For each run of each contender, its learning rate and warmup, and the horizon at which the rate was tuned."""
     rates: list[dict[str, Any]] = []
     for contender in plan.contenders:
         for length in plan.runs_of(contender):
@@ -92,7 +92,7 @@ def learning_rates(plan: Plan, tuned: TunedRates) -> list[dict[str, Any]]:
 
 
 def race_jobs(plan: Plan, rates: Sequence[Mapping[str, Any]]) -> list[Job]:
-    """The runs of a race: each of these learning rates with each seed."""
+    """The jobs of a race: a run for each of these learning rates and each seed."""
     return [
         Job(plan.loaded, plan.settings(rate["contender"], rate["horizon"], rate["lr"], seed), plan.seconds_per_step)
         for rate in rates
@@ -101,7 +101,7 @@ def race_jobs(plan: Plan, rates: Sequence[Mapping[str, Any]]) -> list[Job]:
 
 
 def steps_of_race(plan: Plan) -> int:
-    """The steps of all runs of a race, tuning aside."""
+    """The sum of the steps of all runs of a race, without tuning."""
     return plan.seeds * sum(length for contender in plan.contenders for length in plan.runs_of(contender))
 
 
@@ -109,7 +109,7 @@ def race_record(plan: Plan, tuned: TunedRates, runs: Sequence[Mapping[str, Any]]
     """The contents of ``race.json``.
 
     Raises:
-        RaceError: if the runs of a seed did not start alike.
+        RaceError: if the runs of a seed differ in their initial weights or their first batch.
     """
     check_fairness(plan, runs)
     rates = learning_rates(plan, tuned)
@@ -138,7 +138,7 @@ def race_record(plan: Plan, tuned: TunedRates, runs: Sequence[Mapping[str, Any]]
 
 
 def doubts(plan: Plan, rates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What makes the learning rates of a race doubtful, a line each: the table is to be read with it in mind."""
+    """The reasons, a line each, why the learning rates of a race may not be the best ones."""
     rates = [rate for rate in rates if plan.contender(rate["contender"]).lr is None]  # the others are not tuned
     at_edge = [rate for rate in rates if rate["edge_of_grid"]]
     elsewhere = [rate for rate in rates if not 1 / FAR <= rate["horizon"] / rate["tuned_at_horizon"] <= FAR]
@@ -166,9 +166,10 @@ def check_fairness(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def keep_earlier(out: Path, record: Mapping[str, Any]) -> None:
-    """Move the files of another race out of the way, to a folder named after the time at which it finished.
+    """Move the files of an earlier race to a folder named after the time at which it finished.
 
-    A race of the same runs is the same. The tuned learning rates are copied, since they serve the new race too.
+    Nothing is moved if its runs are those of the new race. The tuned learning rates are copied, since the new race uses
+    them too.
     """
     try:
         earlier = json.loads((out / RACE_FILE).read_text())
@@ -186,7 +187,7 @@ def keep_earlier(out: Path, record: Mapping[str, Any]) -> None:
 
 
 def new_folder(wanted: Path) -> Path:
-    """Made under this name, or with a number behind it if two races finished within a second."""
+    """Make and return a folder of this name, with a number appended if the name is taken."""
     folder, count = wanted, 1
     while folder.exists():
         count += 1

@@ -1,4 +1,4 @@
-"""What a race leaves behind for people: a picture and a page."""
+"""The report of a race: a picture and a page."""
 
 from collections.abc import Mapping
 from pathlib import Path

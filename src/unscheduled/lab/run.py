@@ -21,26 +21,26 @@ from unscheduled.lab.contenders import CONTENDERS
 from unscheduled.lab.task import Task
 
 BATCH_NORM_BATCHES = 20
-BATCH_NORM_SEED = 2**31 - 1  # the batches of no run
+BATCH_NORM_SEED = 2**31 - 1  # a seed that no run has
 BLOWN_UP = 2.0
-"""A run whose metric is this many times what it was before training has diverged (where lower is better)."""
+"""A run has diverged if its metric is above this many times its initial value (where lower is better)."""
 COUNTED = ("lr", "initial_lr", "params", "param_names")
-"""The entries of a group that are reported elsewhere, or are no options."""
+"""The entries of a parameter group that ``described`` leaves out: reported elsewhere, or no options."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """All that one run depends on, beside the task's file and the versions of the libraries.
+    """Everything that one run depends on, except the task's file, its data, the code and the versions.
 
     Args:
-        contender: its name.
-        lr: the learning rate, at the end of the warmup.
+        contender: the name of the contender.
+        lr: the learning rate at the end of the warmup.
         options: the other keyword arguments of the optimizer.
         warmup_steps: steps of linear warmup.
         horizon: the length of the run in steps.
         evaluate_at: the steps after which the model is evaluated, ascending.
-        seed: of the initial weights, the batches, and dropout.
-        batch_norm: whether BatchNorm's running statistics are re-estimated at the weights that are evaluated.
+        seed: the seed of the initial weights, the batches and dropout.
+        batch_norm: whether an evaluation re-estimates BatchNorm's running statistics at the evaluated weights.
     """
 
     contender: str
@@ -54,24 +54,28 @@ class RunSettings:
 
 
 def known_contenders(task: Task) -> dict[str, Contender]:
-    """The contenders that every race knows, and the task's own."""
+    """All contenders by name: those that every race knows, and those of the task."""
     return {**CONTENDERS, **task.contenders}
 
 
 def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> dict[str, Any]:
-    """Train once and evaluate along the way.
+    """Train a model once, evaluate it at the steps of the settings, and return the numbers.
 
     Args:
-        task: what is trained.
-        settings: how.
-        report: called after every step with the number of steps done.
+        task: the task.
+        settings: the settings of the run.
+        report: called after every step with the number of steps made.
 
     Returns:
-        The settings; ``optimizer``, the class and the options that ran; ``initial``, the metric before training;
-        ``curve``, a list of [step, metric]; ``others``, by name what else the metric returned at these steps;
-        ``diverged_at``, the step at which the loss, the gradient or the metric was no finite number and the run ended,
-        or the evaluation from which on the metric stayed above twice its initial value, or None; the checksums of what
-        all contenders with one seed must share; the seconds it took, and those of the steps alone.
+        The settings; ``optimizer``, the class and the options of the optimizer; ``initial``, the metric before
+        training; ``curve``, a list of [step, metric]; ``others``, the other numbers of the metric at these steps, by
+        name; ``diverged_at``, the step at which the loss, a gradient or the metric was not finite and the run ended, or
+        the evaluation from which on the metric stayed above twice its initial value, or None; the checksums of the
+        initial weights and of the first batch; ``seconds``, the time of the run, and ``seconds_of_steps``.
+
+    Raises:
+        TypeError: if the loss is no tensor of one number.
+        ValueError: if the batches end too early, or the metric returns no number.
     """
     contender = known_contenders(task)[settings.contender]
     started = time.perf_counter()
@@ -131,26 +135,26 @@ def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> d
 
 
 def check_loss(loss: object) -> None:
-    """Raise TypeError unless the loss can be differentiated."""
+    """Raise TypeError unless the loss is a tensor of one number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise TypeError(f"`loss` returned {found}: want a tensor of one number, such as the mean over the batch")
 
 
 def blown_up_at(curve: Sequence[tuple[int, float]], initial: float) -> int | None:
-    """The evaluation from which on all values are far above the initial one, or None."""
+    """The step of the evaluation from which on all values are blown up; None if the last value is not."""
     last = [step for step, value in curve if not is_blown_up(value, initial)]
     since = [step for step, _ in curve if step > (last[-1] if last else 0)]
     return since[0] if since else None
 
 
 def is_blown_up(value: float, initial: float | None) -> bool:
-    """Whether a value of a metric, where lower is better, is far above what it was before training."""
+    """Whether a value of a metric, of which lower is better, is above twice its initial value."""
     return initial is not None and 0.0 < initial < math.inf and value > BLOWN_UP * initial
 
 
 def gradients_are_finite(model: nn.Module) -> bool:
-    """Whether all are; some optimizers refuse others."""
+    """Whether all gradients are finite; some optimizers refuse others."""
     grads = [param.grad for param in model.parameters() if param.grad is not None]
     return all(bool(grad.isfinite().all()) for grad in map(values_of, grads))
 
@@ -161,10 +165,10 @@ def values_of(tensor: Tensor) -> Tensor:
 
 
 def evaluate(task: Task, model: nn.Module, batch_norm: bool = True) -> dict[str, float]:
-    """The metrics of a copy of the model, at the average if a schedule-free optimizer is attached; nothing is changed.
+    """The metrics of a copy of the model, at the average x if a schedule-free optimizer is attached.
 
-    Unless ``batch_norm`` is False, BatchNorm's running statistics are re-estimated at these weights, whoever the
-    contender is.
+    The model itself does not change. If ``batch_norm`` is True, the copy's running statistics of BatchNorm are
+    re-estimated at these weights, for every contender alike.
     """
     judged = copy.deepcopy(model)
     with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -180,12 +184,12 @@ def evaluate(task: Task, model: nn.Module, batch_norm: bool = True) -> dict[str,
 
 
 def first_of(values: Mapping[str, float]) -> float:
-    """The number that is compared."""
+    """The first number of a metric, which the race compares."""
     return next(iter(values.values()))
 
 
 def described(optimizer: Optimizer) -> dict[str, Any]:
-    """The class of an optimizer and the options of its first group, as they ran."""
+    """The class of an optimizer and the options of its first parameter group."""
     defaults = optimizer.defaults
     options = {name: value for name, value in optimizer.param_groups[0].items() if name in defaults}
     return {
@@ -213,7 +217,7 @@ def tensors_in(batch: object) -> Iterable[Tensor]:
 
 
 def checksum(tensors: Iterable[Tensor]) -> str:
-    """The sha256 of the values, in order."""
+    """The SHA-256 of the values of tensors, in order."""
     digest = hashlib.sha256()
     for tensor in tensors:
         parts = [tensor]

@@ -8,7 +8,7 @@ STEPS_OF_DECAY = (0.5, 0.75)
 STABLE_SHARE = 0.8
 
 Decay = Callable[[float], float]
-"""From progress, 0 at the end of the warmup and 1 at the horizon, to the share of the peak learning rate."""
+"""The share of the peak learning rate at a progress from 0 (end of the warmup) to 1 (horizon)."""
 
 
 def cosine(progress: float) -> float:
@@ -32,12 +32,12 @@ def wsd(progress: float) -> float:
 
 
 def constant(progress: float) -> float:
-    """The peak rate all the way."""
+    """The peak rate at every step."""
     return 1.0
 
 
 def warmup_then(decay: Decay, warmup_steps: int, horizon: int) -> Callable[[int], float]:
-    """The learning-rate factor of step k, from 0: (k + 1) / warmup_steps at first, then the decay, 1 at its begin."""
+    """The factor of the learning rate as a function of the step k >= 0: (k + 1) / warmup_steps, and then the decay."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:

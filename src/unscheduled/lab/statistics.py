@@ -1,4 +1,4 @@
-"""Means over seeds, and which contender is better."""
+"""Means over seeds, and comparisons of two contenders."""
 # scipy has no types:
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false
 
@@ -17,7 +17,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and its standard error (of the mean, n - 1 in the variance); None where there is none."""
+    """A mean over seeds (None if a run diverged) and its standard error, n - 1 in the variance (None for one seed)."""
 
     mean: float | None
     standard_error: float | None
@@ -26,12 +26,12 @@ class Estimate:
         return self.shown()
 
     def decimals(self) -> int:
-        """As many as show two digits of the standard error, or four digits of the mean if there is none."""
+        """The decimals that show two digits of the standard error, or four digits of the mean if there is none."""
         size = self.standard_error or abs(self.mean or 1.0) / 100 or 1.0
         return max(0, 1 - math.floor(math.log10(size)))
 
     def shown(self, sign: str = "", most_decimals: int = 12) -> str:
-        """As text; ``sign="+"`` shows the sign of a positive mean too."""
+        """The estimate as text; ``sign="+"`` shows the sign of a positive mean too."""
         if self.mean is None:
             return "diverged"
         digits = min(self.decimals(), most_decimals)
@@ -41,7 +41,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The mean of first - second over the seeds, the half-width of its 95% interval, and which is better."""
+    """The mean of first - second over the seeds, the half-width of its 95% interval, and the verdict on the first."""
 
     difference: Estimate
     half_width: float | None
@@ -49,7 +49,7 @@ class Comparison:
 
 
 def estimate(values: Sequence[float | None]) -> Estimate:
-    """The estimate from one value a seed; None is a run that diverged, and leaves no mean."""
+    """The estimate from one value for each seed; with a diverged run, whose value is None, there is no mean."""
     finite = [value for value in values if value is not None]
     if len(finite) < len(values) or not finite:
         return Estimate(None, None)
@@ -61,15 +61,15 @@ def estimate(values: Sequence[float | None]) -> Estimate:
 
 
 def t_quantile(seeds: int) -> float:
-    """How many standard errors the two-sided 95% interval of a mean over this many seeds reaches (Student's t)."""
+    """The half-width of the 95% interval of a mean over this many seeds, in standard errors (Student's t)."""
     return float(stats.t.ppf(0.5 + LEVEL / 2, seeds - 1))
 
 
 def compare(first: Sequence[float | None], second: Sequence[float | None], lower_is_better: bool = True) -> Comparison:
-    """Compare two contenders seed by seed: a pair shares initial weights and batches.
+    """Compare two contenders seed by seed, since the runs of a seed share initial weights and batches.
 
     The first is better or worse when the 95% interval of the mean difference (Student's t for the number of seeds)
-    does not contain 0; otherwise it is a tie. A contender that diverged with any seed is worse than one that did not.
+    does not contain 0; otherwise it is a tie. If one of the two diverged with any seed, it is the worse one.
     """
     first_diverged, second_diverged = None in first, None in second
     if first_diverged or second_diverged:
@@ -86,5 +86,5 @@ def compare(first: Sequence[float | None], second: Sequence[float | None], lower
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """The exponential of the mean logarithm, of numbers above 0."""
+    """The geometric mean of numbers above 0."""
     return math.exp(math.fsum(map(math.log, values)) / len(values))

@@ -7,12 +7,12 @@ from typing import Any
 from unscheduled.lab.statistics import Estimate
 
 LONG = 4
-"""With more contenders than these each has a row of its own."""
+"""With more contenders than this each contender has a row of the table, else a column."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One contender at one horizon: its mean, and how the first contender compares ("" for the first itself)."""
+    """One contender at one horizon: its mean, and the verdict and difference of the first contender ("" for itself)."""
 
     mean: str
     verdict: str = ""
@@ -24,17 +24,17 @@ Record = Mapping[str, Any]
 
 
 def number(value: float | None, missing: str = "diverged") -> str:
-    """With four significant digits."""
+    """A number as text with four significant digits, or ``missing`` if it is None."""
     return missing if value is None else f"{value:.4g}"
 
 
 def per_cent(ratio: float) -> str:
-    """A ratio in whole per cent."""
+    """A ratio as text, in whole per cent."""
     return f"{100.0 * ratio:.0f}%"
 
 
 def cell(result: Mapping[str, Any]) -> Cell:
-    """One cell; a difference is shown with no more decimals than the mean above it."""
+    """The cell of a result; its difference has no more decimals than its mean."""
     mean = Estimate(result["mean"], result["standard_error"])
     if "verdict" not in result:
         return Cell(str(mean))
@@ -44,12 +44,12 @@ def cell(result: Mapping[str, Any]) -> Cell:
 
 
 def is_long(record: Record) -> bool:
-    """Whether there are so many contenders that each gets a row of the table."""
+    """Whether each contender has a row of the table, since there are more than ``LONG``."""
     return len(record["contenders"]) > LONG
 
 
 def by_horizon(record: Record, cells: list[list[str | Cell]]) -> list[Row]:
-    """A table of cells, a list for each horizon with one for each contender: turned if the contenders are many."""
+    """A table of cells given by horizon and contender: a row for each horizon, or for each of many contenders."""
     rows: list[Row] = [["steps", *record["contenders"]]]
     rows += [[f"{horizon:,}", *row] for horizon, row in zip(record["horizons"], cells, strict=True)]
     return [list(column) for column in zip(*rows, strict=True)] if is_long(record) else rows
@@ -61,19 +61,19 @@ def results_at(record: Record, horizon: int) -> list[Mapping[str, Any]]:
 
 
 def results_table(record: Record) -> list[Row]:
-    """Each contender at each horizon."""
+    """The table of the means and comparisons of each contender at each horizon."""
     return by_horizon(record, [[cell(result) for result in results_at(record, h)] for h in record["horizons"]])
 
 
 def early_stopping_table(record: Record) -> list[Row]:
-    """The same with the best value up to each horizon."""
+    """The table of ``results_table`` with the best value up to each horizon in place of the value at it."""
     return by_horizon(
         record, [[cell(result["best_so_far"]) for result in results_at(record, h)] for h in record["horizons"]]
     )
 
 
 def other_metrics(record: Record) -> dict[str, list[Row]]:
-    """For each other number of the metric the table of its means."""
+    """The table of the means of each other number of the metric, by its name."""
     names = dict.fromkeys(name for result in record["results"] for name in result["others"])
     return {
         name: by_horizon(
@@ -85,7 +85,7 @@ def other_metrics(record: Record) -> dict[str, list[Row]]:
 
 
 def rates_table(record: Record) -> list[Row]:
-    """The learning rate and warmup of each run, and where they come from."""
+    """The table of the learning rate and warmup of each run, and of the file with the tuned rate."""
     rows: list[Row] = [["contender", "run of steps", "steps of warmup", "learning rate", "tuned at", "file"]]
     for rate in record["learning_rates"]:
         edge = f" ({rate['edge_of_grid']} of the grid)" if rate["edge_of_grid"] else ""
@@ -103,7 +103,7 @@ def rates_table(record: Record) -> list[Row]:
 
 
 def sensitivity_tables(record: Record) -> dict[str, list[Row]]:
-    """For each anytime contender its mean at each horizon, for each learning rate that was tried."""
+    """For each anytime contender, the table of its means by learning rate tried and horizon."""
     tables: dict[str, list[Row]] = {}
     for name in dict.fromkeys(score["contender"] for score in record["sensitivity"]):
         own = {
@@ -117,13 +117,13 @@ def sensitivity_tables(record: Record) -> dict[str, list[Row]]:
             [f"{lr:g}", *(number(own.get((lr, horizon))) for horizon in horizons)]
             for lr in sorted({lr for lr, _ in own})
         )
-        if len(rows) > 2:  # a contender that is not tuned has one rate, and nothing to compare
+        if len(rows) > 2:  # a contender that is not tuned has only one rate
             tables[name] = rows
     return tables
 
 
 def one_rate_table(record: Record) -> list[Row]:
-    """What the one learning rate of an anytime contender costs at each horizon, against the best one there."""
+    """The table of the cost of an anytime contender's one learning rate, against the best rate at each horizon."""
     rows: list[Row] = [["contender", "steps", "best rate there", "with it", "with the one rate", "one rate", "cost"]]
     means = {(s["contender"], s["lr"], s["horizon"]): s["mean"] for s in record["sensitivity"]}
     sign = 1.0 if record["task"]["lower_is_better"] else -1.0
@@ -142,7 +142,7 @@ def one_rate_table(record: Record) -> list[Row]:
 
 
 def targets_table(record: Record) -> list[Row]:
-    """When each anytime contender has the loss that the best schedule has at the end of each horizon."""
+    """The table of the steps after which each anytime contender reaches the best schedule's value at each horizon."""
     rows: list[Row] = [["contender", "schedule", "its value", "its steps", "steps", "share of steps", "share of time"]]
     for target in record["steps_to_target"]:
         reached: list[str] = ["never", "", ""]

@@ -1,4 +1,4 @@
-"""A task: everything a race needs to know about a training problem, and how to find one by name or by path."""
+"""A task: the training problem of a race; and loading a task by its name or its path."""
 
 import ast
 import functools
@@ -23,15 +23,15 @@ BUILT_IN_FOLDER = Path(__file__).parent / "tasks"
 
 
 class RaceError(Exception):
-    """A mistake of the user, told in one line: the command prints it and exits with 2."""
+    """A mistake of the user: the command prints its message, one line, and exits with code 2."""
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """What a task asks of one optimizer class.
+    """The learning rates and options of a task for one optimizer class.
 
     Args:
-        learning_rates: the grid that tuning searches, ascending; every optimizer of a task has one of the same size.
+        learning_rates: the grid with which tuning begins, ascending; all optimizers of a task have grids of one size.
         options: the other keyword arguments of the optimizer, such as ``betas`` and ``weight_decay``.
 
     Example:
@@ -48,33 +48,37 @@ class Task:
     """A training problem: model, data, loss, metric and budget.
 
     A task is one Python file that defines ``task = Task(...)``; ``unscheduled race path/to/file.py`` races on it.
-    Whatever is random must come from torch's global generator, which the race seeds (in ``model``, ``loss`` and the
-    layers), or from the generator given (in ``batches``): then every contender starts from the same weights and sees
-    the same batches. The file is loaded once in every worker process, so load data in a function under
-    ``functools.cache``. Put the model and the batches on the device of your choice there.
+    Random numbers come from torch's global generator, which the race seeds (in ``model``, ``loss`` and the layers), or
+    from the generator that ``batches`` is given: then every contender starts from the same weights and sees the same
+    batches. Every worker process imports the file, so load data in a function under ``functools.cache``. The model and
+    the batches may be on any device: ``model`` and ``batches`` put them there.
 
     Args:
-        summary: one line that says what is trained on what.
-        model: makes the model, freshly initialised.
-        batches: given a generator, yields training batches without end. A batch may be anything that ``loss``
-            takes; for a model with BatchNorm it is ``(inputs, targets)``, because the running statistics are
-            re-estimated at the averaged weights by calling the model on the inputs.
-        loss: given the model and a batch, the training loss, a scalar.
-        metric: given the model, in eval mode and with the weights to be judged, a number, or several by name, such
-            as ``{"loss": 0.41, "accuracy": 0.87}``. The first is compared, the others are reported beside it. It is
-            called without gradients.
-        metric_name: what the first number is, with its unit.
+        summary: one line that names the model and the data.
+        model: returns a newly initialised model.
+        batches: given a generator, yields training batches without end. A batch may be any object that ``loss``
+            takes; for a model with BatchNorm it is ``(inputs, targets)``, since the running statistics are
+            re-estimated at the average x by calling the model on the inputs.
+        loss: given the model and a batch, returns the training loss, a tensor of one number.
+        metric: given the model in eval mode at the weights to evaluate, returns a number, or several by name, such
+            as ``{"loss": 0.41, "accuracy": 0.87}``. The race compares the first number and reports the others. It is
+            called under ``torch.no_grad()``.
+        metric_name: the name of the first number, with its unit.
         steps: the budget, in optimizer steps, an integer >= 1.
         warmup_steps: steps of linear warmup of a run of ``steps`` steps. A run of another length, such as a
             scheduled run for an earlier horizon, warms up for the same share of its steps.
-        optimizers: for each optimizer class name (``AdamW``, ``AdamWScheduleFree``), its ``OptimizerSettings``.
-        lower_is_better: the direction of the first number; False for an accuracy.
-        contenders: contenders of the task's own, by name, beside those that every race knows.
-        evaluations: how many times the longest run is evaluated besides at the horizons, at steps in geometric
-            progression.
-        seeds: how many seeds are raced unless the user asks for another number.
-        facts: what to record about the data, such as its size and checksum.
-        data: the names of the data sets that ``unscheduled data fetch`` gets for the task.
+        optimizers: the ``OptimizerSettings`` by the name of the optimizer class (``AdamW``, ``AdamWScheduleFree``).
+        lower_is_better: whether a lower first number is better; False for an accuracy.
+        contenders: further contenders by name, beside those that every race knows.
+        evaluations: how many times the longest run is evaluated, at steps in geometric progression, beside the
+            evaluations at the horizons.
+        seeds: the number of seeds, unless the user gives another.
+        facts: returns facts about the data to record, such as its size and checksum.
+        data: the names of the data sets that ``unscheduled data fetch`` downloads for the task.
+
+    Raises:
+        TypeError: if ``steps``, ``warmup_steps``, ``evaluations`` or ``seeds`` is no integer.
+        ValueError: if a number is out of its range, or the grids of learning rates differ in size.
 
     Example:
         >>> import torch
@@ -150,19 +154,19 @@ class LoadedTask:
 
     @property
     def tuning_file(self) -> Path:
-        """The tuned learning rates that are shipped beside the task."""
+        """The file of tuned learning rates beside the task, which the library ships for its own tasks."""
         return self.path.with_suffix(".tuning.json")
 
 
 def built_in_tasks() -> dict[str, Path]:
-    """The tasks that come with the library: every file in ``lab/tasks`` whose name begins with no underscore."""
+    """The files of the library's own tasks by name: those in ``lab/tasks`` whose name begins with no underscore."""
     files = sorted(BUILT_IN_FOLDER.glob("[!_]*.py"))
     return {file.stem.replace("_", "-"): file for file in files}
 
 
 @functools.cache
 def load_task(reference: str) -> LoadedTask:
-    """The task with this name, or the one that the file at this path defines as ``task``.
+    """The task with this name, or the ``task`` that the file at this path defines.
 
     Raises:
         RaceError: if there is no such task or file, or the file fails to import or defines no task.
@@ -187,7 +191,7 @@ def load_task(reference: str) -> LoadedTask:
 
 
 def source_sha256(path: Path) -> str:
-    """The checksum of a task's file, and of the files in its folder that it imports, directly or through others."""
+    """The SHA-256 of a task's file and of the files in its folder that it imports, directly or through others."""
     digest = hashlib.sha256()
     for file in [path, *sorted(imported_neighbours(path) - {path})]:
         digest.update(file.read_bytes())
@@ -195,7 +199,7 @@ def source_sha256(path: Path) -> str:
 
 
 def imported_neighbours(path: Path) -> set[Path]:
-    """The files in the folder of a Python file that it imports, also in its functions, and those that they import."""
+    """The files in the folder of a Python file that it imports, directly or through others, also within functions."""
     folder, found, unread = path.parent, set[Path](), [path]
     while unread:
         for name in imported_names(unread.pop()):
@@ -211,11 +215,11 @@ def imported_neighbours(path: Path) -> set[Path]:
 
 
 def imported_names(path: Path) -> set[str]:
-    """The dotted names that a Python file may import, with a dot before those that are relative."""
+    """The dotted names of all imports in a Python file; those of relative imports begin with a dot."""
     names = set[str]()
     try:
         tree = ast.parse(path.read_bytes())
-    except SyntaxError:  # told when it is imported
+    except SyntaxError:  # raised again when the file is imported
         return names
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -227,7 +231,7 @@ def imported_names(path: Path) -> set[str]:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Run the file as a module, which may import its neighbours like a script."""
+    """Import a file as a module; it can import the files in its folder, as a script can."""
     module_name = "unscheduled_task_" + re.sub(r"\W", "_", path.stem)
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
@@ -235,7 +239,7 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))  # and left there, for functions that import when they are called
+        sys.path.insert(0, str(path.parent))  # it stays there, since functions may import when they are called
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -244,10 +248,10 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def describe_error(error: BaseException, path: Path, task: Task | None = None) -> str:
-    """An exception in one line: its type, its message and the last line of the task's file on its way.
+    """An exception in one line: its type, its message and the last line of the task's file in its traceback.
 
-    If there is no such line, it is the one where a function of the task begins: the function that the message begins
-    with, as in "`loss` returned ...", or ``model`` if a layer failed.
+    If the traceback has no line of the file, it is the first line of a function of the task: of the function that the
+    message names first, as in "`loss` returned ...", or of ``model`` if a layer failed.
     """
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename) == path]

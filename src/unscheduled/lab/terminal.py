@@ -1,4 +1,4 @@
-"""What a race prints in the end: its table, its verdict, and what a reader needs to judge them."""
+"""Prints the result of a race: the table, the verdict, and the details behind them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ Record = Mapping[str, Any]
 
 
 def print_race(record: Record, console: Console) -> None:
-    """The table, the verdict, and below them a line for each thing more."""
+    """Print the table and the verdict of a race, and then the details, a line each."""
     first, *others = record["contenders"]
     seeds = f"mean ± standard error of {record['seeds']} seeds" if record["seeds"] > 1 else "one seed"
     task = record["task"]
@@ -35,18 +35,18 @@ def print_race(record: Record, console: Console) -> None:
 
 
 def text(cell: Cell) -> Text:
-    """The mean, and below it in colour how the first contender compares."""
+    """The text of a cell: the mean, and below it in colour the verdict and the difference."""
     comparison = f"\n{cell.verdict} {cell.difference}".rstrip() if cell.verdict else ""
     return Text.assemble(cell.mean, (comparison, STYLES.get(cell.verdict, "")))
 
 
 def direction(record: Record) -> str:
-    """Of the number that is compared."""
+    """The direction of the compared number: "lower is better" or "higher is better"."""
     return "lower is better" if record["task"]["lower_is_better"] else "higher is better"
 
 
 def metric_lines(record: Record) -> Iterator[str]:
-    """The other numbers of the metric at the last horizon, a line each."""
+    """Yield a line for each other number of the metric, with its means at the last horizon."""
     last = record["horizons"][-1]
     results = [result for result in record["results"] if result["horizon"] == last]
     for name in dict.fromkeys(name for result in results for name in result["others"]):
@@ -55,7 +55,7 @@ def metric_lines(record: Record) -> Iterator[str]:
 
 
 def early_stopping_lines(record: Record) -> Iterator[str]:
-    """Where the verdict is another one with the best value up to a horizon in place of the one at it."""
+    """Yield a line that lists the verdicts that change if each run counts with its best value up to the horizon."""
     changed: list[str] = []
     for result in record["results"]:
         best = result["best_so_far"]
@@ -68,7 +68,7 @@ def early_stopping_lines(record: Record) -> Iterator[str]:
 
 
 def target_lines(record: Record) -> Iterator[str]:
-    """When the first contender has what the best schedule has at its end, a line for each horizon."""
+    """Yield a line for each horizon: the steps after which the first contender reaches the best schedule's value."""
     first = next(iter(record["contenders"]))
     for target in record["steps_to_target"]:
         if target["contender"] != first:
@@ -82,7 +82,7 @@ def target_lines(record: Record) -> Iterator[str]:
 
 
 def rate_lines(record: Record) -> Iterator[str]:
-    """The learning rate and the warmup of each run, a line for each contender."""
+    """Yield a line for each contender with the learning rate and the warmup of its runs."""
     yield "learning rates, and steps of warmup:"
     width = max(map(len, record["contenders"]))
     for name in record["contenders"]:

@@ -1,4 +1,4 @@
-"""The learning rates of a race: searched on grids that widen by themselves, with other seeds than the race's own."""
+"""Tunes the learning rates of a race on grids that widen, with other seeds than those of the race."""
 
 import json
 import math
@@ -17,48 +17,50 @@ from unscheduled.lab.task import LoadedTask, RaceError
 TUNING_SEEDS = (1000, 1001)
 TUNING_FILE = "tuning.json"
 WIDEST = 12
-"""A grid does not widen beyond this many learning rates."""
+"""The largest number of learning rates to which a grid widens."""
 
 Cell = tuple[str, int]
-"""A contender and the length of a run of it."""
+"""The name of a contender and the length in steps of one of its runs."""
 
 
 @dataclass(frozen=True)
 class TunedRates:
-    """What was chosen for each contender.
+    """The tuned learning rates of contenders.
 
     Args:
-        choices: for each contender, a choice for every horizon at which it was tuned, with the file it came from.
-        scores: for each learning rate that was tried: contender, length, horizon, mean.
+        choices: for each contender, the chosen rate for every horizon at which it was tuned, with the file it is from.
+        scores: for each learning rate tried: contender, length, horizon, mean.
     """
 
     choices: Mapping[str, Sequence[Mapping[str, Any]]]
     scores: Sequence[Mapping[str, Any]]
 
     def choice(self, contender: str, horizon: int) -> Mapping[str, Any]:
-        """What was chosen for the contender at the tuned horizon nearest to this one, in the logarithm."""
+        """The choice for a contender at the tuned horizon that is nearest to this horizon in the logarithm."""
         return min(self.choices[contender], key=lambda choice: abs(math.log(choice["horizon"] / horizon)))
 
     def without(self, contenders: Sequence[str]) -> list[str]:
-        """Those that were not tuned."""
+        """The contenders among these that are not tuned."""
         return [name for name in contenders if name not in self.choices]
 
     def joined(self, other: "TunedRates") -> "TunedRates":
-        """These, and of the other ones the contenders that are not among these."""
+        """These rates, and the other rates of contenders that have none here."""
         more = [score for score in other.scores if score["contender"] not in self.choices]
         return TunedRates({**other.choices, **self.choices}, [*self.scores, *more])
 
 
 def read_rates(plan: Plan, out: Path, shipped: bool = True) -> TunedRates:
-    """From the output folder, if they were tuned there for the task as it is now, and those shipped with the task.
+    """Read the tuned learning rates of a race from its output folder and from the file shipped with the task.
+
+    Rates in the output folder come first, and only count if they were tuned for the present version of the task.
 
     Args:
         plan: the race.
         out: the output folder.
-        shipped: whether those shipped with the task serve, which were tuned for its own number of steps.
+        shipped: whether to read the shipped file, whose rates are tuned for the task's own number of steps.
 
     Raises:
-        RaceError: if a file cannot be understood.
+        RaceError: if a file is no tuning file.
     """
     found = TunedRates({}, [])
     own = out / TUNING_FILE
@@ -74,7 +76,7 @@ def read_rates(plan: Plan, out: Path, shipped: bool = True) -> TunedRates:
 
 
 def rates_in(record: Mapping[str, Any], file: str) -> TunedRates:
-    """What the contents of a tuning file say."""
+    """The rates in the contents of a tuning file; ``file`` is the file's name."""
     choices: dict[str, list[Mapping[str, Any]]] = {}
     for choice in record["chosen"]:
         needed = {name: choice[name] for name in ("contender", "horizon", "lr", "edge_of_grid", "best_at")}
@@ -83,7 +85,7 @@ def rates_in(record: Mapping[str, Any], file: str) -> TunedRates:
 
 
 def with_earlier(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The contents of a tuning file, and what an earlier one has of other contenders of the same task."""
+    """The contents of a tuning file, joined with those of an earlier file of the same task for other contenders."""
     try:
         earlier = json.loads(file.read_text())
         if earlier["task"]["source_sha256"] != record["task"]["source_sha256"]:
@@ -102,7 +104,7 @@ def with_earlier(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 
 def tuning_jobs(plan: Plan, cells: Mapping[Cell, Sequence[float]]) -> list[Job]:
-    """The runs that try these learning rates, evaluated at the horizons only."""
+    """The jobs that try these learning rates, evaluated at the horizons only."""
     return [
         Job(
             plan.loaded,
@@ -116,16 +118,16 @@ def tuning_jobs(plan: Plan, cells: Mapping[Cell, Sequence[float]]) -> list[Job]:
 
 
 def first_grids(plan: Plan, contenders: Sequence[str]) -> dict[Cell, list[float]]:
-    """The learning rates with which the tuning of these contenders begins."""
+    """The grids of learning rates with which the tuning of these contenders begins."""
     return {(name, length): plan.grid(name) for name in contenders for length in plan.runs_of(name)}
 
 
 def tune(plans: Mapping[Plan, Sequence[str]], runner: Runner) -> dict[Plan, dict[str, Any]]:
-    """Search the learning rates of these contenders of each plan; the contents of a tuning file for each.
+    """Tune the learning rates of these contenders of each plan, and return the contents of a tuning file for each plan.
 
-    A grid whose best value is at an end is continued there by its own ratio, until the best lies inside. A contender
-    with a run for each horizon has a choice for each; one with one run for all has the one whose mean of the log
-    metrics over the horizons is the lowest.
+    A grid whose best rate is at an end is continued at that end by its own ratio, until the best rate lies inside or
+    the grid has ``WIDEST`` rates. A contender with a run for each horizon gets a rate for each; a contender with one
+    run gets the rate with the best mean of the logarithm of the metric over the horizons.
     """
     grids = {plan: first_grids(plan, contenders) for plan, contenders in plans.items()}
     pending = {plan: dict(cells) for plan, cells in grids.items()}
@@ -154,7 +156,7 @@ def tune(plans: Mapping[Plan, Sequence[str]], runner: Runner) -> dict[Plan, dict
 
 
 def scores_of(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each learning rate and each horizon that its run serves, the values of the tuning seeds and their mean."""
+    """For each learning rate and each horizon of its run, the values of the tuning seeds and their mean."""
     scores: list[dict[str, Any]] = []
     for index in range(0, len(runs), len(TUNING_SEEDS)):
         same = runs[index : index + len(TUNING_SEEDS)]
@@ -169,7 +171,7 @@ def scores_of(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 def widened(
     plan: Plan, cells: Mapping[Cell, Sequence[float]], scores: Sequence[Mapping[str, Any]]
 ) -> dict[Cell, list[float]]:
-    """One more learning rate for each grid whose best is at an end, beyond that end."""
+    """For each grid whose best rate is at an end, one more learning rate beyond that end."""
     more: dict[Cell, list[float]] = {}
     for cell, rates in cells.items():
         if not 1 < len(rates) < WIDEST:
@@ -183,14 +185,14 @@ def widened(
 
 
 def rounded(rate: float) -> float:
-    """To six digits, so that a grid has the same numbers on its way up and down."""
+    """The rate to six digits, so that a grid has the same numbers whether it widens up or down."""
     return float(f"{rate:.6g}")
 
 
 def choose(plan: Plan, scores: Sequence[Mapping[str, Any]], contender: str, length: int) -> dict[str, Any]:
-    """The best learning rate for a run, at which end of the grid it lies, if it does, and the best at each horizon.
+    """The best learning rate for a run, the end of the grid at which it lies (or None), and the best rate by horizon.
 
-    If every learning rate diverged, the choice is the lowest one, at the lowest end.
+    If every learning rate diverged, it is the lowest rate.
     """
     own = [score for score in scores if (score["contender"], score["length"]) == (contender, length)]
     rates = sorted({score["lr"] for score in own})

@@ -1,4 +1,4 @@
-"""The answer of a race in words: of all its horizons, not of the last one alone."""
+"""The result of a race in sentences, over all its horizons."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ Result = Mapping[str, Any]
 
 
 def verdict(plan: Plan, results: Sequence[Result], best: Sequence[Result]) -> str:
-    """How the first contender does against each other one at every horizon, and what dropping the schedule costs."""
+    """The sentences on the first contender against each other at every horizon, and on the cost of no schedule."""
     first, *others = plan.contenders
     if not others:
         return f"{first} ran alone."
@@ -27,7 +27,7 @@ def verdict(plan: Plan, results: Sequence[Result], best: Sequence[Result]) -> st
 
 
 def against(name: str, results: Sequence[Result]) -> str:
-    """Better at these horizons, tied at those."""
+    """The comparison of the first contender with one other as text: better at these horizons, tied at those."""
     own = [result for result in results if result["contender"] == name]
     clauses: list[str] = []
     for kind, relation in RELATIONS.items():
@@ -39,19 +39,19 @@ def against(name: str, results: Sequence[Result]) -> str:
 
 
 def share(result: Result) -> str:
-    """The difference in per cent of the other's value, where there is one."""
+    """The difference as text in per cent of the other contender's value; "" if there is none."""
     if result["difference"] is None or not result["mean"]:
         return ""
     return f" ({100.0 * result['difference'] / abs(result['mean']):+.1f}%)"
 
 
 def listed(parts: Sequence[str]) -> str:
-    """As in a sentence: a, b and c."""
+    """The parts joined as in a sentence: a, b and c."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def price(plan: Plan, best: Sequence[Result]) -> str:
-    """What dropping the schedule costs against the best schedule at each horizon."""
+    """The sentence on the cost of no schedule against the best schedule at each horizon."""
     verdicts = [result["verdict"] for result in best]
     against_best = "against the best schedule tuned for each horizon"
     if "worse" in verdicts:
@@ -67,7 +67,7 @@ def price(plan: Plan, best: Sequence[Result]) -> str:
 
 
 def not_excluded(plan: Plan, best: Sequence[Result]) -> str:
-    """The largest cost within the 95% intervals of the ties: with few seeds it may be large."""
+    """The end of a sentence that states the largest cost within the 95% intervals of the ties; "" without ties."""
     sign = 1.0 if plan.loaded.task.lower_is_better else -1.0
     costs = {
         100.0 * (sign * result["difference"] + result["difference_half_width"]) / abs(result["mean"]): result["horizon"]

@@ -1,1 +1,1 @@
-"""What is done to the user's model."""
+"""Attaches optimizers to models: modes, saving, loading, copies and BatchNorm."""

@@ -1,4 +1,4 @@
-"""Which classes of modules can be given a subclass whose ``training`` is followed."""
+"""Checks whether the class of a module can have a subclass whose ``training`` the parameters follow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 def check_class(model: nn.Module) -> None:
-    """Raise TypeError if the class of a module cannot be attached; nothing is changed."""
+    """Raise TypeError if a module of this class cannot be attached, without changing the module."""
     cls = type(model)
     remedy = "Attach a module that it is a part of, or call train() and eval() of the optimizer"
     if inspect.isdatadescriptor(inspect.getattr_static(cls, "training", None)) or "training" not in vars(model):
@@ -20,12 +20,12 @@ def check_class(model: nn.Module) -> None:
         if _calls_super_of_its_own_class(code):
             raise TypeError(
                 f"{cls.__name__} cannot be attached: its {name}() calls super() with the class of the object, which "
-                f"never ends in a subclass. Write super().{name}() there. {remedy}"
+                f"recurses without end in a subclass. Write super().{name}() there. {remedy}"
             )
 
 
 def _methods(cls: type) -> Iterator[tuple[str, CodeType]]:
-    """The methods that are not torch's, but for those that make an object, which is plain until it is attached."""
+    """Yield the methods of a class by name, except those of ``nn.Module``, ``__init__`` and ``__new__``."""
     for each in cls.__mro__:
         if each is nn.Module:
             return
@@ -36,7 +36,7 @@ def _methods(cls: type) -> Iterator[tuple[str, CodeType]]:
 
 
 def _calls_super_of_its_own_class(code: CodeType) -> bool:
-    """Whether ``super(self.__class__, ...)`` or ``super(type(self), ...)`` is in it."""
+    """Whether the code calls ``super(self.__class__, ...)`` or ``super(type(self), ...)``."""
     if "super" not in code.co_names:
         return False
     found = [each for each in dis.get_instructions(code) if each.opname.startswith("LOAD_")]

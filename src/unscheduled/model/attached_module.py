@@ -1,7 +1,7 @@
-"""The classes of attached modules: their own, but that ``training`` is followed, and that copies and files hold x.
+"""The classes of attached modules: parameters follow ``training``, and copies and files hold the average x.
 
-The attached module gets a subclass of its own class. So do parts of it whose class copies, saves or loads itself in its
-own way, since no hook of torch's is called then.
+An attached module gets a subclass of its class. A part of it gets one too if its class defines copying, saving or
+loading itself, since torch calls no hooks then.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from unscheduled.model.copies import copy_notes, kept_apart, memory_of, put_copy
 from unscheduled.state.interruption import Deferred
 
-ATTACHMENTS = "_unscheduled_attachments"  # where a model has its tie
-PARTS = "_unscheduled_parts"  # where a part of models has theirs
+ATTACHMENTS = "_unscheduled_attachments"  # the attribute of an attached model with its ties
+PARTS = "_unscheduled_parts"  # the attribute of a part of attached models with their ties
 COPYING = ("__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
 SAVING = ("state_dict", "_save_to_state_dict", "get_extra_state")
 LOADING = ("load_state_dict",)
@@ -28,7 +28,7 @@ AverageReader = Callable[[Tensor], Tensor | None]
 
 
 class Tie(Protocol):
-    """The tie between a model and its optimizers, as an attached module knows it."""
+    """The tie between a model and its optimizers, as an attached module uses it."""
 
     @property
     def training(self) -> bool:
@@ -37,23 +37,23 @@ class Tie(Protocol):
 
     @property
     def holds_averages(self) -> bool:
-        """Whether somebody has put x into the parameters of all optimizers for the moment."""
+        """Whether the parameters of all optimizers hold x because of :meth:`averaged_parameters`."""
         ...
 
     def hear(self, mode: bool) -> None:
-        """Put into the parameters what the flag of the model asks for, unless that is put off."""
+        """Switch the parameters to the mode of the model's flag, unless switching is put off."""
         ...
 
     def putting_off(self) -> AbstractContextManager[None]:
-        """Within it a change of the flag moves nothing."""
+        """A context in which a change of the flag does not switch the parameters."""
         ...
 
     def averaged_parameters(self) -> AbstractContextManager[None]:
-        """Within it the parameters of all optimizers hold x."""
+        """A context in which the parameters of all optimizers hold x."""
         ...
 
     def reader(self) -> AverageReader:
-        """A function that gives the average x of a parameter, each time the same; None for one that needs none."""
+        """A function that returns the average x of a parameter, each time the same tensor, or None if it needs none."""
         ...
 
     def params(self) -> Iterable[Tensor]:
@@ -61,19 +61,19 @@ class Tie(Protocol):
         ...
 
     def before_copy(self) -> None:
-        """The model is about to be saved or copied."""
+        """Re-estimate BatchNorm's statistics if needed, before the model is saved or copied."""
         ...
 
     def loading(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Within it weights are loaded into a module in whatever way."""
+        """A context in which a module loads weights with its own ``load_state_dict``."""
         ...
 
     def end_load(self) -> None:
-        """Loading has ended, in whatever way."""
+        """Note that loading has ended, with or without success."""
         ...
 
     def let_go(self) -> None:
-        """Give the modules their own classes back, and take the hooks off."""
+        """Restore the classes of the modules, and remove the hooks."""
         ...
 
     def come_back(self) -> None:
@@ -82,13 +82,13 @@ class Tie(Protocol):
 
 
 class SavedAtAverage(nn.Module):
-    """The part of a module's class with which its copies and files hold x, whatever its own class does."""
+    """A base class of attached modules whose copies and files hold x, also if their class copies or saves itself."""
 
     def __init_subclass__(cls, **_: Any) -> None:
-        """What the user's class does with its subclasses is not for this one."""
+        """Do nothing: the ``__init_subclass__`` of the user's class is not meant for the subclass made here."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """A new object of the class is a plain one, unless a library has made a subclass of it since."""
+        """Make a new object of the class that the user wrote, unless it is of a subclass that a library has made."""
         if own_class(type(self)) is not type(self) and not ties_of(self):
             cast(nn.Module, self).__class__ = own_class(type(self))
             self.__init__(*args, **kwargs)
@@ -117,7 +117,7 @@ class SavedAtAverage(nn.Module):
             return super().load_state_dict(*args, **kwargs)
 
     def __copy__(self) -> nn.Module:
-        """Another object with the same parameters, as of any module: attached, too, since what it shares is."""
+        """A shallow copy: it shares the parameters and is attached too."""
         own: Any = getattr(super(), "__copy__", None)
         if own is not None:
             return own()
@@ -127,7 +127,7 @@ class SavedAtAverage(nn.Module):
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
-        """A plain module of its own that holds x."""
+        """A deep copy: a plain module with its own parameters, which hold x."""
         params, copies_itself = list(self.parameters()), _has_own_way(self, COPYING)
         with ExitStack() as stack:
             for tie in ties_of(self):
@@ -142,7 +142,7 @@ class SavedAtAverage(nn.Module):
             stack.enter_context(plain(self))
             if not isinstance(cast(nn.Module, self), SavedAtAverage):
                 copied = copy.deepcopy(self, memo)
-            else:  # of the subclass that a library has made of it since
+            else:  # a library has made a subclass of the attached class
                 copied = object.__new__(type(self))
                 memo[id(self)] = copied
                 copied.__dict__ = copy.deepcopy(self.__dict__, memo)
@@ -152,12 +152,12 @@ class SavedAtAverage(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if ties_of(self):
-            return copy.deepcopy(self).__reduce_ex__(0)  # protocol 2 and later want the class of what is pickled
+            return copy.deepcopy(self).__reduce_ex__(0)  # protocols from 2 on require the class of the pickled object
         return super().__reduce_ex__(protocol)
 
 
 class Attached(SavedAtAverage):
-    """The part of an attached model's class with which the parameters follow its ``training``."""
+    """A base class of attached models whose parameters follow the flag ``training``."""
 
     @property
     def training(self) -> bool:
@@ -175,10 +175,10 @@ class Attached(SavedAtAverage):
                 raise
 
     def train(self, mode: bool = True) -> Any:
-        """x comes before any module hears of ``eval()``, and y when all have heard of ``train()``.
+        """Set the mode: x is put in before the modules run ``eval()``, y is put in after they have run ``train()``.
 
-        Layers that merge something into weights in ``eval()`` take out in ``train()`` what they have put in. An
-        interruption takes effect afterwards.
+        The reason: layers that merge other weights into their own in ``eval()`` undo that in ``train()``. Signals are
+        deferred until the switch is complete.
         """
         with Deferred():
             if not mode:
@@ -195,7 +195,7 @@ class Attached(SavedAtAverage):
             return found
 
     def _followed(self, otherwise: bool) -> bool:
-        """The flag that the parameters follow, if there is one."""
+        """The flag that the parameters follow, or ``otherwise`` if the model is attached no longer."""
         return next((tie.training for tie in attachments(self)), otherwise)
 
     def _tell(self, mode: bool) -> None:
@@ -204,7 +204,7 @@ class Attached(SavedAtAverage):
 
 
 def _has_own_way(module: nn.Module, names: tuple[str, ...]) -> bool:
-    """Whether a class defines one of these methods for a part that has parameters of an optimizer."""
+    """Whether a part with parameters of an optimizer has a class that defines one of these methods itself."""
     parts = [part for part in module.modules() if has_own(part, names)]
     followed = {param for tie in ties_of(module) for param in tie.params()} if parts else set[Tensor]()
     return any(not followed.isdisjoint(part.parameters()) for part in parts)
@@ -215,19 +215,19 @@ def _has_own_way(module: nn.Module, names: tuple[str, ...]) -> bool:
 
 @functools.cache
 def attached_class(cls: type[nn.Module], part: type[SavedAtAverage]) -> type[nn.Module]:
-    """The subclass of ``cls`` that ``part`` is put before; it goes by the name of ``cls``."""
+    """The subclass of ``part`` and ``cls``, in this order, with the name of ``cls``."""
     names: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     names["__jit_unused_properties__"] = [*getattr(cls, "__jit_unused_properties__", ()), "training"]  # for scripting
     return types.new_class(cls.__name__, (part, cls), exec_body=lambda namespace: namespace.update(names))
 
 
 def own_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class that an attached module had before."""
+    """The class that an attached module had before it was attached."""
     return cast(type[nn.Module], cls.__bases__[1]) if cls.__bases__[0] in (SavedAtAverage, Attached) else cls
 
 
 def tie(module: nn.Module, tie: Tie, key: str) -> None:
-    """Tie a module to a model that it is (``key`` is ATTACHMENTS) or is a part of (PARTS), and change its class."""
+    """Add the tie of a model to the model (``key`` is ATTACHMENTS) or to a part of it (PARTS); change its class."""
     if tie not in vars(module).get(key, ()):
         vars(module)[key] = (*vars(module).get(key, ()), tie)
     _put_class(module)
@@ -242,7 +242,7 @@ def untie(module: nn.Module, tie: Tie, key: str) -> None:
 
 
 def _put_class(module: nn.Module) -> None:
-    """Give a module the class that its ties ask for. Its own may restrict which attributes can be set."""
+    """Set the class of a module as its ties require, past a ``__setattr__`` of the class that might refuse."""
     cls = type(module)
     part = Attached if attachments(module) else SavedAtAverage if ties_of(module) else None
     if part is None:
@@ -266,13 +266,13 @@ def _has_own(cls: type[nn.Module], names: tuple[str, ...]) -> bool:
 
 
 def has_own(module: nn.Module, names: tuple[str, ...]) -> bool:
-    """Whether a class that is not torch's defines one of these methods for a module."""
+    """Whether the module inherits one of these methods from a class outside of torch."""
     return _has_own(_without_ours(type(module)), names)
 
 
 @functools.cache
 def _without_ours(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class itself, or the first of its bases that a module had before it was attached."""
+    """The class itself, or its first base class that is not made here."""
     if not issubclass(cls, SavedAtAverage):
         return cls
     bases = cast(tuple[type[nn.Module], ...], cls.__mro__)
@@ -280,23 +280,23 @@ def _without_ours(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def attachments(model: nn.Module) -> tuple[Tie, ...]:
-    """The ties of an attached model to its optimizers; none for a module that is only a part of one."""
+    """The ties of an attached model to its optimizers; none for a module that is only a part of a model."""
     return vars(model).get(ATTACHMENTS, ())
 
 
 def ties_of(module: nn.Module) -> tuple[Tie, ...]:
-    """The ties of a module that is an attached model or a part of some."""
+    """The ties of a module: its own if it is an attached model, and those of the models of which it is a part."""
     return (*attachments(module), *vars(module).get(PARTS, ()))
 
 
 @contextmanager
 def plain(module: nn.Module) -> Generator[None, None, None]:
-    """Within the ``with`` block a module is one of its own class, without our hooks, and so are its parts."""
+    """Restore the classes of a module and of its parts, without hooks, for the ``with`` block."""
     ties, before = ties_of(module), {key: vars(module)[key] for key in (ATTACHMENTS, PARTS) if key in vars(module)}
     try:
         for tie in ties:
             tie.let_go()
-        for key in before.keys() & vars(module).keys():  # of a shallow copy, which the ties do not know
+        for key in before.keys() & vars(module).keys():  # the attributes of a shallow copy, which the ties do not know
             del vars(module)[key]
         _put_class(module)
         yield

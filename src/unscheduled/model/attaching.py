@@ -1,4 +1,4 @@
-"""Which module an optimizer is attached to, and which other optimizers are attached to its parameters."""
+"""Finds the module to attach to, and the other optimizers that are attached to the same parameters."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from unscheduled.model.follower import Follower
 
 
 def attached_model(model: nn.Module) -> AttachedModel:
-    """The tie of a model, which is made if there is none.
+    """The tie of a model; a model without a tie gets one.
 
     Raises:
-        TypeError: if its class cannot be attached; nothing is changed.
+        TypeError: if the class of the model cannot be attached; the model does not change.
     """
     for known in attachments(model):
         return cast(AttachedModel, known)
@@ -44,7 +44,7 @@ def attached_model(model: nn.Module) -> AttachedModel:
 
 
 def owners_of(params: set[Tensor], but: Follower | None = None) -> dict[Follower, set[Tensor]]:
-    """The optimizers that are attached to a model and have some of these parameters, and which; but for one."""
+    """The attached optimizers, except ``but``, that have some of these parameters, each with those parameters."""
     found: dict[Follower, set[Tensor]] = {}
     for attached in tuple(alive):
         for follower in {each for param in params for each in attached.had_by(param)}:
@@ -55,7 +55,10 @@ def owners_of(params: set[Tensor], but: Follower | None = None) -> dict[Follower
 
 
 def warn_of_shared_parts(attached: AttachedModel, follower: Follower) -> None:
-    """Warn if this model has parameters of an optimizer that does not follow it, or another model has this one's."""
+    """Warn of parameters in an attached model whose optimizer follows only another model.
+
+    Both are checked: this model with optimizers of other models, and other models with ``follower``.
+    """
     for other in tuple(alive):
         if other is attached or not other.shares_with(attached):
             continue
@@ -73,7 +76,7 @@ def warn_of_shared_parts(attached: AttachedModel, follower: Follower) -> None:
 
 @functools.cache
 def hook_newcomers() -> None:
-    """Have modules hooked from the moment that they become a part of an attached model."""
+    """Register a hook of torch that hooks new modules when they become a part of an attached model."""
 
     def hook(parent: nn.Module, _: str, module: nn.Module | None) -> None:
         for attached in tuple(alive):
@@ -84,7 +87,7 @@ def hook_newcomers() -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module within ``torch.compile`` and data parallelism, whose flag they set and whose parameters they use."""
+    """The module inside the wrappers of ``torch.compile`` and data parallelism."""
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel)):
             model = cast(nn.Module, model.module)
@@ -95,20 +98,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check(model: Any, params: set[Tensor]) -> nn.Module:
-    """The module to attach to.
+    """The module to attach to: ``model`` without wrappers.
 
     Raises:
-        TypeError: if it is no module, or a scripted one, whose class is fixed.
+        TypeError: if it is no module, or it or a part with parameters is scripted and so has a fixed class.
         ValueError: if it holds none of the parameters.
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(f"attach() takes the torch.nn.Module that the parameters are of, but got {type(model)}")
+        raise TypeError(f"attach() takes the torch.nn.Module that has the parameters, but got {type(model)}")
     inner = unwrapped(model)
     is_known = any(cast(AttachedModel, known).own_of(params) for known in attachments(inner))
     if not is_known and not params.intersection(inner.parameters()):
         raise ValueError(
-            f"{type(inner).__name__} holds none of this optimizer's parameters: attach the model that they are of, "
-            "after it was sharded, moved or loaded, and make the optimizer of its present parameters"
+            f"{type(inner).__name__} holds none of this optimizer's parameters: attach the model that has them, "
+            "after it was sharded, moved or loaded, and make the optimizer with its present parameters"
         )
     for name, part in () if is_known else cast(Any, inner).named_modules():
         if isinstance(part, torch.jit.ScriptModule) and not params.isdisjoint(part.parameters()):

@@ -1,8 +1,8 @@
-"""The model's own life cycle moves the parameters: its ``training`` flag, ``state_dict`` and ``load_state_dict``.
+"""An attached model: its ``training`` flag switches the parameters, and its state dict holds the average x.
 
-The attached module gets a subclass of its own class whose ``training`` is a property, so that the parameters follow the
-flag however it is set, at no cost in the forward pass. Hooks on its modules make ``state_dict`` give the average x in
-either mode, and take what ``load_state_dict`` brings as the new x: see :mod:`unscheduled.model.module_hooks`.
+The attached module gets a subclass of its class whose ``training`` is a property, so that the parameters follow the
+flag whichever way it is set, without cost in the forward pass. Through hooks on its modules, ``state_dict`` returns x
+in either mode and ``load_state_dict`` sets the new x: see :mod:`unscheduled.model.module_hooks`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from unscheduled.model.module_hooks import ModuleHooks
 
 
 class Clock:
-    """Counts how often an optimizer was attached to a model, in this process.
+    """Counts how often an optimizer was attached to a model in this process.
 
-    When it has gone on, optimizers that make a step are looked at once more.
+    When the count has changed, an optimizer is checked again at its next step.
     """
 
     time = 0
@@ -37,19 +37,19 @@ class AttachedModel:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.training = model.training
-        """The flag that the parameters follow: that of the model, but while it is being changed."""
+        """The flag that the parameters follow: that of the model, except while a change is in progress."""
         self._entries: dict[Follower, Entry] = {}
         self._hooks = ModuleHooks(self)
-        self._params: dict[Tensor, str] = {}  # of the model, when it was last looked at
-        self._had_by: dict[Tensor, tuple[Follower, ...]] = {}  # the same of the optimizers
+        self._params: dict[Tensor, str] = {}  # the parameters of the model when it was last looked at, and their names
+        self._had_by: dict[Tensor, tuple[Follower, ...]] = {}  # the optimizers that had each parameter then
         self.holds_averages = False
-        """Whether somebody has put x into the parameters of all optimizers for the moment."""
+        """Whether the parameters of all optimizers hold x because of :meth:`averaged_parameters`."""
         self._put_off, self._leads, self._heard = 0, False, False
 
     # Attaching.
 
     def add(self, follower: Follower, bn_batches: int) -> None:
-        """Attach an optimizer."""
+        """Attach an optimizer; ``bn_batches`` is how many recent batches to store for BatchNorm."""
         recent = RecentBatches(self.model, bn_batches, self) if bn_batches else None
         self._entries[follower] = Entry(follower.steps(), recent)
         if recent:
@@ -62,7 +62,7 @@ class AttachedModel:
         Clock.time += 1
 
     def remove(self, follower: Follower) -> None:
-        """Detach an optimizer. With the last one, the model is its own again."""
+        """Detach an optimizer; after the last one the model has its own class and no hooks."""
         entry = self._entries.pop(follower)
         for param, its in list(self._had_by.items()):
             if follower in its:
@@ -82,29 +82,29 @@ class AttachedModel:
         self._had_by |= new
 
     def followers(self) -> list[Follower]:
-        """The optimizers."""
+        """The attached optimizers."""
         return list(self._entries)
 
     def params(self) -> dict[Tensor, Follower]:
-        """The parameters of all optimizers, and whose each is."""
+        """The parameters of all optimizers, each with its optimizer."""
         return {param: follower for follower in self._entries for param in follower.params()}
 
     def had_by(self, param: Tensor) -> tuple[Follower, ...]:
-        """The optimizers that had a parameter when the model was last looked at, or they were attached."""
+        """The optimizers that had a parameter when the model was last looked at, or when they were attached."""
         return self._had_by.get(param, ())
 
     def own_of(self, params: set[Tensor]) -> set[Tensor]:
-        """The parameters among these that were in the model when it was last looked at."""
+        """Those of these parameters that were in the model when it was last looked at."""
         if len(params) < len(self._params):
             return {param for param in params if param in self._params}
         return {param for param in self._params if param in params}
 
     def shares_with(self, other: AttachedModel) -> bool:
-        """Whether both models have a parameter, when they were last looked at."""
+        """Whether both models had a parameter in common when they were last looked at."""
         return not self._params.keys().isdisjoint(other._params)
 
     def hook(self, part: nn.Module | None = None) -> None:
-        """Put hooks on the modules of the model, or of a part that has come to it, that have none yet."""
+        """Put hooks on the modules of the model, or of a new part, that have none yet."""
         alive.add(self)
         if part is None:
             tie(self.model, self, ATTACHMENTS)
@@ -117,11 +117,11 @@ class AttachedModel:
         self._hooks.put(self.model if part is None else part)
 
     def has_hooked(self, module: nn.Module) -> bool:
-        """Whether the module is a part of the model."""
+        """Whether a module has hooks because it is a part of the model."""
         return self._hooks.has(module)
 
     def let_go(self) -> None:
-        """Give the modules their own classes back, and take the hooks off."""
+        """Restore the classes of the modules, and remove the hooks."""
         alive.discard(self)
         for entry in self._entries.values():
             if entry.recent:
@@ -130,23 +130,23 @@ class AttachedModel:
         untie(self.model, self, ATTACHMENTS)
 
     def come_back(self) -> None:
-        """Undo :meth:`let_go`, if an optimizer is attached; a shallow copy may have outlived that."""
+        """Undo :meth:`let_go`, if an optimizer is still attached; a shallow copy can outlive the attachment."""
         if self._entries:
             self.hook()
 
     # Switching.
 
     def hears_the_flag(self) -> bool:
-        """Whether the flag of the model can be set, and comes here when it is."""
+        """Whether setting the flag of the model works and calls :meth:`hear`."""
         self._heard = False
         try:
             self.model.training = self.training
-        except Exception:  # whatever a class of its own kind raises
+        except Exception:  # an unusual class may raise any error
             return False
         return self._heard
 
     def hear(self, mode: bool) -> None:
-        """Put into the parameters what the flag of the model asks for, unless that is put off."""
+        """Switch the parameters to the mode of the model's flag, unless switching is put off."""
         self._heard = True
         if self._put_off or mode == self.training:
             return
@@ -168,7 +168,7 @@ class AttachedModel:
 
     @contextmanager
     def putting_off(self) -> Generator[None, None, None]:
-        """Within it a change of the flag moves nothing."""
+        """A context in which a change of the flag does not switch the parameters."""
         before = self._put_off
         try:
             self._put_off = before + 1
@@ -178,7 +178,7 @@ class AttachedModel:
 
     @contextmanager
     def averaged_parameters(self) -> Generator[None, None, None]:
-        """Within it the parameters of all optimizers hold x."""
+        """A context in which the parameters of all optimizers hold x."""
         before = self.holds_averages
         with ExitStack() as stack:
             for follower in () if before else self._entries:
@@ -190,31 +190,31 @@ class AttachedModel:
                 self.holds_averages = before
 
     def switched(self) -> None:
-        """The parameters have been moved, or none has a gradient: the model may have others by now."""
-        if not self._leads:  # else all optimizers switch, and the model was looked at before
+        """Look at the model again after a switch, since it may have other modules and parameters."""
+        if not self._leads:  # else hear() switches all optimizers, and has looked at the model
             self._look()
             self._warn()
 
     def _look(self) -> None:
-        """Look at the model anew: it may have other modules and parameters."""
+        """Look at the model again: note its parameters, and hook new modules."""
         for module in self._sharded():
             module.reshard()  # the root keeps them gathered after a forward pass without backward
         self.hook()
 
     def _warn(self) -> None:
-        """Say it if parameters are no longer there, or batches were not seen."""
+        """Warn if parameters have left the model, or no training batch was seen for BatchNorm."""
         self._look_for_others()
         for follower, entry in self._entries.items():
             if entry.recent and entry.recent.blind and follower.steps() > entry.steps and not self.training:
                 entry.steps = follower.steps()
                 warnings.warn(
                     f"no training batch was kept for BatchNorm, since {type(self.model).__name__} was never called in "
-                    "the steps that were made: attach the module that is called in training, or use update_bn()",
+                    "training: attach the module that is called in training, or use update_bn()",
                     stacklevel=2,
                 )
 
     def _sharded(self) -> list[Any]:
-        """The modules that FSDP2 gathers the parameters of."""
+        """The modules whose parameters FSDP2 shards and gathers."""
         fsdp = sys.modules.get("torch.distributed.fsdp")
         if fsdp is None or not hasattr(fsdp, "FSDPModule"):
             return []
@@ -225,7 +225,7 @@ class AttachedModel:
         return {param: self._params[param] for param in follower.params() if param in self._params}
 
     def _look_for_others(self) -> None:
-        """Say it, once, if parameters of an optimizer have left the model, and it has some that nobody trains."""
+        """Warn once if parameters of an optimizer left the model or its groups, and the model has untrained ones."""
         names = self._params
         for follower, entry in self._entries.items():
             params = self._params_of(follower)
@@ -245,23 +245,23 @@ class AttachedModel:
             if gone and any(param.requires_grad for param in names.keys() - self.params().keys()):
                 warnings.warn(
                     f"parameters of the optimizer ({len(gone)}, from {gone[0]} on) are no longer in the attached "
-                    "model, which has others that are not averaged: make the optimizer of the present ones, or add "
-                    "them to it",
+                    "model, which has others that are not averaged: make the optimizer with the present parameters, "
+                    "or add them to it",
                     stacklevel=2,
                 )
 
     # Saving and copying.
 
     def before_copy(self) -> None:
-        """The model is about to be saved or copied."""
+        """Re-estimate BatchNorm's statistics if the model evaluates, before it is saved or copied."""
         for entry in self._entries.values():
             if entry.recent and not self.model.training:
                 entry.recent.refresh()
 
     def reader(self) -> AverageReader:
-        """A function that gives the average x of a parameter, each time the same; None for one that needs none.
+        """A function that returns the average x of a parameter, each time the same tensor, or None if it needs none.
 
-        It is called before anything is changed.
+        Call this method before the parameters change.
         """
         owners, readers = self.params(), dict[Follower, AverageReader]()
 
@@ -277,20 +277,20 @@ class AttachedModel:
 
     @contextmanager
     def loading(self, module: nn.Module) -> Generator[None, None, None]:
-        """Within it weights are loaded into a module in whatever way."""
+        """A context in which a module loads weights with its own ``load_state_dict``."""
         with self._hooks.loading(module):
             yield
 
     def end_load(self) -> None:
-        """Loading has ended, in whatever way."""
+        """Note that loading has ended, with or without success."""
         self._hooks.end_load()
 
     def before_save_of_all(self) -> None:
-        """The whole model is about to be saved."""
-        if not self._sharded():  # which may be gathered, and have others meanwhile
+        """Note the parameters of the model before all of it is saved, and warn if some have left it."""
+        if not self._sharded():  # FSDP2 has other parameter objects while it gathers them
             self._params = {param: name for name, param in self.model.named_parameters()}
             self._look_for_others()
 
 
 alive: weakref.WeakSet[AttachedModel] = weakref.WeakSet()
-"""The models that an optimizer is attached to."""
+"""All models with an attached optimizer."""

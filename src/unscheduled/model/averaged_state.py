@@ -1,4 +1,4 @@
-"""The averaged weights, for evaluating and saving."""
+"""The state dict of a model at the average x."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class HasAverages(Protocol):
-    """The part of a :class:`unscheduled.ScheduleFreeOptimizer` that gives the averages."""
+    """The part of a :class:`unscheduled.ScheduleFreeOptimizer` that returns the averages."""
 
     def _averages(self) -> Callable[[Tensor], Tensor | None]: ...
 
@@ -15,15 +15,16 @@ class HasAverages(Protocol):
 def averaged_state_dict(model: nn.Module, optimizer: HasAverages) -> dict[str, Any]:
     """The state dict of a model with its parameters at the average x, in either mode, without touching them.
 
-    It is a snapshot: later training does not change it. Tensors that the model shares (tied weights) are shared in
-    it. Parameters that the optimizer does not hold, and buffers such as BatchNorm's statistics, are as in the model.
+    It is a snapshot: later training does not change it. Tied weights are one tensor in it. Parameters that the
+    optimizer does not hold, and buffers such as BatchNorm's statistics, are copied from the model.
 
-    With an attached model it is what ``model.state_dict()`` gives. To resume from it without ``attach``, load it
-    before the optimizer's state, which tells x from y; loaded after a state of train mode, it is refused at the step.
+    With an attached model it equals ``model.state_dict()``. To resume from it without ``attach``, load it before the
+    optimizer's state, which shows whether weights are x or y; if it is loaded after a state of train mode, the next
+    step raises an error.
 
     Args:
         model: the model, or a part or wrapper of it.
-        optimizer: the optimizer of its parameters.
+        optimizer: the schedule-free optimizer of its parameters.
 
     Example:
         >>> import torch

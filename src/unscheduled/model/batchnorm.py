@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics, which belong to the y of the training passes, re-estimated at the average x."""
+"""Re-estimates BatchNorm's running statistics at the average x, since training passes gather them at y."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.utils._pytree import tree_map_only  # pyright: ignore[reportUnknownVariableType]
 from torch.utils.hooks import RemovableHandle
 
-RECENT = "_unscheduled_recent_batches"  # where a module has those that watch it
+RECENT = "_unscheduled_recent_batches"  # the attribute of a module with its RecentBatches
 
 
 class Switching(Protocol):
-    """An optimizer that can put the average into the parameters."""
+    """An optimizer that can put the average x into the parameters."""
 
     def averaged_parameters(self) -> AbstractContextManager[Any]:
-        """Within it the parameters hold x."""
+        """A context in which the parameters hold x."""
         ...
 
 
 class Moments:
-    """Count, mean and sum of squared deviations for each channel, in float64."""
+    """The count, mean and sum of squared deviations of each channel, in float64."""
 
     def __init__(self) -> None:
         self.batches = 0
@@ -36,7 +36,7 @@ class Moments:
         self.squares: Tensor | float = 0.0
 
     def merge(self, inputs: Tensor) -> None:
-        """Add a batch: dimension 1 has the channels (Chan, Golub and LeVeque, 1979)."""
+        """Add a batch whose dimension 1 has the channels (Chan, Golub and LeVeque, 1979)."""
         if not inputs.numel():
             return
         flat = inputs.detach().to(torch.float64).transpose(0, 1).flatten(1)
@@ -50,14 +50,14 @@ class Moments:
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """The modules with running statistics."""
+    """The BatchNorm modules of a model that have running statistics."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
 
 
 def trained(model: nn.Module) -> list[_BatchNorm]:
-    """Those whose statistics training gathers: the frozen ones, in eval mode while the model is trained, keep theirs.
+    """The BatchNorms whose statistics training updates: not the frozen ones, in eval mode while the model trains.
 
-    Of a model in eval mode, which are frozen is known only if somebody has watched its training passes.
+    If the model is in eval mode, the frozen ones are known only from ``RecentBatches`` that watched training.
     """
     frozen = {norm for recent in recent_batches(model) for norm in recent.frozen}
     training = without_wrappers(model).training
@@ -65,15 +65,15 @@ def trained(model: nn.Module) -> list[_BatchNorm]:
 
 
 def without_wrappers(model: nn.Module) -> nn.Module:
-    """The module within those that have only one, whose own flags may be left as they were made."""
+    """The first module inside that has not exactly one child: wrappers may have another mode than their module."""
     children = list(model.children())
     return without_wrappers(children[0]) if len(children) == 1 and not isinstance(children[0], _BatchNorm) else model
 
 
 def reestimate(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> None:
-    """Put the pooled statistics of these forward passes into every trained BatchNorm, at the weights that are there.
+    """Put the pooled statistics of these forward passes into every trained BatchNorm, at the present weights.
 
-    All else is as before, also if a pass fails. Compiled models run eagerly: the hooks would have them compiled anew.
+    Nothing else changes, also if a pass fails. Compiled models run eagerly, since the hooks would recompile them.
     """
     norms = trained(model)
     moments = {norm: Moments() for norm in norms}
@@ -90,7 +90,7 @@ def reestimate(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> None:
         for recent in recents:
             recent.paused = True
         for module, _ in flags:
-            vars(module)["training"] = module in moments  # no dropout; and an attached model is not to follow
+            vars(module)["training"] = module in moments  # no dropout, and an attached model does not switch
         gpus = {param.device for param in model.parameters() if param.is_cuda}
         with cast(Any, torch.random).fork_rng(gpus), torch.compiler.set_stance("force_eager"), torch.no_grad():
             for forward in passes:
@@ -121,20 +121,21 @@ def update_bn(
 ) -> None:
     """Re-estimate the running statistics of every BatchNorm at the average x, in either mode of the optimizer.
 
-    Frozen ones, which are in eval mode while the model is in train mode, keep theirs. With the model in eval mode they
-    cannot be told apart: then all are re-estimated, unless ``attach`` keeps batches, and so has seen them in training.
+    Frozen BatchNorms, which are in eval mode while the model is in train mode, keep their statistics. If the model is
+    in eval mode, they are known only if ``attach`` stores batches and so has seen the training passes; otherwise all
+    BatchNorms are re-estimated.
 
-    Training gathers the statistics at y. Here they become the mean and the unbiased variance over all batches as if
-    these had been one, gathered in float64, whatever the module's ``momentum``; ``num_batches_tracked`` becomes the
-    number of batches. Dropout is off. Parameters, modes, random numbers and gradients are as before, and so is
-    everything if it fails.
+    Training updates the statistics at y. This function sets them to the mean and the unbiased variance over all batches
+    together, computed in float64, whatever the module's ``momentum``; ``num_batches_tracked`` becomes the number of
+    batches. Dropout is off. Parameters, modes, random numbers and gradients do not change, and nothing changes if a
+    forward pass fails.
 
     Args:
-        loader: batches: tensors; tuples or lists, whose first element is the input; or mappings of keyword arguments.
-            With data parallelism each process has its own.
-        model: the model, attached or not. Batches that ``attach`` keeps are not used until training goes on.
+        loader: the batches: tensors; tuples or lists, whose first element is the input; or mappings of keyword
+            arguments. With data parallelism each process has its own loader.
+        model: the model, attached or not. Batches that ``attach`` stores are not used until training continues.
         optimizer: the schedule-free optimizer of its parameters.
-        device: where the inputs are moved to; None is the device of the model's parameters.
+        device: the device of the inputs; None is the device of the model's parameters.
 
     Raises:
         TypeError: if the loader gives no batches, ``model`` is no module or ``optimizer`` no schedule-free optimizer;
@@ -171,7 +172,7 @@ def update_bn(
 
 
 def _check(loader: Any, model: Any, optimizer: Any) -> None:
-    """Raise TypeError unless the arguments of :func:`update_bn` are what they are to be."""
+    """Raise TypeError unless the arguments of :func:`update_bn` have the right types."""
     if not isinstance(model, nn.Module):
         swapped = ": the order is update_bn(loader, model, optimizer)" if isinstance(loader, nn.Module) else ""
         raise TypeError(f"model = {type(model).__name__}(...) is no torch.nn.Module{swapped or ': give the model'}")
@@ -179,8 +180,8 @@ def _check(loader: Any, model: Any, optimizer: Any) -> None:
         is_device = optimizer is None or isinstance(optimizer, (str, int, torch.device))
         given = repr(optimizer) if is_device else f"{type(optimizer).__name__}(...)"
         raise TypeError(
-            f"optimizer = {given} is no schedule-free optimizer: give that of the model's parameters, which puts the "
-            "average into them; a device comes after it, as in update_bn(loader, model, optimizer, device)"
+            f"optimizer = {given} is no schedule-free optimizer: give the one of the model's parameters; "
+            "a device comes after it, as in update_bn(loader, model, optimizer, device)"
         )
     is_iterable = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
     if not is_iterable or issubclass(type(loader), (nn.Module, Mapping, str)):
@@ -190,7 +191,7 @@ def _check(loader: Any, model: Any, optimizer: Any) -> None:
 
 
 def call(model: nn.Module, batch: Any, device: torch.device) -> Any:
-    """A forward pass on a batch of a loader."""
+    """Run a forward pass on a batch of a loader, moved to a device."""
 
     def moved(inputs: Any) -> Any:
         return tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
@@ -201,21 +202,21 @@ def call(model: nn.Module, batch: Any, device: torch.device) -> Any:
 
 
 class RecentBatches:
-    """The inputs of the last training passes of a model, from which its statistics are re-estimated when it evaluates.
+    """The inputs of the last training passes of a model, to re-estimate its statistics before it evaluates.
 
-    Nothing is kept of a model without BatchNorm.
+    For a model without BatchNorm no inputs are stored.
 
     Args:
         model: the module whose forward passes are watched.
-        count: how many inputs are kept, by reference.
+        count: how many inputs are stored, by reference.
         optimizer: the schedule-free optimizer of its parameters.
     """
 
     def __init__(self, model: nn.Module, count: int, optimizer: Switching) -> None:
         self.stale = False
-        """Whether there was a training pass since the statistics were last re-estimated."""
+        """Whether there was a training pass after the last re-estimation."""
         self.paused = False
-        """Whether they are being re-estimated, by whomever: forward passes do not count."""
+        """Whether a re-estimation is running, during which forward passes are ignored."""
         self.frozen: list[nn.Module] = []
         """The BatchNorms that were in eval mode in the last training pass."""
         self._model = model
@@ -225,15 +226,15 @@ class RecentBatches:
         self._hook: RemovableHandle | None = None
 
     def watch(self) -> None:
-        """Be called before every forward pass."""
+        """Register the hook that runs before every forward pass, if the model has BatchNorm."""
         self._norms = batch_norms(self._model)
         if self._hook is None and self._norms:
-            hook = cast(Any, torch.compiler).disable(self._before_forward)  # else it would be traced, and never run
+            hook = cast(Any, torch.compiler).disable(self._before_forward)  # torch.compile would only trace it
             self._hook = self._model.register_forward_pre_hook(hook, with_kwargs=True)
             vars(self._model)[RECENT] = (*vars(self._model).get(RECENT, ()), self)
 
     def ignore(self) -> None:
-        """Be called no longer."""
+        """Remove the hook."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -242,7 +243,7 @@ class RecentBatches:
                 vars(self._model)[RECENT] = others
 
     def _before_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a forward pass: keep its input, or see to the statistics."""
+        """Before a forward pass, store its input in train mode, or re-estimate the statistics in eval mode."""
         if not self._model.training:
             self.refresh()
         elif torch.is_grad_enabled() and not self.paused:
@@ -252,16 +253,16 @@ class RecentBatches:
 
     @property
     def blind(self) -> bool:
-        """Whether there are statistics to re-estimate, but no training pass was seen."""
+        """Whether the model has BatchNorm but no training pass was seen."""
         return bool(self._norms) and not self._inputs
 
     def refresh(self) -> None:
-        """Re-estimate the statistics at x, unless that was done since the last training pass."""
+        """Re-estimate the statistics at x, if there was a training pass after the last re-estimation."""
         if self.stale and not self.paused:
             with self._optimizer.averaged_parameters():
                 reestimate(self._model, [partial(self._model, *args, **kwargs) for args, kwargs in self._inputs])
 
 
 def recent_batches(model: nn.Module) -> list[RecentBatches]:
-    """Those that watch the model or a part of it."""
+    """The ``RecentBatches`` that watch the model or a part of it."""
     return [recent for module in model.modules() for recent in vars(module).get(RECENT, ())]

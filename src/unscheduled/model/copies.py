@@ -1,4 +1,4 @@
-"""Copies of parameters that hold x, and of what was saved of them."""
+"""Copies of parameters that hold x, and copies of saved tensors."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from unscheduled.state.split_weights import shard
 
 
 def memory_of(tensor: Tensor) -> int | None:
-    """Where the memory of a tensor begins; None if it has none of its own."""
+    """The address of a tensor's memory; None if it has no memory of its own."""
     local = shard(tensor)
     return local.untyped_storage().data_ptr() if local.layout is torch.strided and not local.is_meta else None
 
 
 def kept_apart(found: Any, memories: set[int | None]) -> Any:
-    """Return what was saved, with copies of tensors in the memory of a parameter, which holds y again afterwards."""
+    """The saved entries, with a copy of each tensor in the memory of a parameter, since the parameter returns to y."""
     if isinstance(found, dict):
         branch = cast(dict[Any, Any], found)
         for key, value in branch.items():
@@ -35,7 +35,7 @@ def kept_apart(found: Any, memories: set[int | None]) -> Any:
 
 @torch.no_grad()
 def put_copy(param: Tensor, average: Tensor, memo: dict[int, Any]) -> None:
-    """Have x in the copy of a parameter, which may have been copied, with its y, before the model was."""
+    """Put x into the copy of a parameter in ``memo``; the parameter may have been copied, at y, before the model."""
     copied = memo.get(id(param))
     if copied is None:
         memo[id(param)] = _copy_of(param, average)
@@ -45,7 +45,7 @@ def put_copy(param: Tensor, average: Tensor, memo: dict[int, Any]) -> None:
 
 @torch.no_grad()
 def _copy_of(param: Tensor, average: Tensor) -> Tensor:
-    """A copy of a parameter, of its class, that holds x."""
+    """A copy of a parameter, of the same class, that holds x."""
     if type(param) is nn.Parameter or hasattr(param, "to_local"):
         return nn.Parameter(average, param.requires_grad)
     copied = copy.deepcopy(param)
@@ -54,11 +54,11 @@ def _copy_of(param: Tensor, average: Tensor) -> Tensor:
 
 
 def copy_notes(param: Tensor, memo: dict[int, Any]) -> None:
-    """Give a copy of a parameter the attributes that it has in Python, which torch leaves out."""
+    """Copy the Python attributes of a parameter to its copy, since torch does not."""
     copied = memo.get(id(param))
     for name, value in vars(param).items() if copied is not None else ():
         if name not in vars(copied):
             try:
                 vars(copied)[name] = copy.deepcopy(value, memo)
-            except TypeError:  # what cannot be copied, as a lock, is shared
+            except TypeError:  # a value that cannot be copied, such as a lock, is shared
                 vars(copied)[name] = value

@@ -1,4 +1,4 @@
-"""An optimizer, as the models that it is attached to know it."""
+"""An optimizer, as the models to which it is attached use it."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from unscheduled.model.batchnorm import RecentBatches
 
 @dataclass(frozen=True, eq=False)
 class Follower:
-    """An optimizer, as the models that it is attached to know it."""
+    """An optimizer, as the models to which it is attached use it."""
 
     optimizer: Any
     params: Callable[[], list[Tensor]]
-    """Its parameters, but for those that another optimizer has taken."""
+    """Returns its parameters, except those that another optimizer has taken."""
 
     follow: Callable[[], None]
-    """Puts into the parameters what the flags of the attached models ask for."""
+    """Switches the parameters to the mode of the attached models' flags."""
 
     averages: Callable[[], AverageReader]
-    """Gives a function that gives the average x of a parameter, each time the same; None if it needs none."""
+    """Returns a function that returns the average x of a parameter, or None if the parameter needs none."""
 
     steps: Callable[[], int]
-    """How many steps were made, or 0 if none was since a state was loaded."""
+    """Returns the number of steps, or 0 if no step was made after a state was loaded."""
 
     before_load: Callable[[nn.Module, object], None]
-    """Expects weights to be written into the parameters: the first module of a call, and the call."""
+    """Prepares for weights to be written into the parameters, given the first module of a call and the call."""
 
     after_load: Callable[[nn.Module, object], None]
-    """Takes the weights that were written, if this module was the first of the call."""
+    """Makes the written weights the new x, if this module was the first of the call."""
 
     end_load: Callable[[], None]
-    """Notes that loading has ended, in whatever way."""
+    """Notes that loading has ended, with or without success."""
 
     give_up: Callable[[set[Tensor], bool], None]
-    """Leaves parameters to another optimizer: at x if the second argument is True, else as they are."""
+    """Gives parameters up to another optimizer: at x if the second argument is True, else as they are."""
 
 
 @dataclass
 class Entry:
-    """The notes of a model on an optimizer that is attached to it."""
+    """The record that a model has of an attached optimizer."""
 
     steps: int
     recent: RecentBatches | None = None

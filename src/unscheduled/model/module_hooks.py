@@ -1,7 +1,7 @@
-"""The hooks on the modules of an attached model: ``state_dict`` gives x, and ``load_state_dict`` brings it.
+"""The hooks on the modules of an attached model: ``state_dict`` returns x, and ``load_state_dict`` sets it.
 
-They are there once, however many optimizers are attached. Modules that come later get theirs from torch's hook on the
-registration of modules, or, if that does not see them, before the model is next switched, saved or loaded.
+A module has them once, however many optimizers are attached. Modules that are added later get them through torch's hook
+on the registration of modules, or else before the model is next switched, saved or loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unscheduled.model.follower import Follower
 
 
 class HookedTie(Tie, Protocol):
-    """The tie between a model and its optimizers, as the hooks know it."""
+    """The tie between a model and its optimizers, as the hooks use it."""
 
     @property
     def model(self) -> nn.Module:
@@ -28,24 +28,24 @@ class HookedTie(Tie, Protocol):
         ...
 
     def followers(self) -> list[Follower]:
-        """The optimizers."""
+        """The attached optimizers."""
         ...
 
     def params(self) -> Mapping[Tensor, Follower]:
-        """The parameters of all optimizers, and whose each is."""
+        """The parameters of all optimizers, each with its optimizer."""
         ...
 
     def hook(self, part: nn.Module | None = None) -> None:
-        """Put hooks on the modules of the model, or of a part that has come to it, that have none yet."""
+        """Put hooks on the modules of the model, or of a new part, that have none yet."""
         ...
 
     def before_save_of_all(self) -> None:
-        """The whole model is about to be saved."""
+        """Note the parameters of the model before all of it is saved."""
         ...
 
 
 class Hook:
-    """A hook that stays behind when its module is copied or pickled by itself."""
+    """A hook that does nothing in a copy or a pickle of its module alone."""
 
     def __init__(self, call: Callable[..., None]) -> None:
         self.call = call
@@ -58,36 +58,36 @@ class Hook:
 
 
 def nothing(*_: Any) -> None:
-    """The hook of a copy."""
+    """Do nothing, as the hook of a copy."""
 
 
 def _is_scripted(module: nn.Module) -> bool:
-    """Whether it is a module of TorchScript, on which torch puts no hooks."""
+    """Whether a module is scripted, so that torch puts no hooks on it."""
     return isinstance(module, torch.jit.ScriptModule)
 
 
 class ModuleHooks:
-    """The hooks of a model, and the classes of the parts that copy, save or load themselves."""
+    """The hooks of a model, and the classes of its parts that copy, save or load themselves."""
 
     def __init__(self, tie: HookedTie) -> None:
         self._tie = tie
         self._handles = weakref.WeakKeyDictionary[nn.Module, list[RemovableHandle]]()
-        self._own_ways = weakref.WeakSet[nn.Module]()  # parts whose class copies, saves or loads in its own way
-        self._parts = weakref.WeakSet[nn.Module]()  # those of them whose class is ours
+        self._own_ways = weakref.WeakSet[nn.Module]()  # parts whose class copies, saves or loads itself
+        self._parts = weakref.WeakSet[nn.Module]()  # those of them that have a class made here
         self._saving: nn.Module | None = None  # the first module of a call of state_dict
-        self._into: dict[str, Any] | None = None  # what it fills
-        self._average_of: AverageReader = nothing  # the same for tied weights
-        self._load: tuple[nn.Module, object] | None = None  # the first module of a call of load_state_dict, and it
+        self._into: dict[str, Any] | None = None  # the dictionary that the call fills
+        self._average_of: AverageReader = nothing  # returns one tensor for tied weights
+        self._load: tuple[nn.Module, object] | None = None  # the first module of load_state_dict, and the call
         self._loads_itself = False
         self._hooks = tuple(map(Hook, (self._before_save, self._save, self._before_load, self._after_load)))
 
     def put(self, module: nn.Module) -> None:
-        """Put them on a module and its parts that have none yet."""
+        """Put the hooks on a module and its parts that have none yet."""
         before_save, save, before_load, after_load = self._hooks
         for part in cast(Any, module).modules():  # torch does not type the hooks
             if part not in self._handles and not _is_scripted(part) and not self._is_copied_from_hooked(part):
                 first = part.register_state_dict_post_hook(save)
-                part._state_dict_hooks.move_to_end(first.id, last=False)  # those of users may change the entries
+                part._state_dict_hooks.move_to_end(first.id, last=False)  # hooks of users come later
                 self._handles[part] = [
                     first,
                     part.register_state_dict_pre_hook(before_save),
@@ -99,7 +99,7 @@ class ModuleHooks:
         self.tie_parts()
 
     def tie_parts(self) -> None:
-        """Give the parts with ways of their own, if they have parameters of an optimizer, a class of ours."""
+        """Change the class of each part that copies, saves or loads itself and has parameters of an optimizer."""
         candidates = self._own_ways - self._parts
         params = self._tie.params().keys() if candidates else ()
         for part in candidates:
@@ -108,15 +108,15 @@ class ModuleHooks:
                 self._parts.add(part)
 
     def _is_copied_from_hooked(self, module: nn.Module) -> bool:
-        """Whether a module shares the hooks of another, as a shallow copy does."""
+        """Whether a module shares the hooks of another module, as a shallow copy does."""
         return any(hook is self._hooks[1] for hook in cast(Any, module)._state_dict_hooks.values())
 
     def has(self, module: nn.Module) -> bool:
-        """Whether they are on a module."""
+        """Whether a module has the hooks."""
         return module in self._handles
 
     def take_off(self) -> None:
-        """Take them off, and give the parts their own classes back."""
+        """Remove the hooks, and restore the classes of the parts."""
         while self._handles:
             for handle in self._handles.popitem()[1]:
                 handle.remove()
@@ -161,8 +161,8 @@ class ModuleHooks:
     ) -> None:
         if metadata.get("assign_to_params_buffers"):
             raise RuntimeError(
-                "load_state_dict(assign=True) would put new parameters into the model, and the optimizer would go on "
-                "with the old ones: load with assign=False, or load before the optimizer is made"
+                "load_state_dict(assign=True) would put new parameters into the model, and the optimizer would train "
+                "the old ones: load with assign=False, or load before the optimizer is made"
             )
         if not self._loads_itself and (self._load is None or self._load[1] is not missing_keys):
             self._begin_load(module, missing_keys)
@@ -181,7 +181,7 @@ class ModuleHooks:
 
     @contextmanager
     def loading(self, module: nn.Module) -> Generator[None, None, None]:
-        """Within it weights are loaded into a module in whatever way."""
+        """A context in which a module loads weights with its own ``load_state_dict``."""
         if self._loads_itself:
             yield
             return
@@ -194,7 +194,7 @@ class ModuleHooks:
             self.end_load()
 
     def end_load(self) -> None:
-        """Loading has ended, in whatever way."""
+        """Note that loading has ended, with or without success."""
         if not self._loads_itself:
             self._load = None
             for follower in self._tie.followers():

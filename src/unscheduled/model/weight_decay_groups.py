@@ -1,4 +1,4 @@
-"""Parameter groups by what weight decay is for: matrices and kernels, but neither biases nor normalisations."""
+"""Parameter groups with weight decay for matrices and kernels, and without it for biases and normalisations."""
 
 from typing import Any
 
@@ -10,17 +10,18 @@ NORMALISATIONS = (nn.LayerNorm, nn.RMSNorm)  # which may have more than one dime
 
 
 def param_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters of a model in two groups: those that weight decay is for, and those that it would only disturb.
+    """The parameters of a model in two groups, with and without weight decay.
 
-    Decayed are the parameters of two or more dimensions (matrices, kernels, embeddings). Those of fewer (biases, gains,
-    scalars) are not, nor those of LayerNorm and RMSNorm of any shape. Each parameter is there once, with its name, also
-    if it is tied or needs no gradient. A group that would be empty is left out.
+    Parameters of two or more dimensions (matrices, kernels, embeddings) have weight decay. Parameters of fewer
+    dimensions (biases, gains, scalars) and those of LayerNorm and RMSNorm of any shape have none. Each parameter is in
+    the groups once, with its name, also if it is tied or needs no gradient. There is no empty group.
 
-    Call it after the model was moved or sharded, as for every optimizer; but FSDP1 leaves no matrices to be found.
+    Call it after the model was moved or sharded, as for every optimizer. It does not work with FSDP1, which flattens
+    all matrices.
 
     Args:
         model: the model to train.
-        weight_decay: lambda of the first group, >= 0; that of the second is 0.
+        weight_decay: lambda of the first group, >= 0; the second group has 0.
 
     Returns:
         Parameter groups for any optimizer: dictionaries with ``params``, named, and ``weight_decay``.

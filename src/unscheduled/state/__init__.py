@@ -1,1 +1,1 @@
-"""What is kept for each parameter and group, and in which form."""
+"""The state of parameters and groups, and the forms in which it is stored."""

@@ -1,11 +1,11 @@
-"""The buffers of a state: stored as float32, or narrow.
+"""The buffers of a parameter's state, stored as float32 or narrow.
 
 | stored as | what | bytes a number |
 |---|---|---|
 | ``float32`` | any buffer | 4 |
-| ``int16``, a scale for each block | the gap, a first moment: multiples of 1/32767 of the largest of its block | 2.03 |
-| ``uint8``, two ends for each block | a second moment: 256 values, evenly in its logarithm, between the ends | 1.06 |
-| ``int16`` beside a parameter of 16 bits | y: what float32 has beyond the parameter (split weights) | 2 |
+| ``int16``, a scale for each block | the gap, a first moment: multiples of 1/32767 of the block's largest | 2.03 |
+| ``uint8``, two ends for each block | a second moment: 256 values between the ends, even in the logarithm | 1.06 |
+| ``int16`` beside a parameter of 16 bits | y: the bits of float32 beyond those of the parameter (split weights) | 2 |
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ StatePrecision: TypeAlias = Literal["float32", "compact"]
 
 
 def check_precision(state_precision: str, params: Iterable[Tensor], rule_is_compact: bool) -> None:
-    """Raise ValueError unless the buffers of a rule and of these parameters can be stored so."""
+    """Raise ValueError unless the buffers of a rule and of these parameters can have this precision."""
     has = "'float32' or 'compact'" if rule_is_compact else "'float32'"
     if state_precision not in ("float32", "compact"):
         raise ValueError(f"state_precision = {state_precision!r} is unknown: use {has}")
@@ -40,7 +40,7 @@ def check_precision(state_precision: str, params: Iterable[Tensor], rule_is_comp
 
 
 def fresh_buffer(param: Tensor, name: str, dtype: torch.dtype) -> State:
-    """A buffer of zeros."""
+    """A buffer of zeros by its name, with its scales if it is narrow."""
     buffer = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
     if dtype not in DECODE:
         return {name: buffer}
@@ -50,18 +50,18 @@ def fresh_buffer(param: Tensor, name: str, dtype: torch.dtype) -> State:
 
 
 def wide(state: State, name: str) -> Tensor:
-    """A buffer in the precision of the arithmetic: the very tensor if it is stored so."""
+    """A buffer in the precision of the arithmetic; the same tensor if it is stored in that precision."""
     buffer: Tensor = state[name]
     decode = DECODE.get(buffer.dtype)
     return decode(buffer, state[f"{name}_scale"]) if decode else buffer
 
 
 def store(state: State, name: str, values: Tensor, rounding: Tensor | int = NEAREST) -> None:
-    """Put float32 numbers into a buffer, rounded to the nearest unless ``rounding`` says otherwise."""
+    """Put float32 numbers into a buffer; codes are rounded with ``rounding``, by default to the nearest."""
     buffer: Tensor = state[name]
     encode = ENCODE.get(buffer.dtype)
     if encode:
-        if values.stride() != buffer.stride():  # codes are in the order of memory
+        if values.stride() != buffer.stride():  # codes are made in the order of memory
             values = torch.empty_like(buffer, dtype=torch.float32).copy_(values)
         encode(values, buffer, state[f"{name}_scale"], rounding)
     elif buffer is not values:
@@ -69,14 +69,14 @@ def store(state: State, name: str, values: Tensor, rounding: Tensor | int = NEAR
 
 
 def wide_state(state: State) -> State:
-    """A saved state whose buffers and whose y are all in the precision of the arithmetic."""
+    """A saved state with all its buffers and y in the precision of the arithmetic."""
     state = with_whole_y(state)
     names = names_of_buffers(state)
     return {name: wide(state, name) if has_codes(state, name) else state[name] for name in state if name in names}
 
 
 def with_whole_y(state: State) -> State:
-    """A saved state whose y is one tensor: of 16 bits it is saved as two."""
+    """A saved state with y as one tensor; beside parameters of 16 bits y is saved as two."""
     if "low" not in state or "y" not in state:
         return state
     whole = {name: value for name, value in state.items() if name != "low"}
@@ -84,7 +84,7 @@ def with_whole_y(state: State) -> State:
 
 
 def names_of_buffers(state: State) -> set[str]:
-    """The names in a state, without those of scales."""
+    """The names of the entries of a state, without scales."""
     return set(state) - {f"{name}_scale" for name in state if has_codes(state, name)}
 
 
@@ -99,9 +99,9 @@ def has_codes(state: State, name: str) -> bool:
 
 
 def restored(state: State, name: str, dtype: torch.dtype, like: Tensor) -> State:
-    """A copy of a buffer of a loaded state, stored as a dtype, on the device and in the layout of a parameter.
+    """A copy of a loaded buffer with this dtype, on the device and in the layout of the parameter ``like``.
 
-    Codes of the same kind and layout are copied as they are; others are rounded to the nearest.
+    Codes of the same dtype and layout are copied; other buffers are decoded and rounded to the nearest.
     """
     buffer: Tensor = state[name]
     if dtype == buffer.dtype and is_narrow(dtype) and buffer.stride() == torch.empty_like(like, device="meta").stride():

@@ -1,4 +1,4 @@
-"""Defers signals, as of Ctrl-C, until something is done as a whole."""
+"""Defers signals, such as that of Ctrl-C, until a block of code is complete."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Signals whose handlers often raise: KeyboardInterrupt by default, SystemExit in code that saves before it ends."""
+"""Signals whose handlers often raise: KeyboardInterrupt by default, or SystemExit in code that saves and exits."""
 
 PATIENCE = 1.0
-"""Seconds after the first signal from which on another one takes effect at once, should the block never end."""
+"""Seconds after the first signal after which a further signal takes effect at once, in case the block hangs."""
 
 
 class Deferred:
-    """Within the ``with`` block, signals whose handlers are Python's are noted; the handlers are called at its end.
+    """Defers signals within the ``with`` block: their Python handlers are called at its end.
 
-    Elsewhere than in the main thread, where no such handler runs, it does nothing. A signal whose handler is not
-    Python's, or is replaced within the block, is left alone.
+    In threads other than the main thread, where Python runs no handlers, it does nothing. It does not defer a signal
+    whose handler is not a Python function or is replaced within the block.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Deferred:
             raise
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: note it."""
+        """Note a signal, or call its handler if the block is over or hangs."""
         now = time.monotonic()
         if not self._noted:
             self._first = now
@@ -60,11 +60,11 @@ class Deferred:
             former[number](number, frame)
 
     def _restore(self) -> None:
-        """Install the former handlers, that of Ctrl-C last: from then on it may raise."""
+        """Install the former handlers, and that of Ctrl-C last, since it may raise from then on."""
         try:
             for number, former in reversed(self._former.items()):
                 handler = signal.signal(number, former)
-                if handler is not self:  # another was installed within the block
+                if handler is not self:  # the block has installed another handler
                     signal.signal(number, handler)
         finally:
             self._is_over = True

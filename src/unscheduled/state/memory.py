@@ -1,4 +1,4 @@
-"""Parameters that share memory: each would be moved by its own gap, and their average would be neither's."""
+"""Finds parameters that share memory, which cannot be trained: each would be moved by its own gap."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from unscheduled.state.split_weights import shard
 
 
 def overlapping(params: Sequence[Tensor]) -> tuple[int, int] | None:
-    """The positions of two different parameters that have an element in the same place; None if there are none.
+    """The positions of two different parameters that share an element in memory; None if there are none.
 
-    Views that lie side by side in one memory, or interleave, have none.
+    Views that lie side by side or interleave in one memory share no element.
     """
     spans = sorted(span for position, param in enumerate(params) if (span := _span(param, position)))
     active: list[tuple[str, int, int, int]] = []
@@ -28,7 +28,7 @@ def overlapping(params: Sequence[Tensor]) -> tuple[int, int] | None:
 
 
 def _span(param: Tensor, position: int) -> tuple[str, int, int, int] | None:
-    """The device of a parameter, and where its memory there begins and ends."""
+    """The device of a parameter, the begin and the end of its memory, and its position; None if it has no memory."""
     local = shard(param)
     if local.layout != torch.strided or local.is_meta or not local.numel():
         return None
@@ -41,7 +41,7 @@ def _span(param: Tensor, position: int) -> tuple[str, int, int, int] | None:
 
 
 def _meet(some: Tensor, other: Tensor) -> bool:
-    """Whether tensors whose spans overlap have an element in the same place."""
+    """Whether tensors whose spans overlap share an element in memory."""
     if some.is_contiguous() and other.is_contiguous():
         return True
     if some.element_size() != other.element_size():

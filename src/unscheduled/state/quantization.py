@@ -1,14 +1,14 @@
-"""Numbers in 16 or 8 bits, with scales for each block.
+"""Numbers stored in 16 or 8 bits, with scales for each block.
 
-A buffer that changes by less than what its code can tell from step to step would stand still if it were rounded to
-the nearest, so it is rounded at random, up with the probability of the remainder: the mean is right. The random numbers
-are a hash of the place in the block, turned by another of the block, and by an irrational part of the circle at each
-step: they are the same on every rank and after a resume, and those of successive steps are spread so evenly that much
-of the error cancels.
+Rounding to the nearest would leave a buffer unchanged if its changes were smaller than the distance of its codes. So
+the numbers are rounded at random, up with the probability of the remainder, which is right in the mean. A random number
+is the sum of a hash of the place in the block, a hash of the block, and an irrational multiple of the step, modulo 1.
+It is the same on every rank and after a resume, and the numbers of successive steps are spread so evenly that much of
+the error cancels.
 
-Second moments differ by orders of magnitude within a block. A code that is even in v or in its root makes zeros of the
-small ones, and steps that are too large by as much; this one is even in the logarithm (in the bits of the float, which
-are linear between powers of two), from the smallest to the largest, so that like moments are told apart finely.
+Second moments differ by orders of magnitude within a block. Codes that are evenly spaced in v or in its root would
+round small moments to 0, which makes the steps far too large. These codes are evenly spaced in the logarithm (in the
+bits of the float, which are linear between powers of two) from the smallest moment of the block to the largest.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-BLOCK = 128  # numbers, in the order of memory
-SMALLEST = 2.0**-112  # scale, of which 2^15 can be divided
+BLOCK = 128  # the numbers of a block, in the order of memory
+SMALLEST = 2.0**-112  # the smallest scale by which 2^15 can be divided
 MASK = 0xFFFFFFFF
 NEAREST = 0x8000
 CODES = {"int16": torch.int16, "uint8": torch.uint8}
-"""The dtypes that rules name."""
+"""The dtypes of codes by the names that rules use."""
 
 
 def is_narrow(dtype: torch.dtype) -> bool:
@@ -35,30 +35,30 @@ def is_narrow(dtype: torch.dtype) -> bool:
 
 
 def key(step: int) -> int:
-    """What is added to the random numbers at a step: in each half of the 32 bits, so many turns by an irrational angle.
+    """The number that is added to the hashes at a step: an irrational multiple of the step in each half of 32 bits.
 
-    By the golden ratio in the upper half, and by the root of 2 in the lower, so that they have nothing to do with each
-    other.
+    The multiple is the golden ratio in the upper half and the root of 2 in the lower half, so that the halves are
+    unrelated.
     """
     return 0x9E376A09 * step & MASK
 
 
 def seed(pair: int) -> int:
-    """What tells the hashes of two buffers of a state from those of the next two."""
+    """The seed of the hashes of a pair of buffers, which take the two halves of each hash."""
     return 0x5F3759DF + 0x85EBCA6B * pair & MASK
 
 
 def hashed(place: Any, seed: int) -> Any:
-    """A hash of 32 bits of numbers of blocks, or of places in one, as an array of int64."""
+    """The 32-bit hashes of block numbers, or of places in a block, as int64."""
     number = (place * 0x9E3779B1 + seed) & MASK
     number = ((number ^ (number >> 16)) * 0x7FEB352D) & MASK
     return number ^ (number >> 15)
 
 
 def random_rounding(buffer: Tensor, step: int, position: int) -> Tensor | int:
-    """The random numbers with which a buffer, the gap being at position 0, is rounded after a step: 16 bits.
+    """The random numbers of 16 bits with which a buffer is rounded after a step; the gap has position 0.
 
-    The sum of a hash of the block, of one of the place in it, and of the key of the step has those of two buffers.
+    The sum of a hash of the block, a hash of the place in it and the key of the step has the numbers of two buffers.
     """
     if not is_narrow(buffer.dtype):
         return NEAREST
@@ -77,7 +77,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _blocks(values: Tensor) -> Tensor:
-    """The numbers of a dense tensor as rows of blocks; the last is filled up with its last number."""
+    """The numbers of a dense tensor with a row for each block; the last block is filled up with its last number."""
     flat = _flat(values)
     missing = -flat.numel() % BLOCK
     if missing:
@@ -86,7 +86,7 @@ def _blocks(values: Tensor) -> Tensor:
 
 
 def _rows(codes: Tensor) -> Tensor:
-    """The codes of a dense tensor as rows of blocks; the last is filled up."""
+    """The codes of a dense tensor with a row for each block; the last block is filled up with 0."""
     return pad(_flat(codes), (0, -codes.numel() % BLOCK)).view(-1, BLOCK)
 
 
@@ -95,14 +95,14 @@ def _put(rows: Tensor, target: Tensor) -> None:
 
 
 def decode_int16(codes: Tensor, scales: Tensor) -> Tensor:
-    """The float32 numbers of int16 codes of any shape; ``scales`` has one of each block."""
+    """The float32 numbers of int16 codes of any shape; ``scales`` has the scale of each block."""
     values = torch.empty_like(codes, dtype=torch.float32)
     _put(_rows(codes).to(torch.float32) * scales[:, None], values)
     return values
 
 
 def encode_int16(values: Tensor, codes: Tensor, scales: Tensor, rounding: Tensor | int) -> None:
-    """Put the codes of float32 numbers in their place; ``rounding`` / 2^16 is added before the fraction is cut off."""
+    """Put the codes of float32 numbers into ``codes``; ``rounding`` / 2^16 is added before the fraction is cut off."""
     blocks = _blocks(values)
     scales.copy_(blocks.abs().amax(1) / 32767.0)
     steps = _fixed_point(blocks * _inverse(scales, 15)[:, None])
@@ -120,7 +120,7 @@ def decode_uint8(codes: Tensor, ends: Tensor) -> Tensor:
 
 
 def encode_uint8(values: Tensor, codes: Tensor, ends: Tensor, rounding: Tensor | int) -> None:
-    """Put the codes of float32 numbers >= 0 in their place, like :func:`encode_int16`."""
+    """Put the codes of float32 numbers >= 0 into ``codes``, like :func:`encode_int16`."""
     blocks = _blocks(values)
     ends.copy_(torch.stack([blocks.amin(1), blocks.amax(1)], 1))
     low, high = ends.view(torch.int32).unbind(1)
@@ -130,12 +130,12 @@ def encode_uint8(values: Tensor, codes: Tensor, ends: Tensor, rounding: Tensor |
 
 
 def _fixed_point(steps: Tensor) -> Tensor:
-    """The nearest integers: a sum of floats would be rounded, and up in the mean."""
+    """The nearest integers, since a sum of floats would be rounded, and biased upwards."""
     return steps.nan_to_num(0.0).round().to(torch.int32)
 
 
 def _inverse(scales: Tensor, fraction: int) -> Tensor:
-    """2^fraction / scale, for steps with so many bits of fraction, or 0 for a scale that is too small for that."""
+    """2^fraction / scale, for steps with ``fraction`` bits of fraction; 0 if the scale is too small for that."""
     return torch.where(scales < SMALLEST, 0.0, 2.0**fraction / scales)
 
 
@@ -147,7 +147,7 @@ ENCODE: dict[torch.dtype, Callable[[Tensor, Tensor, Tensor, Tensor | int], None]
 
 
 def problem_of_scales(codes: Tensor, scales: Any) -> str | None:
-    """What is wrong with the scales of codes that were loaded; None if nothing is."""
+    """A description of what is wrong with the scales of loaded codes; None if nothing is wrong."""
     blocks = -(-codes.numel() // BLOCK)
     shape = (blocks,) if codes.dtype == torch.int16 else (blocks, 2)
     if not isinstance(scales, Tensor) or scales.dtype != torch.float32 or tuple(scales.shape) != shape:

@@ -1,4 +1,4 @@
-"""Split weights: y of a parameter of 16 bits is the parameter, and beside it what float32 has beyond."""
+"""Split weights: y of a parameter of 16 bits is the parameter and a second tensor with the rest of the float32 bits."""
 
 from typing import Any, cast
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 def is_split(dtype: torch.dtype) -> bool:
-    """Whether parameters of this dtype are too narrow for y: the rest is kept beside them."""
+    """Whether parameters of this dtype are too narrow for y, so that a second tensor has the rest."""
     return dtype in (torch.bfloat16, torch.float16)
 
 
 def joined(high: Tensor, low: Tensor) -> Tensor:
-    """The float32 numbers of which ``high`` are the nearest of 16 bits, and ``low`` (int16) the rest.
+    """The float32 numbers of which ``high`` has the nearest 16-bit numbers and ``low`` (int16) the rest.
 
-    Of bfloat16 ``low`` continues the bits, counted from the nearest; of float16 it counts 2^-15 of the distance to the
-    next, which makes 2^-39 below 6e-5.
+    For bfloat16, ``low`` is the difference of the float32 bits. For float16, ``low`` counts units of 2^-15 of the
+    distance to the next float16 number, which are 2^-39 for numbers below 6e-5.
     """
     local, rest = shard(high), shard(low)
     if high.dtype == torch.float16:
@@ -26,8 +26,8 @@ def joined(high: Tensor, low: Tensor) -> Tensor:
 
 
 def split(values: Tensor, high: Tensor, low: Tensor) -> None:
-    """Put numbers of float32 into a tensor of 16 bits, to the nearest, the rest into ``low``: see :func:`joined`."""
-    values = shard(values).to(torch.float32)  # torch makes float64 of a tensor of no dimension and another of float64
+    """Put the 16-bit numbers nearest to float32 numbers into ``high`` and the rest into ``low``: see :func:`joined`."""
+    values = shard(values).to(torch.float32)  # a float64 number may have made 0-d values float64
     high, low = shard(high), shard(low)
     if high.dtype == torch.float16:
         fine = (values * 2.0**39).round() * 2.0**-39
@@ -44,9 +44,9 @@ def split(values: Tensor, high: Tensor, low: Tensor) -> None:
 
 
 def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """The nearest numbers of a dtype; of bfloat16 those of which :func:`joined` finds the way back.
+    """The nearest numbers of a dtype; for bfloat16, those from which :func:`joined` restores the values.
 
-    From the middle between two it goes away from 0, since 16 bits have no number for the half above.
+    A value in the middle of two bfloat16 numbers is rounded away from 0, since int16 has no number for +0x8000.
     """
     if values.dtype != torch.float32 or dtype != torch.bfloat16:
         return values.to(dtype)
@@ -56,23 +56,23 @@ def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _one_nan(values: Tensor) -> Tensor:
-    """NaN with a fraction that 16 bits have: of others the sum with the half would be another number."""
+    """The values with every NaN replaced by the standard one, since rounding would turn other NaNs into numbers."""
     return torch.where(values.isnan(), float("nan"), values)
 
 
 def _unit(high: Tensor) -> Tensor:
-    """2^-15 of the distance of float16 numbers to the next."""
+    """2^-15 of the distance from float16 numbers to the next."""
     exponent = ((high.view(torch.int16).to(torch.int32) >> 10) & 31).clamp_(min=1)
     return ((exponent - 40 + 127) << 23).view(torch.float32)
 
 
 def shard(tensor: Tensor) -> Tensor:
-    """The part of a sharded tensor that is here: DTensors have no bits."""
+    """The local part of a sharded tensor, since DTensors do not support operations on bits."""
     return cast(Any, tensor).to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _like(local: Tensor, tensor: Tensor) -> Tensor:
-    """A part that is here, as a tensor that is sharded like another."""
+    """A local part as a tensor that is sharded like ``tensor``."""
     if not hasattr(tensor, "to_local"):
         return local
     sharded = cast(Any, tensor)

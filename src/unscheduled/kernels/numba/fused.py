@@ -1,8 +1,8 @@
-"""The definition compiled by Numba into one pass over the memory: for tensors on the CPU.
+"""The definition compiled by Numba into one pass over the memory, for tensors on the CPU.
 
-One kernel is made for each rule and each precision, by inlining the rule's direction and the algebra into a loop. It is
-called once a step for all tensors: a table has their addresses, and chunks of them are shared out to as many threads as
-torch uses. What it cannot take is left to another implementation.
+Each rule and precision has one kernel, which inlines the rule's direction and the algebra into a loop. It is called
+once a step for all tensors: a table has their addresses, and as many threads as torch uses share the chunks. Tensors
+that the kernel does not support (other dtypes, devices or layouts) are updated by ``foreach`` or ``loop``.
 """
 
 import logging
@@ -21,16 +21,16 @@ from unscheduled.kernels.numba import threads
 from unscheduled.kernels.numba.jit import CHUNK, SHARED, Kernel, Kind, compiled_kernel
 from unscheduled.state.quantization import is_narrow, key
 
-PIECE = 16  # chunks that a thread takes at a time, at most
-ALONE = 32_768  # elements that are not worth a second thread
+PIECE = 16  # the most chunks that a thread takes at a time
+ALONE = 32_768  # the most elements that one thread updates alone
 
 log = logging.getLogger("unscheduled")
 IS_CPU = attrgetter("is_cpu")
-IS_ZERO = Tensor._is_zerotensor  # pyright: ignore  (one that stands for zeros, and has no memory)
+IS_ZERO = Tensor._is_zerotensor  # pyright: ignore  (a tensor of zeros without memory)
 
 
 class Taken(NamedTuple):
-    """A batch that the kernel takes: its gradients lie at these addresses."""
+    """A batch that the kernel updates, and the addresses of its gradients."""
 
     batch: Batch
     scalars: Scalars
@@ -38,7 +38,7 @@ class Taken(NamedTuple):
 
 
 def update(rule: Rule, works: list[Work]) -> list[Work]:
-    """One step of all parameters that it can take; what is left for another implementation is returned."""
+    """Make one step of all parameters that the kernel supports, and return the work that it does not support."""
     taken: dict[Kind, tuple[Kernel, list[Taken]]] = {}
     left: list[Work] = []
     for batch, scalars in works:
@@ -63,7 +63,7 @@ def update(rule: Rule, works: list[Work]) -> list[Work]:
 
 
 def _kind(batch: Batch) -> Kind | None:
-    """What the tensors of a batch are stored as; None if there is no kernel for that."""
+    """The dtypes of the tensors of a batch; None if there is no kernel for them."""
     if not batch.params[0].is_cpu:
         return None
     param, grad = batch.params[0].dtype, batch.grads[0].dtype
@@ -75,7 +75,7 @@ def _kind(batch: Batch) -> Kind | None:
 
 
 def _columns(rule: Rule, kind: Kind, batch: Batch) -> list[list[Tensor]]:
-    """The tensors of a batch in the order in which the kernel has their addresses."""
+    """The tensors of a batch in the order of the kernel's table of addresses."""
     columns = [batch.grads, batch.params, batch.gaps, *batch.buffers]
     if kind.param == torch.bfloat16:
         columns.append([state["low"] for state in batch.states])
@@ -86,16 +86,16 @@ def _columns(rule: Rule, kind: Kind, batch: Batch) -> list[list[Tensor]]:
 
 
 class Call(NamedTuple):
-    """What the kernel is given for some batches: made once, and filled with what is new in a step."""
+    """The arguments of the kernel for some batches: made once, and updated at each step."""
 
-    tokens: list[object]  # of the batches
-    addresses: NDArray[np.int64]  # a column for each tensor
-    columns: list[slice]  # of each batch
+    tokens: list[object]  # the tokens of the batches
+    addresses: NDArray[np.int64]  # the table, with a column for each tensor of parameters
+    columns: list[slice]  # the columns of each batch
     scalars: NDArray[np.float32]
     keys: NDArray[np.uint32]
     arguments: NDArray[np.int64]
-    address: int  # of the arguments
-    others: tuple[NDArray[np.int64], ...]  # to which the arguments point
+    address: int  # the address of ``arguments``
+    others: tuple[NDArray[np.int64], ...]  # the arrays to which ``arguments`` points
     elements: int
 
 
@@ -110,7 +110,7 @@ def _call(rule: Rule, kind: Kind, works: list[Taken]) -> Call:
         call.addresses[0, columns] = work.grads
         call.scalars[row] = _numbers(work.scalars)
         if is_narrow(kind.stored[0]):
-            call.keys[row] = key(work.scalars.step)  # which its random numbers depend on
+            call.keys[row] = key(work.scalars.step)  # for the random numbers
     return call
 
 
@@ -145,7 +145,7 @@ def _new_call(rule: Rule, kind: Kind, works: list[Taken]) -> Call:
 
 
 def _run(rule: Rule, kind: Kind, kernel: Kernel, works: list[Taken]) -> None:
-    """Run the kernel in as many threads as are worth it."""
+    """Run the kernel, in one thread if there are few elements, else in as many as torch uses."""
     call = _call(rule, kind, works)
     chunks = int(call.arguments[2])
     thread_count = torch.get_num_threads() if call.elements > ALONE else 1
@@ -156,7 +156,7 @@ def _run(rule: Rule, kind: Kind, kernel: Kernel, works: list[Taken]) -> None:
 
 
 def _tell_autograd(params: list[Tensor]) -> None:
-    """Note that they were written to, as every operation of torch does."""
+    """Increment autograd's version of the parameters, as every writing operation of torch does."""
     try:
         torch.autograd.graph.increment_version(params)
     except TypeError:  # older versions of torch take one at a time
@@ -165,7 +165,7 @@ def _tell_autograd(params: list[Tensor]) -> None:
 
 
 def _numbers(scalars: Scalars) -> list[float]:
-    """The scalars in the order in which the kernel has them."""
+    """The scalars in the order of the kernel's arguments."""
     sign = -1.0 if scalars.maximize else 1.0
     return [
         sign,
@@ -178,9 +178,9 @@ def _numbers(scalars: Scalars) -> list[float]:
 
 
 def _fit(batch: Batch, addresses: list[int]) -> bool:
-    """Whether the whole batch can be taken as it is: its gradients are of one dtype, and where their parameters are.
+    """Whether the kernel can update the whole batch: all tensors are plain, contiguous and of their parameter's shape.
 
-    A tensor that stands for zeros lies nowhere, at the address 0, and so does one without elements.
+    A tensor of zeros without memory has the address 0, and so has a tensor without elements.
     """
     kept, params, grads = batch.kept, batch.params, batch.grads
     if kept.singles is None:
@@ -194,18 +194,18 @@ def _fit(batch: Batch, addresses: list[int]) -> bool:
         and batch.contiguous
         and set(map(type, grads)) <= PLAIN
         and not (0 in addresses and any(map(IS_ZERO, grads)))
-        and not any(grads[index].is_neg() for index in kept.singles)  # others are not contiguous then
+        and not any(grads[index].is_neg() for index in kept.singles)  # other negated tensors are not contiguous
     )
 
 
 def _is_plain(tensors: list[Tensor]) -> bool:
-    """Whether they are in the memory of the CPU, and mean what stands there."""
+    """Whether tensors are in the memory of the CPU, and their values are the numbers there."""
     plain = set(map(type, tensors)) <= PLAIN and all(map(IS_CPU, tensors))
     return plain and not any(map(Tensor.is_neg, tensors)) and not any(map(IS_ZERO, tensors))
 
 
 def _parted(batch: Batch) -> tuple[Batch, Batch]:
-    """What can be taken of a batch, with gradients laid out as their parameters are, and what cannot."""
+    """The part of a batch that the kernel supports, with gradients in their parameters' layouts, and the rest."""
     ours, others = (Batch([], [], [], [[] for _ in batch.buffers], [], False, Kept()) for _ in range(2))
     for param, grad, gap, state, *buffers in zip(
         batch.params, batch.grads, batch.gaps, batch.states, *batch.buffers, strict=True
@@ -224,13 +224,13 @@ def _parted(batch: Batch) -> tuple[Batch, Batch]:
 
 
 def _layout(tensor: Tensor) -> list[tuple[int, int, int]]:
-    """Dimension, stride and size, but for dimensions of size 1, whose stride means nothing."""
+    """The number, stride and size of each dimension, except those of size 1, whose stride has no meaning."""
     entries = zip(range(tensor.dim()), tensor.stride(), tensor.shape, strict=True)
     return [entry for entry in entries if entry[2] != 1]
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements, in some order of the dimensions, fill a stretch of memory."""
+    """Whether the elements fill a contiguous range of memory in some order of the dimensions."""
     expected = 1
     for _, stride, size in sorted(_layout(tensor), key=lambda entry: entry[1]):
         if stride != expected:
@@ -242,7 +242,7 @@ def _is_dense(tensor: Tensor) -> bool:
 @cache
 def _say_once(rule: str) -> None:
     log.debug(
-        "implementation = 'fused': some parameters of %s are left to another implementation, since they or their "
+        "implementation = 'fused': some parameters of %s are updated by another implementation, since they or their "
         "gradients are not dense tensors of float32 or bfloat16 in the memory of the CPU",
         rule,
     )

@@ -1,5 +1,5 @@
-"""The kernels of the fused implementation: the definition, compiled by Numba and inlined into one loop."""
-# What Numba compiles has no types, and names that it is given later:
+"""The kernels of the fused implementation: the definition, inlined into one loop and compiled by Numba."""
+# Functions for Numba have no types, and global names that are set later:
 # pyright: basic, reportUndefinedVariable=false, reportIndexIssue=false, reportCallIssue=false
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 # ruff: noqa: F821
@@ -30,7 +30,7 @@ from unscheduled.kernels.numba.streams import inlined
 from unscheduled.state.quantization import BLOCK, SMALLEST, seed
 
 CHUNK = 16_384  # elements: a multiple of BLOCK
-SHARED = 8  # scalars of every rule, which fused._numbers puts first
+SHARED = 8  # the number of scalars that all rules have, the first ones of fused._numbers
 
 Function = Callable[..., Any]
 
@@ -38,24 +38,24 @@ log = logging.getLogger("unscheduled")
 
 
 class Kind(NamedTuple):
-    """What the tensors of a batch are stored as. The parameters are split if they are bfloat16."""
+    """The dtypes of the tensors of a batch; bfloat16 parameters are split weights."""
 
     param: torch.dtype
     grad: torch.dtype
-    stored: tuple[torch.dtype, ...]  # the gap and the buffers
+    stored: tuple[torch.dtype, ...]  # of the gap and the buffers
 
 
 class Kernel(NamedTuple):
-    """What Numba has compiled: the address of a C function of one pointer, see :func:`_kernel`."""
+    """A compiled kernel: the address of a C function with one pointer as its argument, see :func:`_kernel`."""
 
     address: int
-    owner: Any  # which keeps the code
+    owner: Any  # the object that owns the code
 
 
 def compiled_kernel(rule: Rule, kind: Kind, scalar_count: int) -> Kernel | None:
     """The kernel of a rule; None if Numba cannot compile the rule's direction.
 
-    It is kept on the disk, and made anew when the definition has changed.
+    It is cached on disk, and compiled again if the definition has changed.
     """
     direction = rule.direction
     if not isinstance(direction, FunctionType) or direction.__closure__:
@@ -101,7 +101,7 @@ def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Ker
         "take_back": _take_back([of_grads, of_params, *stored]) if has_codes else nothing,
     }
     function = renamed(_kernel, names)
-    function.__name__ = function.__qualname__ = f"kernel_{fingerprint}"  # a file of its own in Numba's cache
+    function.__name__ = function.__qualname__ = f"kernel_{fingerprint}"  # the name of its file in Numba's cache
     try:
         return c_function(function, types.void(types.CPointer(types.int64)))
     except NumbaError as error:
@@ -110,7 +110,7 @@ def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Ker
 
 
 def c_function(function: Function, signature: Any) -> Kernel:
-    """A function compiled to one of C, and kept on the disk if there is a place.
+    """Compile a function to a C function, cached on disk if a folder is writable.
 
     Raises:
         NumbaError: if Numba cannot compile it.
@@ -118,20 +118,20 @@ def c_function(function: Function, signature: Any) -> Kernel:
     compiler = partial(cfunc, signature, nopython=True, error_model="numpy")
     try:
         compiled = compiler(cache=True)(function)
-    except (OSError, RuntimeError) as error:  # there is no place to write, or no file of this module
-        log.debug("%s is not kept on the disk: %s", function.__name__, error)
+    except (OSError, RuntimeError) as error:  # no folder is writable, or this module has no file
+        log.debug("%s is not cached on disk: %s", function.__name__, error)
         compiled = compiler()(function)
     return Kernel(compiled.address, compiled)
 
 
 def _kernel(arguments):
-    """Take chunks from the common counter until there are no more. It lacks the names that :func:`_compile` gives.
+    """Take chunks from the common counter, and update them, until there are no more.
 
-    The arguments are the counter, how many chunks to take at a time, how many there are, the number of tensors and
-    of addresses of each, and the addresses of: a table with a column of addresses for each tensor (of the gradient,
-    the parameter, the gap and the buffers, and then of what else belongs to them, see ``streams.of``), the numbers
-    of elements, how many chunks a tensor and all before it have, which row of scalars and which key is its own, the
-    scalars, and the keys.
+    :func:`_compile` sets the global names that this function uses. The arguments are the counter, the number of chunks
+    to take at a time, the number of chunks, the number of tensors, the number of addresses of each tensor, and the
+    addresses of these arrays: the table, with a column of addresses for each tensor (gradient, parameter, gap, buffers,
+    and then the rest, see ``streams.of``); the numbers of elements; the number of chunks up to the end of each tensor;
+    the row of each tensor in the scalars and the keys; the scalars; the keys.
     """
     piece, chunks, tensors, rows = arguments[1], arguments[2], arguments[3], arguments[4]
     table, sizes, ends = streams.int64s(arguments[5]), streams.int64s(arguments[6]), streams.int64s(arguments[7])
@@ -166,7 +166,7 @@ def _kernel(arguments):
 
 
 def _open(opened: list[streams.Stream]) -> Function:
-    """What is each stream's own, as a tuple."""
+    """A function that opens all streams, and returns their states as a tuple."""
     if not opened:
         return inlined(lambda addresses, start: ())
     one, others = opened[0].open, _open(opened[1:])
@@ -174,7 +174,7 @@ def _open(opened: list[streams.Stream]) -> Function:
 
 
 def _each(functions: list[Function]) -> Function:
-    """The tuple of what each function of a stream gives for what is its own, a value of its own, and what is common."""
+    """A function that calls one function for each stream, with its state, its value and a common value."""
     if not functions:
         return inlined(lambda own, values, common: ())
     one, others = functions[0], _each(functions[1:])
@@ -182,7 +182,7 @@ def _each(functions: list[Function]) -> Function:
 
 
 def _encode(stored: list[streams.Stream]) -> Function:
-    """Make the codes of a block."""
+    """A function that encodes a block of all streams that have codes."""
     random = _random(len(stored))
     scale_each, encode_each = (_each([getattr(stream, name) for stream in stored]) for name in ("scale", "encode"))
 
@@ -195,20 +195,20 @@ def _encode(stored: list[streams.Stream]) -> Function:
 
 
 def _random(count: int, pair: int = 0) -> Function:
-    """The random numbers of so many buffers, see :func:`unscheduled.state.quantization.random_rounding`."""
+    """A function of the random numbers of buffers, see :func:`unscheduled.state.quantization.random_rounding`."""
     if count <= 0:
         return inlined(lambda turn, place: ())
     others, seed_of_pair = _random(count - 2, pair + 1), np.uint32(seed(pair))
 
     def random(turn, place):
-        number = np.uint32(streams.hashed(place, seed_of_pair) + turn)  # its hash is known to the compiler
+        number = np.uint32(streams.hashed(place, seed_of_pair) + turn)  # the compiler computes the hash in advance
         return (np.uint32(number >> np.uint32(16)), np.uint32(number & np.uint32(0xFFFF)), *others(turn, place))
 
     return inlined(random)
 
 
 def _fill_up(opened: list[streams.Stream]) -> Function:
-    """Let a block that is too short stand in other memory, filled up with its last number."""
+    """A function that copies an incomplete block to scratch memory, filled up with its last number."""
     sizes = _item_sizes(opened)
     memory = streams.scratch(types.uint8, 4 * BLOCK * len(sizes))
 
@@ -226,7 +226,7 @@ def _fill_up(opened: list[streams.Stream]) -> Function:
 
 
 def _take_back(opened: list[streams.Stream]) -> Function:
-    """Put what is new of a block that was too short in its place."""
+    """A function that copies the new numbers of an incomplete block back from scratch memory."""
     sizes = _item_sizes(opened)
 
     def take_back(addresses, table, tensors, tensor, start, left):
@@ -242,7 +242,7 @@ def _take_back(opened: list[streams.Stream]) -> Function:
 
 
 def _item_sizes(opened: list[streams.Stream]) -> tuple[int, ...]:
-    """The bytes of an item of each row of addresses, but for those of scales."""
+    """The bytes of an item of each row of addresses, except the rows of scales."""
     found: dict[int, int] = {}
     for stream in opened:
         found |= stream.item_sizes
@@ -256,13 +256,13 @@ def nothing(*arguments):
 
 @overload(iterates.root)
 def _root(value):
-    """float32 has a root of its own, where a power would widen it."""
+    """The root of a float32 number as float32, where a power would widen it."""
     return lambda value: math.sqrt(value)
 
 
 @overload(iterates.sign)
 def _sign(value):
-    """Of the type of the value, where a number of Python's would widen it."""
+    """The sign in the type of the value, where a Python number would widen it."""
     zero, one = (np.float32(number) for number in (0.0, 1.0))
     return lambda value: (one if value > zero else -one if value < zero else zero) + (value - value)
 
@@ -277,32 +277,32 @@ OVERLOADED = (iterates.root, iterates.sign, scalar_math.where)
 
 
 def _jitted(function: Function) -> Function:
-    """A definition, compiled with the definitions that it calls."""
+    """A function of the definition, compiled with the functions that it calls."""
     called = {name: _jitted(value) for name, value in _called(function).items() if value not in OVERLOADED}
     return inlined(renamed(function, called))
 
 
 def _called(function: Any) -> dict[str, Any]:
-    """The functions that a definition names."""
+    """The functions that a function calls, by name."""
     found = {name: function.__globals__.get(name) for name in function.__code__.co_names}
     return {name: value for name, value in found.items() if isinstance(value, FunctionType)}
 
 
 def renamed(function: Any, names: dict[str, Any]) -> Any:
-    """The function with other values for some global names."""
+    """A copy of the function with these values for some global names."""
     return FunctionType(
         function.__code__, function.__globals__ | names, function.__name__, function.__defaults__, function.__closure__
     )
 
 
 def fingerprint_of(kind: object, *functions: Any) -> str:
-    """What changes if the kind, the definitions, what they call or what makes kernels of them does."""
+    """A hash of the kind, of the functions with all that they call, and of the source that compiles them."""
     text = repr([kind, BLOCK, CHUNK, SMALLEST, SOURCE, *map(_code, functions)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _code(function: Any) -> tuple[Any, ...]:
-    """A definition with all that it names."""
+    """The code of a function with the values of all its global names."""
     code = function.__code__
     if function in OVERLOADED:  # whose code stands above
         return (function.__name__,)
@@ -312,7 +312,7 @@ def _code(function: Any) -> tuple[Any, ...]:
 
 
 def _source() -> str:
-    """The text of this module and of what it is made with; without it, nothing on the disk is used by others."""
+    """The source of this module and of ``streams``; without source, a text that no other process has."""
     try:
         return "".join(map(inspect.getsource, (sys.modules[__name__], streams)))
     except OSError:

@@ -1,11 +1,11 @@
-"""The tensors of the fused kernel: how numbers of one are read as float32, and stored again.
+"""The streams of the fused kernel: how it reads the numbers of a tensor as float32, and stores them again.
 
-The same codes as in :mod:`unscheduled.state.quantization`, bit for bit, for a block at a time: the scale of one is
-known when all its numbers are, so they wait in scratch memory.
+The codes equal those of :mod:`unscheduled.state.quantization` bit for bit. They are made a block at a time: the scale
+of a block is known when all its numbers are, so the numbers are in scratch memory until then.
 """
-# What Numba compiles has no types: pyright leaves it alone.
+# Functions for Numba have no types:
 # pyright: basic, reportIndexIssue=false, reportCallIssue=false, reportAttributeAccessIssue=false
-# Its own of a stream is a tuple, of which each function names all:
+# The state of a stream is a tuple, and each function unpacks all of it:
 # ruff: noqa: RUF059
 
 from collections.abc import Callable
@@ -27,18 +27,18 @@ SMALLEST = np.float32(SMALLEST_NUMBER)
 Function = Callable[..., Any]
 
 inlined = partial(njit, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""Numba's names for functions are unique within a process only: kernels that were compiled in different ones, and come
-from the disk, would call each other's. Wrappers that let Python call them take as long to compile as all else."""
+"""Compiles a function that is inlined into its callers. Otherwise kernels from Numba's cache, compiled in different
+processes, could call each other's functions, whose names are unique within one process only. There are no wrappers for
+Python, since they double the time of compilation."""
 
 
 class Stream(NamedTuple):
-    """How the kernel reads and writes a tensor.
+    """The functions with which the kernel reads and writes a tensor.
 
-    Each function is first given what is its own, and gives what that is next.
-
-    ``open(addresses, start)`` begins a stretch, ``load(own, _, i)`` gives a number of it, ``store(own, number, i)``
-    takes the next one. What has codes has these made of a whole block: ``scale(own, _, start)``, and then
-    ``encode(own, random, i)`` for each number.
+    ``open(addresses, start)`` returns the state of the stream, ``own``, for a range of elements from ``start`` on.
+    ``load(own, _, i)`` returns number i of the range, and ``store(own, number, i)`` stores it and returns the next
+    state. A stream with codes encodes a whole block after that: ``scale(own, _, start)`` computes its scale and returns
+    the next state, and ``encode(own, random, i)`` encodes each number.
     """
 
     open: Function
@@ -46,19 +46,19 @@ class Stream(NamedTuple):
     store: Function
     scale: Function
     encode: Function
-    item_sizes: dict[int, int]  # of the rows of addresses with as many items as the tensor
+    item_sizes: dict[int, int]  # bytes of an item, by row of addresses, without the row of scales
 
     @property
     def has_codes(self) -> bool:
-        """Whether it is stored a block at a time."""
+        """Whether the numbers are stored as codes, a block at a time."""
         return self.encode is not _nothing
 
 
 def of(param: torch.dtype, grad: torch.dtype, stored: tuple[torch.dtype, ...]) -> list[Stream]:
     """The streams of the gradient, the parameter, the gap and the buffers.
 
-    Their addresses are in this order; after them come that of the rest of a split parameter, and those of the scales of
-    what is stored as codes.
+    The rows of addresses have this order; then come the row of ``low`` of split weights, and the rows of the scales of
+    the tensors that are stored as codes.
     """
     rest = 2 + len(stored)
     found = [_bfloat16(0) if grad == torch.bfloat16 else _float32(0)]
@@ -74,7 +74,7 @@ def of(param: torch.dtype, grad: torch.dtype, stored: tuple[torch.dtype, ...]) -
 
 
 def _pointer_to(number: Any) -> Function:
-    """A function that makes a pointer of an address."""
+    """A function that converts an address to a pointer."""
 
     @intrinsic
     def pointer(typing_context, address):
@@ -95,7 +95,7 @@ uint8s = _pointer_to(types.uint8)
 
 
 def scratch(number: Any, count: int) -> Function:
-    """A function that gives memory of its own for so many numbers: on the stack, which nothing else points to."""
+    """A function that allocates memory for ``count`` numbers on the stack, to which no other pointer points."""
 
     @intrinsic
     def memory(typing_context):
@@ -111,7 +111,7 @@ def scratch(number: Any, count: int) -> Function:
 
 
 def numbers(number: Any, count: int) -> Function:
-    """A function that gives so many numbers of a pointer as a tuple."""
+    """A function that returns the ``count`` numbers at a pointer as a tuple."""
 
     @intrinsic
     def numbers_at(typing_context, pointer):
@@ -126,7 +126,7 @@ def numbers(number: Any, count: int) -> Function:
 
 @intrinsic
 def address_of(typing_context, pointer):
-    """The address that a pointer stands for."""
+    """The address of a pointer."""
 
     def generate(context, builder, signature, arguments):
         return builder.ptrtoint(arguments[0], context.get_value_type(types.int64))
@@ -136,7 +136,7 @@ def address_of(typing_context, pointer):
 
 @intrinsic
 def take(typing_context, counter, piece):
-    """The value of a counter that threads share, to which the piece is added."""
+    """Add the piece to a counter that threads share, atomically, and return its value before."""
 
     def generate(context, builder, signature, arguments):
         return builder.atomic_rmw("add", *arguments, "monotonic")
@@ -145,7 +145,7 @@ def take(typing_context, counter, piece):
 
 
 def _bits_as(number: Any, of: Any) -> Function:
-    """A function that gives the number with the same bits."""
+    """A function that returns the number of another type with the same bits."""
 
     @intrinsic
     def bits_as(typing_context, value):
@@ -163,7 +163,7 @@ _as_int = _bits_as(types.int32, types.float32)
 
 @intrinsic
 def _nearest(typing_context, value):
-    """The nearest int32 number, of two the even one."""
+    """The nearest int32 number, the even one of two."""
 
     def generate(context, builder, signature, arguments):
         kind = ir.FunctionType(ir.IntType(32), [ir.FloatType()])
@@ -178,7 +178,7 @@ def _nothing(own, value, i):
 
 
 def _float32(row: int) -> Stream:
-    """Numbers that are what they are."""
+    """A stream of float32 numbers."""
 
     @inlined
     def store(own, value, i):
@@ -196,7 +196,7 @@ def _float32(row: int) -> Stream:
 
 
 def _bfloat16(row: int) -> Stream:
-    """Numbers that are only read."""
+    """A stream of bfloat16 numbers that are only read."""
     return Stream(
         open=inlined(lambda addresses, start: int16s(addresses[row] + 2 * start)),
         load=inlined(lambda own, _, i: _as_float(np.int32(np.int32(own[i]) << np.int32(16)))),
@@ -208,7 +208,7 @@ def _bfloat16(row: int) -> Stream:
 
 
 def _split(row: int, low_row: int) -> Stream:
-    """Parameters of bfloat16, with the rest of their bits beside them."""
+    """A stream of split weights: bfloat16 parameters, and the rest of their float32 bits in ``low``."""
 
     @inlined
     def opened(addresses, start):
@@ -245,7 +245,7 @@ def hashed(place, seed):
 
 
 def _int16(row: int, scale_row: int) -> Stream:
-    """Multiples of 1/32767 of the largest of the block."""
+    """A stream of int16 codes: multiples of 1/32767 of the largest number of the block."""
     memory = scratch(types.float32, BLOCK)
 
     @inlined
@@ -283,7 +283,7 @@ def _int16(row: int, scale_row: int) -> Stream:
 
 
 def _uint8(row: int, scale_row: int) -> Stream:
-    """256 values, even in the bits of the float, between the ends of the block."""
+    """A stream of uint8 codes: 256 values, evenly spaced in the bits of the float, between the ends of the block."""
     memory = scratch(types.int32, BLOCK)
 
     @inlined

@@ -1,7 +1,8 @@
 """The threads that share the work of a kernel.
 
-They are those of torch where they are OpenMP's: after a backward pass these are awake and wait for work, and others
-would have to wait for them. Elsewhere, and after a fork, when those of the parent are gone, they are Python's.
+They are torch's own threads if torch uses OpenMP: after a backward pass these spin while they wait for work, and other
+threads would have to wait for cores. Without OpenMP, and after a fork, which ends the parent's threads in the child,
+they are Python's.
 """
 
 import ctypes
@@ -19,10 +20,9 @@ Function = Callable[[int], None]
 
 
 def run(function: int, argument: int, count: int) -> None:
-    """Call a C function of one pointer, by their addresses, in this thread and, as far as they are free, in others.
+    """Call the C function at an address with a pointer, in this thread and in up to ``count - 1`` other threads.
 
-    Each call does what is left to do, so that nothing is left when this one has returned, but for what others have
-    begun, which is waited for.
+    Each call takes work until none is left. This function returns when all calls that have begun have ended.
     """
     if count == 1:
         _from_python(function)(argument)
@@ -34,22 +34,22 @@ def run(function: int, argument: int, count: int) -> None:
 
 @cache
 def _from_python(function: int) -> Function:
-    """A C function, which is called without Python's lock."""
+    """The C function at an address, callable from Python; it runs without Python's lock."""
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
 
 
 def torch_library(name: str) -> ctypes.CDLL:
-    """A library that torch has loaded.
+    """A shared library that torch has loaded.
 
     Raises:
-        OSError: if it is elsewhere.
+        OSError: if the library is not in torch's folder.
     """
     return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"lib{name}.so"))
 
 
 @cache
 def _openmp() -> Any:
-    """OpenMP's own function for running another in several threads."""
+    """The function of OpenMP that runs a C function in several threads; None if torch does not have it."""
     try:
         parallel = torch_library("torch_cpu").GOMP_parallel
     except (OSError, AttributeError):
@@ -60,7 +60,7 @@ def _openmp() -> Any:
 
 
 class Pool:
-    """Threads of Python, made when they are first needed."""
+    """A pool of Python threads, which start when they are first needed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -68,14 +68,14 @@ class Pool:
         self._size = 0
 
     def run(self, function: Function, argument: int, count: int) -> None:
-        """Call a function in this thread and in up to ``count - 1`` others."""
+        """Call a function in this thread and in up to ``count - 1`` other threads."""
         pool = self._at_least(count - 1)
         others: list[Future[None]] = []
         try:
             others.extend(pool.submit(function, argument) for _ in range(count - 1))
             function(argument)
         finally:
-            _wait([other for other in others if not other.cancel()])  # what has not begun by now has nothing to do
+            _wait([other for other in others if not other.cancel()])  # a call that has not begun has no work left
 
     def _at_least(self, size: int) -> ThreadPoolExecutor:
         with self._lock:
@@ -86,7 +86,7 @@ class Pool:
 
 
 def _wait(others: list[Future[None]]) -> None:
-    """Wait to the end, since the memory that they write to is to stay; what interrupts is raised then."""
+    """Wait until all calls have ended, since they write to memory in use; raise an interruption only then."""
     try:
         wait(others)
     except BaseException:
@@ -95,7 +95,7 @@ def _wait(others: list[Future[None]]) -> None:
 
 
 class _Current:
-    """The threads of this process."""
+    """The threads of this process, which a forked child replaces."""
 
     forked = False
     pool = Pool()

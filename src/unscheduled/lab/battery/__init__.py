@@ -1,1 +1,1 @@
-"""The battery: many tasks of many kinds, with one question: what does a schedule-free run lose, or win?"""
+"""The battery: races on many tasks of many kinds, to measure what a schedule-free run loses or gains."""

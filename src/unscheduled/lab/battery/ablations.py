@@ -1,4 +1,4 @@
-"""One choice of Schedule-Free AdamW varied at a time, each variant at the best of three learning rates."""
+"""Ablations: one choice of Schedule-Free AdamW varied at a time, each variant at the best of three learning rates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,11 +19,11 @@ class Variant:
     """Schedule-Free AdamW with one choice changed.
 
     Args:
-        choice: what is varied.
-        value: to what, as text.
-        options: the keyword arguments that do it.
-        beta: the interpolation, if it is what is varied.
-        warmup: the share of the steps that are warmup, if it is what is varied.
+        choice: the name of the choice.
+        value: its value as text.
+        options: keyword arguments that replace those of the task.
+        beta: the interpolation beta; None for that of the task.
+        warmup: the share of the steps that are warmup; None for that of the task.
         batch_norm: whether BatchNorm's running statistics are re-estimated at x.
     """
 
@@ -48,7 +48,7 @@ WITHOUT_BATCH_NORM = Variant("BatchNorm", "not re-estimated at x", batch_norm=Fa
 
 
 def ablation_jobs(plan: Plan, variants: Sequence[Variant], tuned_lr: float) -> list[Job]:
-    """The runs of the variants, in the order of variants, learning rates and seeds."""
+    """The jobs of the variants, in the order of variants, learning rates and seeds."""
     jobs: list[Job] = []
     length = plan.horizons[-1]
     for variant in variants:
@@ -65,10 +65,10 @@ def ablation_jobs(plan: Plan, variants: Sequence[Variant], tuned_lr: float) -> l
 
 
 def ablation_rows(plan: Plan, variants: Sequence[Variant], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each variant its best rate, and its loss at each horizon over that of the default.
+    """For each variant its best learning rate, and the ratio of its loss to the default's loss at each horizon.
 
-    The best rate is the one with the lowest geometric mean over the horizons; a variant that diverged at some horizon
-    with every rate has none.
+    The best rate has the lowest geometric mean of the losses over the horizons; a variant that diverged with every rate
+    has no rate (None).
     """
     size = len(AROUND) * len(TUNING_SEEDS)
     found = [best_rate(plan, runs[index * size : (index + 1) * size]) for index in range(len(variants))]
@@ -88,7 +88,7 @@ def ablation_rows(plan: Plan, variants: Sequence[Variant], runs: Sequence[Mappin
 
 
 def best_rate(plan: Plan, runs: Sequence[Mapping[str, Any]]) -> tuple[float | None, list[float]]:
-    """The best learning rate of a variant and its mean at each horizon; none if it diverged with every rate."""
+    """The best learning rate of a variant and its mean at each horizon; (None, []) if it diverged with every rate."""
     means: dict[float, list[float]] = {}
     for lr in {run["lr"] for run in runs}:
         same = [run for run in runs if run["lr"] == lr]

@@ -1,4 +1,4 @@
-"""The subcommand ``battery``: from the arguments to the report."""
+"""The subcommand ``battery``."""
 
 import argparse
 import json
@@ -24,13 +24,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the battery, and return the exit code.
 
     Raises:
-        RaceError: if the user asked for something that cannot be.
+        RaceError: if an argument is out of its range or unknown, or a run fails.
     """
     return exit_code(race_all, arguments)
 
 
 def race_all(arguments: argparse.Namespace, console: Console) -> None:
-    """List, or estimate, or race on all tasks that were asked for."""
+    """Do what the arguments ask for: list the tasks, estimate the time, or race on the chosen tasks."""
     if arguments.list:
         for entry in ENTRIES:
             console.print(f"{entry.name:22}{entry.kind:22}{len(entry.contenders):3} contenders  {entry.counterpart}")
@@ -43,14 +43,14 @@ def race_all(arguments: argparse.Namespace, console: Console) -> None:
     try:
         with Runner(backend, console, "battery") as runner:
             run_battery(planned, arguments.races_only, arguments.out, runner)
-    finally:  # an interruption leaves a report of what is finished
+    finally:  # also after an interruption: a report of the finished races
         if records := records_in(arguments.out):
             print_totals(write_report(records, arguments.out), console)
     console.print(f"written to {arguments.out}: {PAGE_FILE}, {SUMMARY_FILE}, a race for each task, and pictures")
 
 
 def records_in(out: Path) -> dict[str, dict[str, Any]]:
-    """The races in the output folder, those of earlier commands too, in the order of the battery."""
+    """All races in the output folder, also those of earlier commands, in the order of the battery."""
     order = [entry.name for entry in ENTRIES]
     found = {file.stem: json.loads(file.read_text()) for file in sorted(out.glob("*.json"))}
     races = {name: record for name, record in found.items() if "entry" in record}
@@ -58,7 +58,7 @@ def records_in(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def chosen(arguments: argparse.Namespace, backend: Backend, console: Console) -> list[Planned]:
-    """The tasks that were asked for, or those that fit into the budget, with an estimate of each."""
+    """The tasks that the arguments choose and that fit into the budget; prints an estimate of each."""
     entries: list[Entry] = []
     for name in arguments.tasks:
         entry = entry_of(name)
@@ -80,10 +80,10 @@ def chosen(arguments: argparse.Namespace, backend: Backend, console: Console) ->
 
 
 def seconds_of(budget: str) -> float:
-    """Of a text such as 90s, 30m or 1.5h.
+    """The seconds of a duration such as 90s, 30m or 1.5h.
 
     Raises:
-        RaceError: if it is no duration above 0.
+        RaceError: if the text is no duration above 0.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget)
     if found is None or float(found[1]) == 0.0:

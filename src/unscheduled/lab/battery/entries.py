@@ -1,4 +1,4 @@
-"""The tasks of the battery, each with its contenders, in the order in which a limited budget takes them."""
+"""The tasks of the battery, each with its contenders, in the order in which a budget of time is spent."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,12 @@ class Entry:
     """A task of the battery.
 
     Args:
-        task: its name, or the path of a file that defines one.
-        kind: what kind of problem it is, for the report.
-        counterpart: the problem of the paper that it stands for, or "" if there is none.
-        contenders: who races; the first is compared with the others.
-        length: how many times the task's own number of steps.
-        seeds: how many seeds, or None for the task's own number.
+        task: the name of the task, or the path of a file that defines one.
+        kind: the kind of problem, for the report.
+        counterpart: the problem of the paper that it corresponds to, or "" if there is none.
+        contenders: the names of the contenders; the first is compared with the others.
+        length: the budget as a multiple of the task's number of steps.
+        seeds: the number of seeds, or None for the task's number.
         ablated: whether the choices of Schedule-Free AdamW are varied on it.
     """
 
@@ -45,18 +45,18 @@ class Entry:
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """Those of Schedule-Free AdamW that are tried if the task is ablated; in a long run β alone varies."""
+        """The variants of Schedule-Free AdamW for the ablations of the task; in a long run β alone varies."""
         if self.length > 1:
             return (DEFAULT, *BETAS)
         return (*VARIANTS, WITHOUT_BATCH_NORM) if "BatchNorm" in self.kind else VARIANTS
 
     @property
     def shares_rates(self) -> bool:
-        """Whether it takes part in the comparison of one learning rate for all tasks."""
+        """Whether the task is part of the comparison of one learning rate for all tasks."""
         return self.kind != "convex" and self.length == 1
 
     def stated(self) -> dict[str, Any]:
-        """As the report has it."""
+        """The entry as a dictionary for the report."""
         return {"kind": self.kind, "counterpart": self.counterpart, "length": self.length}
 
 
@@ -80,7 +80,7 @@ LONG = (
         "shakespeare-gpt", "transformer", "NanoGPT on OpenWebText", LONG_CONTENDERS, length=10, seeds=3, ablated=True
     ),
 )
-"""Ten times as long as usual: is the lead kept, and where does the best β move?"""
+"""Runs ten times as long as usual, to see whether a lead lasts and how the best β changes."""
 CONVEX_SETS = ("glass", "iris", "letter", "pendigits", "vehicle", "vowel", "wine", "dna", "segment", "satimage")
 ENTRIES = (
     *DEEP,
@@ -90,7 +90,7 @@ ENTRIES = (
 
 
 def entry_of(name: str) -> Entry | None:
-    """The entry of this name, or one for a task file of the user's own; None if there is none."""
+    """The entry with this name, or a new entry for the path of a task file; None if the name is unknown."""
     if name.endswith(".py"):
         return Entry(name, "own", "", ADAMW)
     return next((entry for entry in ENTRIES if entry.name == name), None)

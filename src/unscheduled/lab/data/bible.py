@@ -1,4 +1,4 @@
-"""The parser of the Bible in two languages: pairs of verses, and the vocabularies."""
+"""The parser of the Bible in English and Spanish: pairs of verses, and the vocabularies."""
 
 import collections
 import re
@@ -32,12 +32,12 @@ Verses = dict[tuple[str, int], str]
 
 
 def bible_verses(files: Files) -> Arrays:
-    """English and Spanish verses as the numbers of their words.
+    """English and Spanish verses as rows of word numbers, and the words by number.
 
     A row is START, the words and punctuation marks in lower case, END, and PAD up to the length of the longest row. A
-    word that occurs less than three times is UNKNOWN. A pair is the same verse in the two translations. It is kept if
-    at least one side has a number of Strong's concordance (which numbers the words of the original texts), more than
-    0.3 of the numbers on either side are on both, and neither side has more than 25 words.
+    word that occurs less than three times is UNKNOWN. A pair is the same verse in the two translations. The arrays have
+    the pairs of which at least one side has a number of Strong's concordance (which numbers the words of the original
+    texts), both sides share more than 0.3 of all their numbers, and neither side has more than 25 words.
     """
     english, spanish = (verses(files, module) for module in (ENGLISH, SPANISH))
     pairs = [
@@ -54,9 +54,9 @@ def bible_verses(files: Files) -> Arrays:
 
 
 def verses(files: Files, module: str) -> Verses:
-    """The verses of a module of the SWORD project, of the Old Testament and the New.
+    """The verses of the Old and the New Testament in a module of the SWORD project.
 
-    An entry of a module opens a chapter, and those that follow are its verses.
+    An entry with a chapter mark begins a chapter; the entries that follow are its verses.
     """
     found: Verses = {}
     for testament in ("ot", "nt"):
@@ -70,7 +70,7 @@ def verses(files: Files, module: str) -> Verses:
 
 
 def entries(files: Files, module: str, testament: str) -> list[str]:
-    """All entries of a testament in the format zText.
+    """The entries of a testament, decoded from the format zText.
 
     ``.bzs`` has the place and the compressed size of each block in ``.bzz`` (and its size); ``.bzv`` has for each
     entry the number of its block, the place in the block, and the size.
@@ -87,7 +87,7 @@ def entries(files: Files, module: str, testament: str) -> list[str]:
 
 
 def overlap(english: str, spanish: str) -> float:
-    """The share of the Strong's numbers of two verses that both have."""
+    """The share of the Strong's numbers of two verses that are in both verses."""
     one, other = (set(STRONGS_NUMBER.findall(ASIDE.sub(" ", verse))) for verse in (english, spanish))
     return len(one & other) / len(one | other) if one or other else 0.0
 
@@ -98,19 +98,19 @@ def tokens(verse: str) -> list[str]:
 
 
 def word_count(sentence: Sequence[str]) -> int:
-    """The number of words, which punctuation marks are not."""
+    """The number of words of a sentence, without punctuation marks."""
     return sum(token[0].isalnum() for token in sentence)
 
 
 def vocabulary(sentences: Sequence[Sequence[str]]) -> list[str]:
-    """The special words, then those that occur at least three times, the most frequent first."""
+    """The special words, then the words that occur at least three times, the most frequent first."""
     counts = collections.Counter(chain.from_iterable(sentences))
     frequent = [word for word, count in counts.items() if count >= LEAST_COUNT]
     return [*SPECIAL_WORDS, *sorted(frequent, key=lambda word: (-counts[word], word))]
 
 
 def numbered(sentences: Sequence[Sequence[str]], words: Sequence[str]) -> NDArray[np.int32]:
-    """Sentences as the numbers of their words, one a row."""
+    """The sentences as rows of word numbers."""
     number = {word: position for position, word in enumerate(words)}
     rows = np.full((len(sentences), max(map(len, sentences)) + 2), PAD, np.int32)
     for row, sentence in zip(rows, sentences, strict=True):

@@ -1,4 +1,4 @@
-"""The parser of KDD Census-Income: who earns more than 50,000 dollars a year."""
+"""The parser of KDD Census-Income, whose label is an income above 50,000 dollars a year."""
 
 import gzip
 import sys
@@ -12,15 +12,18 @@ from unscheduled.lab.data.contents import Files
 
 COLUMNS = 42
 NUMBERS = (0, 5, 16, 17, 18, 30, 39)
-"""Age, wage per hour, capital gains, capital losses, dividends, size of the employer, weeks worked in the year."""
+"""The columns of age, hourly wage, capital gains, capital losses, dividends, size of the employer, weeks worked."""
 WEIGHT = 24
-"""How many people a row stands for. It says nothing of the person, and is left out, as the data set's authors ask."""
+"""The column with the number of people that a row stands for. The data set's authors ask users to leave it out."""
 LABEL = 41
 CATEGORIES = [column for column in range(COLUMNS) if column not in (*NUMBERS, WEIGHT, LABEL)]
 
 
 def census_income(files: Files) -> Arrays:
-    """Categories are numbered in alphabetical order of their names, in both parts alike; the label 1 is the income."""
+    """The categories, numbers and labels of the training and test set.
+
+    Categories are numbered in alphabetical order of their names, alike in both sets; the label of a high income is 1.
+    """
     parts = {
         "train": columns_of(next(content for path, content in files.items() if path.endswith(".data.gz"))),
         "test": columns_of(next(content for path, content in files.items() if path.endswith(".test.gz"))),
@@ -37,13 +40,13 @@ def census_income(files: Files) -> Arrays:
 
 
 def columns_of(content: bytes) -> list[tuple[str, ...]]:
-    """The columns of a file with commas between cells. Equal cells are one object, to save memory."""
+    """The columns of a compressed file of comma-separated cells; equal cells are one object, to save memory."""
     lines = gzip.decompress(content).decode("ascii").split("\n")
     rows = [[sys.intern(cell.strip()) for cell in line.split(",")] for line in lines if line.strip()]
     return list(zip(*rows, strict=True))
 
 
 def numbered(cells: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
-    """The positions of cells among the names."""
+    """The position of each cell among the names."""
     number = {name: position for position, name in enumerate(names)}
     return np.array([number[cell] for cell in cells], np.int64)

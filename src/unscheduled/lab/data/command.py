@@ -1,4 +1,4 @@
-"""The subcommand ``data``: fetch data sets, and list them."""
+"""The subcommand ``data``, which fetches and lists data sets."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Fetch or list data sets, and return the exit code.
 
     Raises:
-        RaceError: if the user asked for something that cannot be.
+        RaceError: if a name is unknown, or a file cannot be read or written.
     """
     console = Console(highlight=False, soft_wrap=True)
     try:
@@ -29,12 +29,12 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise RaceError(f"cannot read or write: {error}") from error
     except KeyboardInterrupt:
-        console.print("interrupted: what was fetched is kept, give the same command again to go on")
+        console.print("interrupted: the fetched files are kept; give the same command again to continue")
         return INTERRUPTED
 
 
 def chosen(names: Sequence[str]) -> list[DataSet]:
-    """The data sets with these names, and those of the tasks with these names; all if no name is given."""
+    """The data sets that are named, and those of the tasks that are named; all data sets if there are no names."""
     if not names:
         return list(DATA_SETS.values())
     found: dict[str, DataSet] = {}
@@ -54,12 +54,12 @@ def data_of_task(name: str) -> Sequence[str]:
     data = load_task(name).task.data
     unknown = [data_name for data_name in data if data_name not in DATA_SETS]
     if unknown:
-        raise RaceError(f"{name} asks for data = {unknown}: the data sets are {', '.join(DATA_SETS)}")
+        raise RaceError(f"{name} has unknown data = {unknown}: the data sets are {', '.join(DATA_SETS)}")
     return data
 
 
 def fetch_all(data_sets: Sequence[DataSet], console: Console) -> int:
-    """Fetch and parse, go on after a failure, and return 1 if there was one."""
+    """Fetch and parse the data sets, also after a failure; return 1 if there was a failure, else 0."""
     failures: dict[Archive, str] = {}
     archives = list(dict.fromkeys(archive for data_set in data_sets for archive in data_set.archives))
     for position, archive in enumerate(archives, start=1):
@@ -71,12 +71,12 @@ def fetch_all(data_sets: Sequence[DataSet], console: Console) -> int:
     for data_set in data_sets:
         reasons = [failures[archive] for archive in data_set.archives if archive in failures]
         if reasons:
-            console.print(f"{data_set.name}: not to be had: {'; '.join(reasons)}", markup=False)
+            console.print(f"{data_set.name}: cannot be fetched: {'; '.join(reasons)}", markup=False)
     return 1 if failures else 0
 
 
 def fetch_one(archive: Archive, complete: Sequence[DataSet], console: Console) -> str | None:
-    """Fetch an archive and parse the data sets that are complete with it. Returns the reason if it cannot be had."""
+    """Fetch an archive and parse the data sets that it completes; return the reason if the fetch fails, else None."""
     with console.status(str(archive)) as status:
 
         def say(doing: str) -> None:
@@ -95,7 +95,7 @@ def fetch_one(archive: Archive, complete: Sequence[DataSet], console: Console) -
 
 
 def list_all(console: Console) -> None:
-    """The data sets, under the archives they come from."""
+    """Print the data sets, below the archives that contain them."""
     for archives in dict.fromkeys(data_set.archives for data_set in DATA_SETS.values()):
         for archive in archives:
             console.print(f"{archive} ({archive.megabytes}), licence: {archive.licence}", markup=False)

@@ -1,4 +1,4 @@
-"""The files inside an archive: a wheel, a source distribution or a Debian package."""
+"""Reads files inside an archive: a wheel, a source distribution or a Debian package."""
 
 import fnmatch
 import io
@@ -14,7 +14,7 @@ DEB_HEADER_SIZE = 60
 
 
 def read_files(archive: Path, patterns: tuple[str, ...]) -> Files:
-    """The files whose path inside the archive matches one of the patterns, by path, in alphabetical order."""
+    """The files whose path inside the archive matches one of the patterns, by path in alphabetical order."""
 
     def wanted(name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

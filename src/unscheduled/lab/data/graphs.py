@@ -21,10 +21,10 @@ TRAINING_NODES_PER_CLASS, VALIDATION_NODES, TEST_NODES = 20, 500, 1000
 
 
 def cora(files: Files) -> Arrays:
-    """The files of LINQS: a paper's words as zeros and ones, and pairs of papers.
+    """The graph in the files of LINQS, which have the words of each paper as zeros and ones, and pairs of papers.
 
-    They have no split. This one has the sizes of the public split: the first 20 papers of each subject for training,
-    of the others the first 500 for validation and the next 1,000 for testing.
+    The files have no split. The split here has the sizes of the public split: the first 20 papers of each subject are
+    for training, the first 500 of the others for validation and the next 1,000 for testing.
     """
     by_suffix = {PurePosixPath(path).suffix: content.decode("ascii") for path, content in files.items()}
     rows = [line.split() for line in by_suffix[".content"].split("\n") if line]
@@ -44,7 +44,7 @@ def cora(files: Files) -> Arrays:
 
 
 def planetoid(files: Files) -> Arrays:
-    """The files of Planetoid, with the public split: the first nodes for training, the next 500 for validation."""
+    """The graph in the files of Planetoid, with the public split: training nodes first, then 500 for validation."""
     by_name = {PurePosixPath(path).suffix: content for path, content in files.items()}
     test = np.array(by_name[".index"].split()).astype(np.int64)
     first_features, test_features = (unpickled(by_name[name]).dense() for name in (".allx", ".tx"))
@@ -66,13 +66,13 @@ def planetoid(files: Files) -> Arrays:
 
 
 def undirected(links: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """Pairs of nodes as edges (2, number of edges), without repetitions and links of a node to itself."""
+    """The links as edges (2, number of edges), without repetitions and links of a node to itself."""
     pairs = sorted({(min(link), max(link)) for link in links})
     return np.stack([np.array([pair[end] for pair in pairs if pair[0] != pair[1]], np.int64) for end in (0, 1)])
 
 
 class SparseRows:
-    """What the pickle of a ``scipy.sparse.csr_matrix`` sets: the columns and values of each row."""
+    """The attributes that a pickle of a ``scipy.sparse.csr_matrix`` sets: the columns and values of each row."""
 
     data: NDArray[np.float32]
     indices: NDArray[np.int32]
@@ -80,7 +80,7 @@ class SparseRows:
     _shape: tuple[int, int]
 
     def dense(self) -> NDArray[np.float32]:
-        """The matrix with its zeros."""
+        """The matrix as a dense array."""
         matrix = np.zeros(self._shape, np.float32)
         rows = np.repeat(np.arange(self._shape[0]), np.diff(self.indptr))
         matrix[rows, self.indices] = self.data
@@ -88,7 +88,7 @@ class SparseRows:
 
 
 class Unpickler(pickle.Unpickler):
-    """Reads arrays, sparse matrices and dictionaries of lists, and nothing else that a pickle may hold."""
+    """Unpickles arrays, sparse matrices and dictionaries of lists, and refuses everything else."""
 
     ALLOWED = {  # noqa: RUF012
         ("numpy", "ndarray"): np.ndarray,
@@ -100,12 +100,12 @@ class Unpickler(pickle.Unpickler):
     }
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """The class or function of this name."""
+        """The class or function with this name, if it is allowed."""
         if (module_name, global_name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"the pickle asks for {module_name}.{global_name}, which is not allowed")
         return self.ALLOWED[module_name, global_name]
 
 
 def unpickled(content: bytes) -> Any:
-    """What a pickle of Python 2 holds."""
+    """The object in a pickle of Python 2."""
     return Unpickler(io.BytesIO(content), encoding="latin1").load()

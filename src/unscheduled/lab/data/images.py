@@ -10,11 +10,11 @@ from unscheduled.lab.data.contents import Files
 
 SIDE = 28
 IDX_IMAGES_HEADER, IDX_LABELS_HEADER = 16, 8
-"""The sizes in bytes of the headers of an IDX file of images, and of one of labels."""
+"""The sizes in bytes of the header of an IDX file of images, and of a file of labels."""
 
 
 def mnist_5k(files: Files) -> Arrays:
-    """One line an image: its 784 pixels, then its digit."""
+    """The images and labels of a file with a line for each image: its 784 pixels, then its digit."""
     (content,) = files.values()
     lines = gzip.decompress(content).decode("ascii").split()
     numbers = np.array([line.split(",") for line in lines], np.int64)
@@ -25,7 +25,7 @@ def mnist_5k(files: Files) -> Arrays:
 
 
 def fashion_mnist(files: Files) -> Arrays:
-    """The IDX files of the official split."""
+    """The images and labels in the IDX files of the official split."""
     by_name = {PurePosixPath(path).name: gzip.decompress(content) for path, content in files.items()}
     arrays: Arrays = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):

@@ -9,7 +9,7 @@ from unscheduled.lab.data.contents import Files
 
 
 def movielens(files: Files) -> Arrays:
-    """Users and items are numbered from 0.
+    """The ratings, and the features of users and items, which are numbered from 0.
 
     Sexes, occupations and genres are numbered in alphabetical order; ``item_genres`` has a column for each genre.
     ``item_year`` is 0 where the year is not known.
@@ -33,5 +33,5 @@ def movielens(files: Files) -> Arrays:
 
 
 def rows_of(content: bytes) -> list[list[str]]:
-    """The rows of a file with tabs between cells, without its header. Users and items are in the order of their ids."""
+    """The rows of a file with tabs between cells, without its header; users and items are in the order of their ids."""
     return [line.split("\t") for line in content.decode("utf-8").split("\n")[1:] if line]

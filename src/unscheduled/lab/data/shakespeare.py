@@ -7,6 +7,6 @@ from unscheduled.lab.data.contents import Files
 
 
 def shakespeare(files: Files) -> Arrays:
-    """The works one after the other, in alphabetical order of their files, with a newline between them."""
+    """The bytes of all works, joined by newlines in alphabetical order of their files."""
     text = b"\n".join(files[path] for path in sorted(files))
     return {"text": np.frombuffer(text, np.uint8)}

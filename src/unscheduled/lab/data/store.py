@@ -1,7 +1,7 @@
-"""The data sets in the cache: fetched, checked, parsed and loaded.
+"""The data sets in the cache: fetches, checks, parses and loads them.
 
-The archives are kept too, so that a new parser needs no download. Files appear by renaming a complete file, and the
-work on each is done under a lock, so that several processes may use the cache at once.
+The archives stay in the cache too, so that a new parser needs no download. A file gets its name when it is complete,
+and is made under a lock, so that several processes can use the cache at once.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ ATTEMPTS = 2
 
 
 class DataMissing(RaceError):  # noqa: N818
-    """A data set that was not fetched."""
+    """A data set is not in the cache."""
 
 
 def load(name: str) -> Arrays:
     """The arrays of a data set, by name.
 
-    They are read from the cache, or parsed anew from the archives there, if the parser has changed or the file of
-    arrays is damaged. Nothing is downloaded.
+    They are read from the cache, or parsed again from the archives in the cache if the parser has changed or the file
+    of arrays is damaged. Nothing is downloaded.
 
     Raises:
         DataMissing: if the data set was not fetched.
@@ -46,7 +46,7 @@ def load(name: str) -> Arrays:
 
 
 def arrays_path(data_set: DataSet) -> Path:
-    """Where the arrays are. The name changes with the archives and with the source of the parser."""
+    """The file of the arrays, whose name changes with the archives and with the source of the parser."""
     source = Path(inspect.getfile(data_set.parse)).read_bytes()
     checksums = "".join(archive.sha256 for archive in data_set.archives)
     version = hashlib.sha256(checksums.encode() + source).hexdigest()[:12]
@@ -54,19 +54,19 @@ def arrays_path(data_set: DataSet) -> Path:
 
 
 def archive_path(archive: Archive) -> Path:
-    """Where the archive is."""
+    """The file of an archive in the cache."""
     return cache_folder() / "data" / "archives" / archive.file
 
 
 def parsed(data_set: DataSet) -> Arrays:
-    """The arrays of a data set, parsed from its archives in the cache unless that is done already.
+    """The arrays of a data set, read from the cache or else parsed from its archives there.
 
     Raises:
-        DataMissing: if an archive is not there, or is damaged.
+        DataMissing: if an archive is missing or damaged.
     """
     path, name = arrays_path(data_set), data_set.name
     if not all(is_intact(archive_path(archive), archive) for archive in data_set.archives):
-        raise DataMissing(f"data set {name} is not here: run 'unscheduled data fetch {name}'")
+        raise DataMissing(f"data set {name} is not in the cache: run 'unscheduled data fetch {name}'")
     with locked(path):
         arrays = read_arrays(path)
         if arrays is None:
@@ -79,14 +79,14 @@ def parsed(data_set: DataSet) -> Arrays:
 
 
 def fetch(archive: Archive, say: Callable[[str], None]) -> None:
-    """Have the archive in the cache. One that is damaged is deleted and fetched again, once.
+    """Download an archive into the cache unless it is there; a damaged file is deleted and downloaded again.
 
     Args:
-        archive: which.
-        say: is told what is being done.
+        archive: the archive.
+        say: called with a word for each thing that is being done, to show the progress.
 
     Raises:
-        FetchError: if it cannot be had.
+        FetchError: if the download fails, or gives the wrong file twice.
     """
     path = archive_path(archive)
     with locked(path):
@@ -102,15 +102,15 @@ def fetch(archive: Archive, say: Callable[[str], None]) -> None:
                 if is_intact(Path(folder, archive.file), archive):
                     os.replace(Path(folder, archive.file), path)
                     return
-    raise FetchError(f"{archive}: fetched {ATTEMPTS} times, and the SHA-256 of {archive.file} is not {archive.sha256}")
+    raise FetchError(f"{archive}: fetched {ATTEMPTS} times, but the SHA-256 of {archive.file} is not {archive.sha256}")
 
 
 def is_intact(path: Path, archive: Archive) -> bool:
-    """Whether the file is there, with the SHA-256 of the archive."""
+    """Whether the file exists and has the SHA-256 of the archive."""
     return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == archive.sha256
 
 
 def locked(path: Path) -> FileLock:
-    """The lock on the work on a file: to be held in a with block."""
+    """The lock of a file, for a ``with`` block that makes it; makes the file's folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{path}.lock")

@@ -1,4 +1,4 @@
-"""Parsers of classification tables: raw features, and the classes as numbers from 0."""
+"""Parsers of classification tables to raw features and classes, numbered from 0."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ from unscheduled.lab.data.arrays import Arrays
 from unscheduled.lab.data.contents import Files
 
 DNA_BITS = {"A": (1, 0, 0), "C": (0, 1, 0), "G": (0, 0, 1), "T": (0, 0, 0)}
-"""The encoding of the Statlog project."""
+"""The bits of each letter, as the Statlog project encodes them."""
 
 
 def table(feature_columns: slice = slice(0, -1)) -> Callable[[Files], Arrays]:
-    """The parser of a file with commas between numbers, no header, and the class in the last column."""
+    """A parser of a file of comma-separated numbers without a header, with the class in the last column."""
 
     def parse(files: Files) -> Arrays:
         cells = cells_of(files)
@@ -23,7 +23,7 @@ def table(feature_columns: slice = slice(0, -1)) -> Callable[[Files], Arrays]:
 
 
 def dna(files: Files) -> Arrays:
-    """60 letters a row as 180 bits. Rows with a letter that stands for several (N, D, R, S) are left out."""
+    """The 60 letters of each row as 180 bits, without rows that have an ambiguous letter (N, D, R, S)."""
     cells = cells_of(files)
     letters = cells[:, :-1]
     clear = np.isin(letters, list(DNA_BITS)).all(1)
@@ -32,7 +32,7 @@ def dna(files: Files) -> Arrays:
 
 
 def cells_of(files: Files) -> NDArray[np.str_]:
-    """The cells of the only file, as text."""
+    """The cells of the only file as text, by row and column."""
     (content,) = files.values()
     lines = content.decode("ascii").split("\n")
     return np.array([[cell.strip() for cell in line.split(",")] for line in lines if line.strip()])
