@@ -1,7 +1,6 @@
 """Schedule-Free optimizers for PyTorch: no learning-rate schedule, no stopping time, averaged weights at every step."""
 
 from unscheduled.algorithms.adamw import AdamWScheduleFree as AdamWScheduleFree
-from unscheduled.algorithms.handover import to_torch as to_torch
 from unscheduled.algorithms.lion import LionScheduleFree as LionScheduleFree
 from unscheduled.algorithms.muon import MuonScheduleFree as MuonScheduleFree
 from unscheduled.algorithms.radam import RAdamScheduleFree as RAdamScheduleFree
@@ -25,3 +24,6 @@ from unscheduled.model.batchnorm import update_bn as update_bn
 from unscheduled.model.weight_decay_groups import param_groups as param_groups
 from unscheduled.optimizer.base import ScheduleFreeOptimizer as ScheduleFreeOptimizer
 from unscheduled.state.parameter import Iterates as Iterates
+
+to_torch = ScheduleFreeOptimizer.to_torch
+"""The method :meth:`ScheduleFreeOptimizer.to_torch` as a function."""

@@ -259,7 +259,7 @@ def test_none_is_kept_that_nobody_has() -> None:
         optimizer.state_dict()
     gc.collect()
     optimizer.state_dict()
-    assert len(optimizer._live._entries) <= 2 * len(params)
+    assert len(optimizer._weights.live._entries) <= 2 * len(params)
 
 
 def test_a_state_without_steps_is_of_any_moment() -> None:

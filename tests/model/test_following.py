@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer, SGDScheduleFree
 from unscheduled.state import parameter
+from unscheduled.state.parameter import Entry
 
 MERGES = ["after super", "before super", "without super", "in eval()"]
 
@@ -293,7 +294,7 @@ def test_a_class_that_cannot_be_followed_is_refused_whole(cls: Any, reason: str)
     assert type(model) is cls
     assert vars(model) == before
     assert not any(module._state_dict_hooks for module in model.modules())
-    assert optimizer._attachments == []
+    assert optimizer._attachments.models == []
     assert first.training
     outer = nn.Sequential(model)  # which is the remedy
     optimizer.attach(outer)
@@ -391,14 +392,14 @@ def test_an_optimizer_that_cannot_switch_leaves_the_others_in_the_former_mode(mo
     for optimizer in optimizers:
         train(optimizer, range(4))
     y = copies(model.parameters())
-    put = optimizers[1]._put
+    switch = optimizers[1]._weights.switch
 
-    def fail(averaged: set[Tensor]) -> None:
+    def fail(averaged: set[Tensor], entries: list[Entry]) -> None:
         if averaged:
             raise MemoryError
-        put(averaged)
+        switch(averaged, entries)
 
-    monkeypatch.setattr(optimizers[1], "_put", fail)
+    monkeypatch.setattr(optimizers[1]._weights, "switch", fail)
     with pytest.raises(MemoryError):
         model.eval()
     assert model.training

@@ -568,7 +568,12 @@ def test_many_parts_with_ways_of_their_own_are_saved_in_one_pass(monkeypatch: py
     optimizer = AdamWScheduleFree(model.parameters(), lr=0.1).attach(model)
     train(optimizer, range(2))
     puts: list[Any] = []
-    put = optimizer._put
-    monkeypatch.setattr(optimizer, "_put", lambda averaged: (puts.append(averaged), put(averaged)))
+    switch = optimizer._weights.switch
+
+    def counted(averaged: set[Any], entries: list[Any]) -> None:
+        puts.append(averaged)
+        switch(averaged, entries)
+
+    monkeypatch.setattr(optimizer._weights, "switch", counted)
     model.state_dict()
     assert len(puts) == 2

@@ -813,7 +813,7 @@ def test_what_a_replay_would_do_wrong_is_refused_in_a_capture(monkeypatch: pytes
     for optimizer in (ours, plain):
         train(optimizer, range(2))
     new.state[params_of(new)[0]] = {}
-    for module in ("optimizer.planning", "state.param_groups", "state.device_math"):
+    for module in ("optimizer.stepper", "state.param_groups", "state.device_math"):
         monkeypatch.setattr(f"unscheduled.{module}.is_capturing", lambda _: True)
     with pytest.raises(RuntimeError, match="make the optimizer with capturable=True"):
         train(plain, [2])

@@ -460,5 +460,6 @@ def test_only_what_users_call_is_public() -> None:
         "metrics",
         "restart_averaging",
         "train",
+        "to_torch",
         "training",
     }

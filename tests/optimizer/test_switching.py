@@ -191,8 +191,8 @@ def test_an_interrupted_switch_of_two_models_leaves_both_as_they_were(monkeypatc
             put(started, *rest)
 
         patch.setattr(weights, "put_gradient_points", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            optimizer._put(set(first.parameters()))  # pyright: ignore[reportPrivateUsage]
+        with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+            optimizer._weights.switch(set(first.parameters()), optimizer._entries())
     assert equal(params, held)
     second.train()
     assert equal(params, y)

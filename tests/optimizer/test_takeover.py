@@ -167,7 +167,7 @@ def test_an_optimizer_that_steps_ends_the_attachment_of_another(info: OptimizerI
     model.train(training)
     held = copies(model.parameters())
     second = info.make(model.parameters())
-    assert len(first._attachments) == 1  # it may never be used
+    assert len(first._attachments.models) == 1  # it may never be used
     model.train()
     model.train(training)
     assert equal(model.parameters(), held)
@@ -176,7 +176,7 @@ def test_an_optimizer_that_steps_ends_the_attachment_of_another(info: OptimizerI
         second.step()
     assert [warning.filename for warning in said] == [__file__]
     fit(model, second, range(7, 10))
-    assert first._attachments == []
+    assert first._attachments.models == []
     second.eval()
     x = copies(model.parameters())
     model.eval()
@@ -242,7 +242,7 @@ def test_an_optimizer_that_was_there_first_takes_over_from_one_that_is_attached_
     backward(model, 5)
     with pytest.warns(UserWarning, match="SGDScheduleFree trains parameters that another AdamWScheduleFree"):
         earlier.step()
-    assert later._attachments == []
+    assert later._attachments.models == []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(model, earlier, range(6, 9))

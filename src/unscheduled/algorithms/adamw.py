@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from unscheduled.checkpoints.exporting import torch_adamw
 from unscheduled.formulas.averaging import Averaging
 from unscheduled.formulas.interpolation import Interpolation
 from unscheduled.formulas.iterates import Array, root
@@ -266,6 +267,9 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
 
     def _move_scalars(self, group: Group, lr: float) -> tuple[float, float]:
         return lr, group["weight_decay"] * (lr if group["corrected_decay"] else 1.0)
+
+    def _plain(self, gammas: list[float]) -> torch.optim.Optimizer:
+        return torch_adamw(self, gammas)
 
     def _beta(self, group: Group) -> float:
         return float(group["betas"][0])

@@ -1,124 +1,170 @@
-"""Parameters that are z while a wrapped optimizer makes its step."""
+"""The step of a wrapped optimizer, which moves z in place of a rule."""
 
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from unscheduled.formulas import iterates
-from unscheduled.state.buffers import wide
-from unscheduled.state.parameter import State, bits_of_y, state_dtype
+from unscheduled.algorithms import agreement
+from unscheduled.algorithms.loan import Loan, lent, widen
+from unscheduled.kernels import all_same
+from unscheduled.optimizer import takeover
+from unscheduled.optimizer.plan import Plan, all_contiguous
+from unscheduled.state import param_groups
+from unscheduled.state.param_groups import Group
+from unscheduled.state.parameter import State
+
+DISTANCE = ("d0", "d_max", "d_coef", "d_numerator", "growth_rate", "numerator_weighted")
+"""Options of which an optimizer has some whose ``d`` is its estimate of a distance, a factor on its learning rate."""
 
 
-class Loan:
-    """A parameter that is z for the step of the base, as a tensor of its own in the precision of the state.
+class BaseStep:
+    """Makes the steps of the base of a wrapper, and keeps its groups as those of the wrapper.
 
-    Where that is another than the parameter's, or its gradient's, a parameter of that precision stands in for it: in
-    another precision, it would lose what hangs on its gradient, as data parallelism does. What is no plain tensor (a
-    DTensor has its memory elsewhere) is z in its own memory and precision, and y again afterwards.
-
-    A stand-in is the same object in every step, since the base may know its parameters by what they are or by their
-    ids. Between the steps it has no memory.
+    Args:
+        base: the optimizer that moves z.
+        wrapper: the name of the wrapper's class, for errors.
+        capturable: whether the counters of the wrapper are on the device.
+        started: the parameters that have a state in the wrapper.
     """
 
-    def __init__(self, param: Tensor, state: State, beta: float, stand_ins: dict[Tensor, Parameter]) -> None:
-        self.param, self.z = param, param
-        self._state, self._beta = state, beta
-        self._grad, self._is_plain = cast(Tensor, param.grad), type(param) in (Tensor, Parameter)
-        z = self._base_iterate(param)
-        if not self._is_plain:
-            self._y = param.detach().clone()
-            param.copy_(z)
-            return
-        self._y = param.data
-        if param.dtype == self._grad.dtype == z.dtype and param not in stand_ins:
-            param.data = z
-        else:
-            self._version = param._version
-            grad = self._grad.to(z.dtype)
-            if param not in stand_ins:
-                stand_ins[param] = Parameter(torch.empty(0, dtype=z.dtype, device=z.device))
-            self.z = stand_ins[param].requires_grad_(param.requires_grad)
-            vars(self.z).update(vars(param))
-            self.z.data = z
-            self.z.grad = grad
+    def __init__(
+        self, base: torch.optim.Optimizer, wrapper: str, capturable: bool, started: Iterable[Tensor] = ()
+    ) -> None:
+        self._base, self._wrapper, self._capturable = base, wrapper, capturable
+        self._given = agreement.given(base)
+        self._started = set(started)  # those that have had a state in the wrapper
+        self._initialised: set[Tensor] = set()  # those whose state of the base is only a form, see moves
+        self._stand_ins: dict[Tensor, Parameter] = {}
 
-    def _base_iterate(self, y: Tensor) -> Tensor:
-        """z, a new tensor in the precision of the state."""
-        if not self._state:
-            return y.detach().to(state_dtype(y), copy=True)
-        bits = bits_of_y(y, self._state) if "low" in self._state else y.detach()
-        return iterates.base(bits.to(state_dtype(y)), wide(self._state, "gap"), self._beta).to(state_dtype(y))
+    # The groups.
 
-    def move(self) -> Tensor:
-        """What the base has subtracted from z, in the precision of the state; where z is plain, it takes its memory.
+    def check_groups(
+        self,
+        groups: list[Group],
+        states: Mapping[Tensor, State],
+        check: Callable[[Group, list[Tensor]], None],
+    ) -> None:
+        """Give the base the parameters of the wrapper's groups, should these have been edited.
+
+        What has lost its state in the wrapper, as by ``optimizer.state.clear()``, begins anew in the base too.
+
+        Args:
+            groups: those of the wrapper.
+            states: its states.
+            check: raises ValueError if there is something wrong with a group or its parameters.
 
         Raises:
-            RuntimeError: if the base has written to a parameter for which another stands in.
+            RuntimeError: if groups or their parameters differ in a way that the base cannot be given; nothing is
+                changed.
+            ValueError: likewise, if there is something wrong with a parameter.
         """
-        if self.z is not self.param and self.param._version != self._version:
-            raise RuntimeError(
-                f"the base wrote to a parameter of {self.param.dtype}, for which one of {self.z.dtype} stands in, as "
-                "one does that keeps parameters beside its param_groups: these weights are lost. Wrap it with "
-                "parameters of float32"
-            )
-        before, z = self._base_iterate(self._y), self.z.detach()
-        if self._is_plain:
-            self.z.grad = None  # it may be a copy
-            return torch.sub(before, z, out=z)
-        return before.to(z.dtype).to(before.dtype) - z
+        edited = agreement.edited(self._wrapper, groups, self._base, self._given)
+        for index in edited:
+            _check_edited(groups[index], index, check)
+        dropped = {param for param in self._started if not states.get(param)}
+        if edited or dropped:
+            problem = "parameters of param_groups were edited" if edited else "the state of parameters was dropped"
+            agreement.refuse_elsewhere(self._base, problem)
+            agreement.give(self._base, groups, dropped)
+            self._started -= dropped
+            widen(self._base, [param for group in groups for param in cast(list[Tensor], group["params"])])
+        if edited or len(self._given) != len(groups) or not self._has_what_was_given():
+            self.realign()
 
-    def give_back(self) -> None:
-        """Make the parameter y again, bit for bit."""
-        if not self._is_plain:
-            self.param.copy_(self._y)
-        elif self.z is self.param:
-            self.param.data = self._y
-        else:
-            self.z.grad, self.z.data = None, torch.empty(0, dtype=self.z.dtype, device=self.z.device)
-            vars(self.param).update(vars(self.z))  # what the base has noted on it
-        self.param.grad = self._grad
+    def realign(self) -> None:
+        """Note that the base has other groups, of which those that it had before keep their learning rates."""
+        self._given = agreement.realigned(self._base, self._given)
+
+    def _has_what_was_given(self) -> bool:
+        pairs = zip(self._given, self._base.param_groups, strict=True)
+        return all(all_same(given.params, group["params"]) for given, group in pairs)
+
+    # The step.
+
+    def factor(self, index: int) -> float:
+        """The base's own factor on the learning rate of a group.
+
+        Raises:
+            RuntimeError: if the learning rate of the base was changed.
+        """
+        group = self._base.param_groups[index]
+        if not self._capturable:  # else it stands on the device
+            base_lr, given = float(group["lr"]), self._given[index].lr
+            if base_lr != given:
+                raise RuntimeError(
+                    f"the learning rate of group {index} of the wrapped {type(self._base).__name__} was changed from "
+                    f"{given} to {base_lr}: change that of the {self._wrapper}, and give this to schedulers"
+                )
+        return _distance(self._base, group)
+
+    def moves(self, plans: list[Plan]) -> list[Plan]:
+        """Let the base move z, and return the plans with these moves in place of the gradients.
+
+        A step that only initialises is to make the base's buffers, but not to count: they are made anew afterwards.
+        """
+        for plan in plans:
+            self._started.update(plan.params)
+            if plan.only_initialises:
+                self._initialised.update(param for param in plan.params if not self._base.state.get(param))
+                continue
+            for param in self._initialised.intersection(plan.params):
+                self._base.state.pop(param, None)
+                self._initialised.remove(param)
+        loans: list[Loan] = []
+        try:
+            for plan in plans:
+                for param, state in zip(plan.params, plan.states, strict=True):
+                    loans.append(Loan(param, state, plan.group["beta"], self._stand_ins))
+            with lent(self._base, {loan.param: loan.z for loan in loans if loan.z is not loan.param}):
+                self._give_lrs(plans)
+                with takeover.of_base():
+                    self._base.step()
+            moves = iter([loan.move() for loan in loans])
+        finally:
+            for loan in loans:
+                loan.give_back()
+        with_moves: list[Plan] = []
+        for plan in plans:
+            grads = [next(moves) for _ in plan.params]
+            with_moves.append(plan._replace(grads=grads, contiguous=all_contiguous(grads)))
+        return with_moves
+
+    def _give_lrs(self, plans: list[Plan]) -> None:
+        """Give the base the learning rates of this step."""
+        for index, (plan, base_group) in enumerate(zip(plans, self._base.param_groups, strict=True)):
+            if self._capturable:
+                _make_tensor_of_lr(base_group)
+            param_groups.put_lr(base_group, param_groups.warm_lr(plan.group, plan.counters["step"]))
+            if not self._capturable:
+                self._given[index] = self._given[index]._replace(lr=float(base_group["lr"]))
 
 
-@contextmanager
-def lent(base: torch.optim.Optimizer, stand_ins: dict[Tensor, Tensor]) -> Generator[None, None, None]:
-    """Within the ``with`` block the base has other parameters in place of some, with the state of these."""
-    lists = [group["params"] for group in base.param_groups]
-    if not stand_ins:
-        yield
-        return
+def _check_edited(group: Group, index: int, check: Callable[[Group, list[Tensor]], None]) -> None:
     try:
-        for group, params in zip(base.param_groups, lists, strict=True):
-            group["params"] = [stand_ins.get(param, param) for param in params]
-        for param, other in stand_ins.items():
-            if param in base.state:
-                base.state[other] = base.state.pop(param)
-        yield
-    finally:
-        for group, params in zip(base.param_groups, lists, strict=True):
-            group["params"] = params
-        for param, other in stand_ins.items():
-            if other in base.state:
-                base.state[param] = base.state.pop(other)
+        check(group, group["params"])
+    except ValueError as error:
+        raise ValueError(f"parameter group {index}: {error}") from None
 
 
-def widen(base: torch.optim.Optimizer, params: Iterable[Tensor]) -> None:
-    """Keep what the base has for parameters of 16 bits in the precision of their z."""
-    for param in params:
-        state: State = base.state.get(param) or {}
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.dtype == param.dtype != state_dtype(param):
-                state[name] = value.to(state_dtype(param))
+def _distance(base: torch.optim.Optimizer, base_group: Group) -> float:
+    """The factor on the learning rate of a group that its optimizer has found.
+
+    Others have another ``d``: Adafactor's is a threshold of clipping.
+    """
+    adapts = any(name in base_group for name in DISTANCE) or any(
+        "DAdapt" in kind.__name__ for kind in type(base).__mro__
+    )
+    return float(base_group["d"]) if adapts and "d" in base_group else 1.0
 
 
-def narrow(base: torch.optim.Optimizer, params: Iterable[Tensor]) -> None:
-    """Undo :func:`widen`: keep it in the precision of the parameters, as the base does by itself."""
-    for param in params:
-        state: State = base.state.get(param) or {}
-        for name, value in state.items():
-            is_wide = isinstance(value, Tensor) and value.dtype == state_dtype(param) != param.dtype
-            if is_wide and (value.dim() or value.shape == param.shape):  # others are counts and scalars of the base
-                state[name] = value.to(param.dtype)
+def _make_tensor_of_lr(group: Group) -> None:
+    """Let the learning rate of a group be a tensor where its parameters are: of float32, as torch's kernels take it."""
+    for param in group["params"][:1]:
+        lr = group["lr"]
+        is_there = isinstance(lr, Tensor) and lr.device == param.device
+        group["lr"] = lr if is_there else torch.full((), float(lr), dtype=torch.float32, device=param.device)

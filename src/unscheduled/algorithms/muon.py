@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -17,11 +17,9 @@ from unscheduled.formulas.validation import require_count, require_within
 from unscheduled.kernels import Implementation
 from unscheduled.optimizer.base import ScheduleFreeOptimizer
 from unscheduled.optimizer.collectives import of_whole
-from unscheduled.optimizer.planning import Plan
 from unscheduled.state import param_groups
 from unscheduled.state.buffers import StatePrecision
 from unscheduled.state.param_groups import Group
-from unscheduled.state.parameter import State
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """The coefficients of the quintic that pushes singular values towards 1, steepest at 0 (Jordan et al.)."""
@@ -136,6 +134,8 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
     et al., "Muon: An optimizer for hidden layers", 2024; the scale is that of Liu et al., arXiv 2502.16982.
     """
 
+    _rules_differ = True
+
     def __init__(
         self,
         params: ParamsT,
@@ -202,20 +202,6 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
             "ns_steps": group["ns_steps"],
             "eps": group["eps"],
         }
-
-    def _divided(self, plan: Plan) -> list[tuple[Rule, Plan]]:
-        rules = [self._rule(plan.group, param) for param in plan.params]
-        parts: list[tuple[Rule, Plan]] = []
-        for rule in (MUON, ADAM):
-            columns = (
-                [value for value, its_rule in zip(column, rules, strict=True) if its_rule is rule]
-                for column in (plan.params, plan.grads, plan.states, plan.seen)
-            )
-            params, grads, states, seen = cast(
-                "tuple[list[Tensor], list[Tensor], list[State], list[int]]", tuple(columns)
-            )
-            parts.append((rule, plan._replace(params=params, grads=grads, states=states, seen=seen)))
-        return parts
 
     def _beta(self, group: Group) -> float:
         return float(group["betas"][0])

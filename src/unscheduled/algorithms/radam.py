@@ -2,6 +2,7 @@
 
 from typing import Literal, cast
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -12,6 +13,7 @@ from unscheduled.algorithms.adamw import (
     foreach_adam_direction,
     foreach_second_moment,
 )
+from unscheduled.checkpoints.exporting import torch_adamw
 from unscheduled.formulas.averaging import Averaging
 from unscheduled.formulas.interpolation import Interpolation
 from unscheduled.formulas.iterates import Array
@@ -174,6 +176,9 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
 
     def _lr_factor(self, group: Group, step: int) -> float:
         return cast(float, rectification(step, group["betas"][1], float(not group["silent_sgd_phase"])))
+
+    def _plain(self, gammas: list[float]) -> torch.optim.Optimizer:
+        return torch_adamw(self, gammas)
 
     def _beta(self, group: Group) -> float:
         return float(group["betas"][0])

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -14,6 +15,7 @@ from unscheduled.formulas.validation import require_within
 from unscheduled.kernels import Implementation
 from unscheduled.optimizer.base import ScheduleFreeOptimizer
 from unscheduled.optimizer.polyak import squares
+from unscheduled.state import param_groups
 from unscheduled.state.buffers import StatePrecision
 from unscheduled.state.param_groups import Group
 
@@ -125,6 +127,15 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
 
     def _rule_scalars(self, group: Group, rule: Rule, step: int) -> dict[str, float]:
         return {}
+
+    def _plain(self, gammas: list[float]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            [
+                {"params": param_groups.named(group), "lr": gamma}
+                | {name: group[name] for name in ("weight_decay", "maximize")}
+                for group, gamma in zip(self.param_groups, gammas, strict=True)
+            ]
+        )
 
     def _beta(self, group: Group) -> float:
         return float(group["momentum"])

@@ -6,20 +6,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-from unscheduled.algorithms import agreement
-from unscheduled.algorithms.base_step import Loan, lent, widen
+from unscheduled.algorithms.base_step import BaseStep
+from unscheduled.algorithms.loan import narrow, widen
 from unscheduled.checkpoints import nested
 from unscheduled.formulas.averaging import Averaging
 from unscheduled.formulas.interpolation import Interpolation
 from unscheduled.formulas.rule import GIVEN, Rule
 from unscheduled.formulas.step_size import PolyakStep, StepSize
 from unscheduled.formulas.validation import require_within
-from unscheduled.kernels import Implementation, all_same
-from unscheduled.optimizer import takeover
+from unscheduled.kernels import Implementation
 from unscheduled.optimizer.base import ScheduleFreeOptimizer
-from unscheduled.optimizer.planning import Plan, all_contiguous
 from unscheduled.state import param_groups
 from unscheduled.state.buffers import StatePrecision
 from unscheduled.state.param_groups import Group
@@ -30,9 +27,6 @@ REFUSED = {
     "SparseAdam": "it is for sparse gradients, but every step averages every weight",
 }
 """Optimizers that cannot move z."""
-
-DISTANCE = ("d0", "d_max", "d_coef", "d_numerator", "growth_rate", "numerator_weighted")
-"""Options of which an optimizer has some whose ``d`` is its estimate of a distance, a factor on its learning rate."""
 
 
 class ScheduleFreeWrapper(ScheduleFreeOptimizer):
@@ -139,7 +133,6 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             "maximize": False,
         }
         params = [_shared_with_base(group) for group in base.param_groups]
-        self._given = agreement.given(base)
         super().__init__(
             params,
             implementation=implementation,
@@ -149,14 +142,20 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             capturable=capturable,
             options=options,
         )
-        self._stepped: set[Tensor] = set()  # those that have had a state here
-        self._initialised: set[Tensor] = set()  # those whose state of the base is only a form, see _moves
-        self._stand_ins: dict[Tensor, Parameter] = {}
         for param in self._params():  # should it have made steps already
             if base.state.get(param):
                 self.state[param].update(fresh_state(param, GIVEN, state_precision == "compact"))
-                self._stepped.add(param)
+        self._base_step = self._mover = self._new_base_step()
         widen(base, self._params())
+
+    def _new_base_step(self) -> BaseStep:
+        """The part that makes the base's steps; what has a state here has had one in the base."""
+        started = (param for param in self._params() if self.state.get(param))
+        return BaseStep(self.base, type(self).__name__, self.capturable, started)
+
+    def _check_groups(self) -> None:
+        """Give the base the parameters of the groups, should these have been edited."""
+        self._base_step.check_groups(self.param_groups, self.state, self._check)
 
     # Groups.
 
@@ -193,42 +192,8 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         except BaseException:
             del self.base.param_groups[-1]
             raise
-        self._given = agreement.realigned(self.base, self._given)
+        self._base_step.realign()
         return None
-
-    def _check_groups(self) -> None:
-        """Give the base the parameters of the groups, should these have been edited.
-
-        What has lost its state here, as by ``optimizer.state.clear()``, begins anew in the base too.
-
-        Raises:
-            RuntimeError: if groups or their parameters differ in a way that the base cannot be given; nothing is
-                changed.
-            ValueError: likewise, if there is something wrong with a parameter.
-        """
-        edited = agreement.edited(type(self).__name__, self.param_groups, self.base, self._given)
-        for index in edited:
-            self._check_edited(index)
-        dropped = {param for param in self._stepped if not self.state.get(param)}
-        if edited or dropped:
-            problem = "parameters of param_groups were edited" if edited else "the state of parameters was dropped"
-            agreement.refuse_elsewhere(self.base, problem)
-            agreement.give(self.base, self.param_groups, dropped)
-            self._stepped -= dropped
-            widen(self.base, self._params())
-        if edited or len(self._given) != len(self.param_groups) or not self._has_what_was_given():
-            self._given = agreement.realigned(self.base, self._given)
-
-    def _check_edited(self, index: int) -> None:
-        group = self.param_groups[index]
-        try:
-            self._check(group, group["params"])
-        except ValueError as error:
-            raise ValueError(f"parameter group {index}: {error}") from None
-
-    def _has_what_was_given(self) -> bool:
-        pairs = zip(self._given, self.base.param_groups, strict=True)
-        return all(all_same(given.params, group["params"]) for given, group in pairs)
 
     # What an algorithm states.
 
@@ -255,61 +220,22 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     def _move_scalars(self, group: Group, lr: float) -> tuple[float, float]:
         return 1.0, lr * group["weight_decay"]  # the base's move has its learning rate in it
 
-    # The step.
+    # The end of a run.
 
-    def _planned(self, index: int, plan: Plan, factor: float, average: Group) -> Plan:
-        if not self.capturable:  # else it stands on the device
-            self._refuse_changed_lr(index)
-        return super()._planned(index, plan, factor * _distance(self.base, self.base.param_groups[index]), average)
-
-    def _refuse_changed_lr(self, index: int) -> None:
-        base_lr, given = float(self.base.param_groups[index]["lr"]), self._given[index].lr
-        if base_lr != given:
-            raise RuntimeError(
-                f"the learning rate of group {index} of the wrapped {type(self.base).__name__} was changed from "
-                f"{given} to {base_lr}: change that of the {type(self).__name__}, and give this to schedulers"
-            )
-
-    def _moves(self, plans: list[Plan]) -> list[Plan]:
-        """Let the base move z, and see by how much.
-
-        A step that only initialises is to make the base's buffers, but not to count: they are made anew afterwards.
-        """
-        for plan in plans:
-            self._stepped.update(plan.params)
-            if plan.only_initialises:
-                self._initialised.update(param for param in plan.params if not self.base.state.get(param))
-                continue
-            for param in self._initialised.intersection(plan.params):
-                self.base.state.pop(param, None)
-                self._initialised.remove(param)
-        loans: list[Loan] = []
-        try:
-            for plan in plans:
-                for param, state in zip(plan.params, plan.states, strict=True):
-                    loans.append(Loan(param, state, plan.group["beta"], self._stand_ins))
-            with lent(self.base, {loan.param: loan.z for loan in loans if loan.z is not loan.param}):
-                self._give_lrs(plans)
-                with takeover.of_base():
-                    self.base.step()
-            moves = iter([loan.move() for loan in loans])
-        finally:
-            for loan in loans:
-                loan.give_back()
-        with_moves: list[Plan] = []
-        for plan in plans:
-            grads = [next(moves) for _ in plan.params]
-            with_moves.append(plan._replace(grads=grads, contiguous=all_contiguous(grads)))
-        return with_moves
-
-    def _give_lrs(self, plans: list[Plan]) -> None:
-        """Give the base the learning rates of this step."""
-        for index, (plan, base_group) in enumerate(zip(plans, self.base.param_groups, strict=True)):
-            if self.capturable:
-                _make_tensor_of_lr(base_group)
-            param_groups.put_lr(base_group, param_groups.warm_lr(plan.group, plan.counters["step"]))
-            if not self.capturable:
-                self._given[index] = self._given[index]._replace(lr=float(base_group["lr"]))
+    def _plain(self, gammas: list[float]) -> torch.optim.Optimizer:
+        for index, group in enumerate(self.param_groups):
+            if group["weight_decay"] > 0.0:
+                raise ValueError(
+                    f"parameter group {index}: weight_decay = {group['weight_decay']} at y is none of the base's: make "
+                    "it 0, and give the base a decay of its own"
+                )
+        self._check_groups()  # the base has all parameters then
+        self.eval().detach()
+        narrow(self.base, self._params())
+        for group, base_group in zip(self.param_groups, self.base.param_groups, strict=True):
+            if group["step"] == 0:  # else it has the one of the last step, without the distance that it estimates
+                param_groups.put_lr(base_group, float(group["lr"]))
+        return self.base
 
     # Saving and loading.
 
@@ -326,22 +252,17 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
 
     def _load_nested(self, base_state: dict[str, Any]) -> None:
         nested.load(base_state, self.base, self._params())
-        self._initialised.clear()
-        self._given = agreement.given(self.base)
-        self._stepped.clear()
 
     def _loaded(self, training: bool, weights: dict[Tensor, Tensor]) -> None:
         super()._loaded(training, weights)
-        self._stepped = {param for param in self._params() if self.state.get(param)}
+        self._base_step = self._mover = self._new_base_step()
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {
             "base": self.base,
-            "_given": self._given,
+            "_base_step": self._base_step,
+            "_mover": self._base_step,
             "_is_made": True,
-            "_stepped": self._stepped,
-            "_initialised": self._initialised,
-            "_stand_ins": self._stand_ins,
         }
 
 
@@ -372,27 +293,8 @@ def _check_decay(weight_decay_at_y: Any) -> None:
     require_within("[0, inf)", "weight_decay_at_y", weight_decay_at_y, "use 0 for none, or give the base a decay")
 
 
-def _distance(base: torch.optim.Optimizer, base_group: Group) -> float:
-    """The factor on the learning rate of a group that its optimizer has found.
-
-    Others have another ``d``: Adafactor's is a threshold of clipping.
-    """
-    adapts = any(name in base_group for name in DISTANCE) or any(
-        "DAdapt" in kind.__name__ for kind in type(base).__mro__
-    )
-    return float(base_group["d"]) if adapts and "d" in base_group else 1.0
-
-
 def _copied(lr: float | Tensor) -> float | Tensor:
     return lr.clone() if isinstance(lr, Tensor) else lr
-
-
-def _make_tensor_of_lr(group: Group) -> None:
-    """Let the learning rate of a group be a tensor where its parameters are: of float32, as torch's kernels take it."""
-    for param in group["params"][:1]:
-        lr = group["lr"]
-        is_there = isinstance(lr, Tensor) and lr.device == param.device
-        group["lr"] = lr if is_there else torch.full((), float(lr), dtype=torch.float32, device=param.device)
 
 
 def _shared_with_base(group: Group) -> Group:

@@ -10,7 +10,7 @@ from unscheduled.formulas.interpolation import ConstantInterpolation
 from unscheduled.formulas.step_size import PolyakStep
 from unscheduled.state.buffers import wide_state
 from unscheduled.state.device_math import on_host
-from unscheduled.state.param_groups import Group, counters_on_host
+from unscheduled.state.param_groups import Group, counters_on_host, named, put_lr
 from unscheduled.state.parameter import Iterates, State
 
 SHARED = ("params", "param_names", "initial_lr", "lr", "momentum", "betas", "eps", "weight_decay", "silent_sgd_phase")
@@ -156,6 +156,16 @@ def export_adamw_state_dict(optimizer: Exported) -> dict[str, Any]:
         kept = {name: saved[name] for name in ("params", "param_names") if name in saved}
         param_groups.append({**adamw.param_groups[0], **kept})
     return {"state": states, "param_groups": param_groups}
+
+
+def torch_adamw(optimizer: Exported, lrs: list[float]) -> torch.optim.AdamW:
+    """``torch.optim.AdamW`` with the second moments of an optimizer and these learning rates, to go on from x."""
+    exported = export_adamw_state_dict(optimizer)
+    plain = torch.optim.AdamW([{"params": named(group)} for group in optimizer.param_groups])
+    plain.load_state_dict(exported)
+    for group, lr in zip(plain.param_groups, lrs, strict=True):
+        put_lr(group, lr)
+    return plain
 
 
 def _destinations(optimizer: object) -> frozenset[str]:

@@ -41,7 +41,8 @@ def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
 def traceable(rule: Rule, batch: Batch, scalars: Scalars) -> list[Traceable]:
     """The arguments of the loop with tensors for all scalars that change, so that one graph is valid for all steps.
 
-    There is one entry, or, where the scalars are on a device, one for each parameter, which has its own count of gradients.
+    There is one entry, or, where the scalars are on a device, one for each parameter, each with its own
+    count of gradients.
     """
     batch = batch._replace(states=[], kept=NOTHING_KEPT)
     if not isinstance(scalars.step, Tensor):

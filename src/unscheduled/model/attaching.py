@@ -70,7 +70,7 @@ def warn_of_shared_parts(attached: AttachedModel, follower: Follower) -> None:
                 warnings.warn(
                     f"{type(tie.model).__name__} has parameters of {type(its.optimizer).__name__}, which does not "
                     f"follow it, but {', '.join(type(root).__name__ for root in roots)}: attach() it to both",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unscheduled.model.attached_module import ATTACHMENTS, AverageReader, tie, untie
 from unscheduled.model.batchnorm import RecentBatches
-from unscheduled.model.follower import Entry, Follower
+from unscheduled.model.follower import Follower, Notes
 from unscheduled.model.module_hooks import ModuleHooks
 
 
@@ -38,7 +38,7 @@ class AttachedModel:
         self.model = model
         self.training = model.training
         """The flag that the parameters follow: that of the model, except while a change is in progress."""
-        self._entries: dict[Follower, Entry] = {}
+        self._entries: dict[Follower, Notes] = {}
         self._hooks = ModuleHooks(self)
         self._params: dict[Tensor, str] = {}  # the parameters of the model when it was last looked at, and their names
         self._had_by: dict[Tensor, tuple[Follower, ...]] = {}  # the optimizers that had each parameter then
@@ -51,7 +51,7 @@ class AttachedModel:
     def add(self, follower: Follower, bn_batches: int) -> None:
         """Attach an optimizer; ``bn_batches`` is how many recent batches to store for BatchNorm."""
         recent = RecentBatches(self.model, bn_batches, self) if bn_batches else None
-        self._entries[follower] = Entry(follower.steps(), recent)
+        self._entries[follower] = Notes(follower.steps(), recent)
         if recent:
             recent.watch()
         if any(param not in self._params for param in follower.params()):

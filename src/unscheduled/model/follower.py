@@ -43,7 +43,7 @@ class Follower:
 
 
 @dataclass
-class Entry:
+class Notes:
     """The record that a model has of an attached optimizer."""
 
     steps: int

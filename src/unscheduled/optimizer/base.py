@@ -1,32 +1,53 @@
-"""The one shell round every Schedule-Free algorithm: groups, state, step, train and eval."""
+"""The one shell round every Schedule-Free algorithm: everything public, and the order of a step.
+
+What it does, its parts do: :class:`~unscheduled.optimizer.weights.Weights` knows what the parameters hold,
+:class:`~unscheduled.optimizer.attachments.Attachments` the models, and
+:class:`~unscheduled.optimizer.stepper.Stepper` makes the steps. They are given the groups and the states, which torch
+replaces when a state dict is loaded.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, ClassVar, NoReturn, TypeVar, cast, overload
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from unscheduled import kernels
-from unscheduled.kernels import Implementation, untraced
-from unscheduled.kernels.batch import KnownStates
+from unscheduled.checkpoints import importing, optimizer_state
+from unscheduled.checkpoints.exporting import last_lr
+from unscheduled.formulas.iterates import coefficients
+from unscheduled.formulas.validation import require_count
+from unscheduled.kernels import Implementation, loop, untraced
+from unscheduled.model.follower import Follower
 from unscheduled.optimizer import capture, collectives
-from unscheduled.optimizer.planning import NORM_AVERAGE
+from unscheduled.optimizer.algorithm import Algorithm
+from unscheduled.optimizer.attachments import Attachments
+from unscheduled.optimizer.counters import next_beta, next_counters
+from unscheduled.optimizer.plan import Plan
+from unscheduled.optimizer.planning import NORM_AVERAGE, only_initialises
 from unscheduled.optimizer.polyak import Loss, Number
-from unscheduled.optimizer.stepping import SteppingOptimizer
+from unscheduled.optimizer.stepper import Begun, Stepper
+from unscheduled.optimizer.weights import Weights
 from unscheduled.state import memory, param_groups
 from unscheduled.state.buffers import StatePrecision, check_precision, wide
 from unscheduled.state.device_math import on_host
+from unscheduled.state.interruption import Deferred
 from unscheduled.state.param_groups import Group, counters_on_host
+from unscheduled.state.parameter import Entry, Iterates, without_y
+from unscheduled.state.split_weights import shard
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Value = TypeVar("Value")
 
 
-class ScheduleFreeOptimizer(SteppingOptimizer):
+class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
     """Schedule-Free learning: gradients are taken at y, between a base iterate z and its running average x.
 
         z' = z - gamma (d(g) + lambda w),    w = y or z
@@ -37,7 +58,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     no stopping time. The state of a parameter is the gap z - x and the buffers of the rule.
 
     An algorithm derives from this class once and states its rule (how a gradient becomes d), where its beta stands
-    and the ranges of its own arguments (see :class:`unscheduled.optimizer.planning.PlanningOptimizer`); all else is
+    and the ranges of its own arguments (see :class:`unscheduled.optimizer.algorithm.Algorithm`); all else is
     here. The only subclasses of an algorithm are those that give it other defaults.
 
     Args:
@@ -65,16 +86,14 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     Source: Defazio et al., "The Road Less Scheduled", arXiv 2405.15682.
     """
 
-    _exports_to: ClassVar[frozenset[str]] = frozenset()
-    """Where its state can be exported to, to go on there: ``"schedulefree"``, the package, or ``"AdamW"``."""
-
     _chosen: tuple[Implementation, str] = ("auto", "")
     """The implementation that the constructor's arguments select, and the argument that selects it."""
 
-    _written_as: Mapping[str, str] = MappingProxyType({})
-    """The constructor's name of an option, where it differs from the name in a group."""
-
     _is_made: bool = True  # all groups of the constructor are there
+
+    _weights: Weights
+    _attachments: Attachments
+    _stepper: Stepper
 
     def __init__(
         self,
@@ -90,7 +109,8 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         if not isinstance(capturable, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"capturable = {capturable!r} is neither True nor False")
         self._chosen = kernels.chosen(implementation, foreach, fused)
-        self._batches, self._known_states, self._tried, self._is_made = {}, KnownStates(), {}, False
+        self._weights, self._attachments, self._stepper = Weights(), Attachments(), Stepper()
+        self._is_made = False
         self.state_precision = state_precision
         self.capturable = capturable
         self.implementation = self._chosen[0]
@@ -121,7 +141,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
             group = param_groups.resolved(param_group, self.defaults)
             group["params"] = param_groups.listed(group["params"])
             params = param_groups.tensors(group["params"])
-            self._refuse_unknown_entries(group)
+            param_groups.refuse_unknown(group, self.defaults)
             self._check(group, params)
             if self._is_made:  # else all are looked at once, when all are there
                 self._check_memory(params)
@@ -132,18 +152,15 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         except ValueError as error:
             raise ValueError(f"parameter group {len(self.param_groups)}: {error}") from None
         training = self.training
-        counters = param_groups.fresh_counters(self._next_beta(group, 0), training)
+        counters = param_groups.fresh_counters(next_beta(self, group, 0), training)
         for name in NORM_AVERAGE if self.param_groups else ():  # which all groups share
             counters[name] = on_host(self.param_groups[0][name])
         super().add_param_group(group | counters)
         if self.capturable:
             capture.bring_to_device(self.param_groups[-1], (), ())
         if not training:
-            self._averaged.update(self.param_groups[-1]["params"])
-            self._gradients.watch(self._averaged - self._given_up)
-        self._looked_at = -1
-        for attached in self._attachments:  # the model may have new modules as well
-            attached.hook()
+            self._weights.note(self._weights.averaged.union(self.param_groups[-1]["params"]))
+        self._attachments.look_again()
 
     def _check_memory(self, params: Sequence[Tensor]) -> None:
         """Raise ValueError if two of the parameters, or of these that are to come, share memory."""
@@ -176,7 +193,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
     def _check_beta(self, group: Group) -> None:
         """Raise ValueError if the interpolation of a group does not take its beta."""
         try:
-            self._next_beta(group, 0)
+            next_beta(self, group, 0)
         except ValueError as error:
             given = [f"{name} = {group[name]}" for name in ("momentum", "betas", "interpolation") if name in group]
             raise ValueError(f"{', '.join(given)}: {error}") from None
@@ -186,7 +203,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
         if self.state_precision == "compact":
             raise ValueError("capturable = True, state_precision = 'compact' exclude each other: use 'float32'")
         capture.check(group, params)
-        capture.refuse_branches(group, self._counters_after)
+        capture.refuse_branches(group, lambda group, factor: next_counters(self, group, factor))
 
     # The step.
 
@@ -247,58 +264,341 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
 
     def _check_mode(self) -> bool:
         """Whether an attached model is in eval mode, and the optimizer is not; in eval mode the step is refused."""
-        if self._given_up:
+        if self._weights.given_up:
             self._refuse_without_all_parameters()
         if not self.training and not self._only_initialises():
             raise RuntimeError(
                 "step() in eval mode, where the parameters hold the average x and not y: "
                 f"call {self._switch_name()}.train() before the forward pass of a training step"
             )
-        return self.training and not all(self._flags())
+        return self.training and not all(self._attachments.flags())
 
     def _refuse_without_all_parameters(self) -> NoReturn:
-        first = next(param for param in self._params() if param in self._given_up)
+        given_up = self._weights.given_up
+        first = next(param for param in self._params() if param in given_up)
         raise RuntimeError(
-            f"another optimizer has taken parameters of this one ({len(self._given_up)}, from {self._find(first)[1]} "
+            f"another optimizer has taken parameters of this one ({len(given_up)}, from {self._name(first)} "
             "on): make a new one of those that are left, or attach() this again to take them back"
         )
 
     _check_mode_outside_the_graph = untraced(_check_mode)
 
     def _switch_name(self) -> str:
-        return "model" if False in self._flags() else "optimizer"
+        return "model" if False in self._attachments.flags() else "optimizer"
 
     def _only_initialises(self) -> bool:
         """Whether this is how torch.distributed.checkpoint makes the buffers: a first step, all zero, at lr = 0."""
-        return all(self._nothing_to_learn(group) for group in self.param_groups)
+        was_stepped = any(state and "y" not in state for state in self.state.values())
+        return all(only_initialises(group, self.capturable, was_stepped) for group in self.param_groups)
 
-    # The end-game.
+    def _update(self, loss: Loss | None, grad_norm: Number | None) -> None:
+        """Make a step as a whole: if it is interrupted, tensors and numbers are of the same step afterwards.
 
-    def restart_averaging(self) -> None:
-        """Forget the average: from the next step on it is that of the new z alone, as in a run that starts there.
-
-        Neither x nor y changes now. The next step has c = 1, which puts x at the new z, the one after it 1/2 (if r = 0)
-        …; the steps of the averaging (t in its weights, and its own warmup) count from here, the warmup of the learning
-        rate does not. It ends :meth:`freeze_averaging`.
-
-        For a cool-down: after a restart x is the mean over the last stretch of the run alone.
+        Within ``torch.compile``, the graph is what stands between two parts that it cannot look into, and an
+        interruption may come between the two.
         """
-        for group in self.param_groups:
-            restarted = {"averaging_start": group["step"], "averaging_state": "restarting"}
-            param_groups.put(group, restarted | {"weight_sum": 0.0, "lr_max": 0.0})
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            self._attachments.take_over(self, self._params)
+        with torch.no_grad():
+            if compiling:
+                begun = self._begin_outside_the_graph(loss, grad_norm, compiling=True)
+                loop.update_all(begun.traceable)
+                self._end_outside_the_graph(begun)
+            else:
+                plans = self._plan(loss, grad_norm)
+                with Deferred():
+                    self._end(self._run(plans, compiling=False))
 
-    def freeze_averaging(self, frozen: bool = True) -> None:
-        """Leave x where it is from now on (c = 0), while z and y go on; with ``frozen=False``, average again.
+    def _begin(self, loss: Loss | None, grad_norm: Number | None, compiling: bool) -> Begun:
+        """Plan the step, and make it, but for what is to be compiled."""
+        self._attachments.take_over(self, self._params)
+        return self._run(self._plan(loss, grad_norm), compiling)
 
-        This applies to the present groups; a group that is added later averages.
-        Steps that are made while x is frozen have no weight: they never enter x, though t in the weights counts them. y
-        stays between z and the frozen x. A :meth:`restart_averaging` that no step has followed yet takes effect when
-        averaging goes on.
+    def _plan(self, loss: Loss | None, grad_norm: Number | None) -> list[Plan]:
+        """The plans of all groups. Until they are there, the step may be refused, and nothing is changed."""
+        if self._mover is not None:
+            self._mover.check_groups(self.param_groups, self.state, self._check)
+        self._weights.check_before_step(self._entries, self._name)
+        gathered = self._stepper.gather(self, self.param_groups, self.state, self._name)
+        if not any(plan.grads for plan in gathered):
+            self._attachments.look_for_other_parameters()
+        self._attachments.was_copied = False
+        self._settle()
+        return self._stepper.plan(self, gathered, loss, grad_norm)
+
+    def _run(self, plans: list[Plan], compiling: bool) -> Begun:
+        """Make a planned step, but for what is to be compiled."""
+        self._weights.reconciliation.close(self.state)
+        begun = self._stepper.run(self, plans, self.state, compiling)
+        if any(plan.only_initialises and plan.params for plan in plans):  # as if a file had been loaded
+            self._weights.reconciliation.file_training = self.training
+        return begun
+
+    def _end(self, begun: Begun) -> None:
+        """Note that the step was made."""
+        self._stepper.count(begun, self.state)
+        self._weights.live.outdate()
+        if self._weights.writes.is_on:
+            self._weights.writes.note_step([param for plan in begun.plans for param in plan.params], self._params)
+
+    _begin_outside_the_graph, _end_outside_the_graph = untraced(_begin), untraced(_end)
+
+    # Modes.
+
+    @property
+    def training(self) -> bool:
+        """Whether the parameters hold y (True, from birth); False once any of them holds x."""
+        return self._weights.training
+
+    @untraced
+    def train(self, mode: bool = True) -> Self:
+        """Put y into the parameters, where gradients are to be taken; with ``mode=False``, do :meth:`eval`.
+
+        The bits of y are those from before :meth:`eval`. But if weights were written in the meantime, as by loading a
+        checkpoint, what was written is the new x, and y is formed from it and the gap.
         """
-        changes = param_groups.FROZEN if frozen else param_groups.THAWED
+        self._settle()
+        self._notice_replaced(self._params())
+        self._put(set() if mode else set(self._params()))
+        return self
+
+    def eval(self) -> Self:
+        """Put the average x into the parameters: what to evaluate, save and ship. y is kept aside, bit for bit."""
+        return self.train(False)
+
+    @contextmanager
+    def averaged_parameters(self) -> Generator[Self, None, None]:
+        """Within the ``with`` block the parameters hold the average x; afterwards the mode is what it was before.
+
+        But if an attached model is switched within the block, the mode afterwards is what that model asks for.
+
+        Not between a forward pass and its backward: autograd refuses weights that were written in between.
+
+        Example:
+            >>> import torch
+            >>> import unscheduled
+            >>> weight = torch.nn.Parameter(torch.ones(2))
+            >>> optimizer = unscheduled.SGDScheduleFree([weight], lr=1.0)
+            >>> with optimizer.averaged_parameters():
+            ...     loss = weight.sum()
+            >>> optimizer.training
+            True
+        """
+        with self._mode_given_back():
+            yield self.eval()
+
+    @contextmanager
+    def _mode_given_back(self) -> Generator[None, None, None]:
+        """Afterwards the mode is what it was before, or what the attached models ask for if they were switched."""
+        before = set(self._weights.averaged)
+        flags = dict(zip(self._attachments.models, self._attachments.flags(), strict=True))
+        try:
+            yield
+        finally:
+            if all(flags.get(tie) is tie.training for tie in self._attachments.models):
+                self._put(before)
+            else:
+                self._follow()
+
+    @untraced
+    @torch.inference_mode(False)  # else y would be a tensor that cannot be trained on
+    @torch.no_grad()
+    def _put(self, averaged: set[Tensor]) -> None:
+        """Put x into these parameters and y into the others."""
+        if self._weights.are_at(averaged):
+            return
+        with Deferred():  # y or x, and what notes that, as a whole
+            self._weights.switch(averaged, self._entries())
+            self._note_mode()
+            torch.clear_autocast_cache()  # it may hold casts of the weights of the other mode
+            self._attachments.switched()
+
+    def _note_mode(self) -> None:
+        """Have a copy of the mode in the groups, for checkpoints."""
         for group in self.param_groups:
-            state = counters_on_host(group)["averaging_state"]
-            param_groups.put(group, {"averaging_state": changes.get(state, state)})
+            group["training"] = self.training
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Bring a loaded state together with the weights, and end the loading of weights, also one that has failed."""
+        if self._weights.reconciliation.is_open:
+            self._weights.settle(self._entries())
+
+    def _notice_replaced(self, params: list[Tensor]) -> None:
+        """Note which of these parameters took the place of others that held x, with their states."""
+        if self._weights.notice_replaced(params, self.state, self._params):
+            self._note_mode()
+
+    # Attaching.
+
+    def attach(self, model: nn.Module, *, bn_batches: int = 0) -> Self:
+        """Tie the parameters to the life cycle of their model, which is enough from then on.
+
+        - ``model.training``, however it is changed, moves the parameters: y in train mode, x in eval mode. The flags of
+          submodules alone do not. :meth:`train` and :meth:`eval` still work, until the model's flag next changes.
+        - ``model.state_dict()``, also of a part of the model or a wrapper round it, gives a snapshot of x in either
+          mode, without touching the parameters (``keep_vars=True`` gives the parameters themselves).
+        - ``model.load_state_dict()`` brings a new x, also in the middle of training, which goes on from y. The bits of
+          y return if it is the x that belongs to the optimizer's state, in whichever order the two are loaded.
+        - A deep copy or a pickle of the model is a plain model of its own that holds x. That of a part of it alone
+          holds what the part holds: y in train mode.
+
+        Attach after the model was wrapped, sharded or moved, since that may make new parameters. It looks through
+        ``torch.compile`` and data parallelism. Several models and several optimizers may be attached to each other; but
+        another optimizer that holds a parameter of this one gives way: its parameters go to x, and it is detached. If
+        an optimizer of another kind takes over, nothing can tell: call :meth:`eval` and :meth:`detach` before.
+
+        Args:
+            model: the module that is set to train and eval mode.
+            bn_batches: how many of the last training batches to keep (by reference), to re-estimate the statistics of
+                BatchNorm at x from before the next evaluation; 0 for none. Only calls of ``model`` itself are seen, not
+                those of its parts. See :func:`unscheduled.update_bn`.
+
+        Raises:
+            TypeError: if ``model`` is no module.
+            ValueError: if it has no parameter of this optimizer, or ``bn_batches`` is no integer >= 0. Nothing is
+                changed then.
+
+        Example:
+            >>> import torch
+            >>> import unscheduled
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = unscheduled.AdamWScheduleFree(model.parameters()).attach(model)
+            >>> model.eval()
+            Linear(in_features=2, out_features=1, bias=True)
+            >>> optimizer.training
+            False
+        """
+        require_count(0, "bn_batches", bn_batches, "give the number of training batches to keep; 0 for none")
+        params = set(self._params())
+        tie = self._attachments.tie_to(model, params)
+        if tie is None:
+            return self
+        self._settle()
+        self._weights.given_up.clear()
+        if not self._weights.writes.is_on:
+            self._weights.writes.start(self._params())
+        self._attachments.add(tie, self._as_follower(), bn_batches, params)
+        self._put(self._attachments.wanted_averages(params))
+        return self
+
+    def detach(self) -> Self:
+        """Undo every :meth:`attach`: the parameters stay as they are, and are switched by hand from then on."""
+        self._attachments.detach()
+        self._weights.writes.stop()
+        return self
+
+    def _as_follower(self) -> Follower:
+        """This optimizer, as attached models know it: one, also where a trainer's wrapper attaches it."""
+        return self._attachments.follower or Follower(
+            optimizer=self,
+            params=self._followed,
+            follow=self._follow,
+            averages=self._averages,
+            steps=self._steps,
+            before_load=self._before_load,
+            after_load=self._after_load,
+            end_load=self._settle,
+            give_up=self._give_up,
+        )
+
+    def _followed(self) -> list[Tensor]:
+        """The parameters, but for those that another optimizer has taken."""
+        params, given_up = self._params(), self._weights.given_up
+        return [param for param in params if param not in given_up] if given_up else params
+
+    def _steps(self) -> int:
+        """How many steps were made, or 0 if none was since a state was loaded."""
+        was_loaded = self._weights.reconciliation.file_training is not None
+        return 0 if was_loaded else sum(int(on_host(group["step"])) for group in self.param_groups)
+
+    @untraced
+    def _follow(self) -> None:
+        """Put into the parameters what the flags of the attached models ask for."""
+        self._settle()
+        self._notice_replaced(self._params())
+        self._put(self._attachments.wanted_averages(self._params()))
+
+    @untraced
+    def _give_up(self, params: set[Tensor], at_average: bool) -> None:
+        """Leave parameters to another optimizer; if these are all, it is detached.
+
+        They are put at x, or (not ``at_average``) stay as they are. Weights that were written since the last step stay
+        in any case. What is there then counts as the x of this optimizer.
+        """
+        self._settle()
+        weights = self._weights
+        at_y = params - weights.averaged
+        weights.averaged = weights.averaged | (weights.written_since(at_y, self._entries()) if at_average else at_y)
+        self._put(weights.averaged | params)
+        weights.given_up |= params
+        self._note_mode()
+        if not self._followed():
+            self.detach()
+
+    # Weights that are loaded into an attached model.
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _before_load(self, module: nn.Module, call: object) -> None:
+        """Expect weights to be written into the parameters, in any mode: the first module of a call, and the call."""
+        if not self._weights.reconciliation.is_of(call):
+            self._settle()
+            self._weights.reconciliation.begin_load(module, call, self._entries(), self._weights.averaged)
+
+    def _after_load(self, module: nn.Module, call: object) -> None:
+        """Take the weights that were written as x, if this module is the first of the call."""
+        if self._weights.reconciliation.ends_with(module, call):
+            self._settle()
+
+    # Parameters.
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in cast(list[Tensor], group["params"])]
+
+    def _entries(self) -> list[Entry]:
+        """The parameters that have a state, with it and the beta that formed their y."""
+        entries: list[Entry] = []
+        for group in self.param_groups:
+            here = [(param, self.state.get(param)) for param in cast(list[Tensor], group["params"])]
+            if any(state for _, state in here):
+                beta = on_host(group["beta"])
+                entries.extend(Entry(param, state, beta) for param, state in here if state)
+        return entries
+
+    def _find(self, param: Tensor) -> tuple[Group, str]:
+        """The group of a parameter, and what to call it."""
+        for index, group in enumerate(self.param_groups):
+            for position, candidate in enumerate(group["params"]):
+                if candidate is param:
+                    return group, optimizer_state.param_name(group, index, position)
+        raise ValueError(f"a tensor of shape {tuple(param.shape)} is no parameter of this optimizer: see param_groups")
+
+    def _name(self, param: Tensor) -> str:
+        return self._find(param)[1]
+
+    @torch.no_grad()
+    def iterates(self, param: Tensor) -> Iterates:
+        """The three sequences of a parameter, as new tensors in the precision of its state, from either mode.
+
+        Args:
+            param: one of the optimizer's parameters.
+
+        Raises:
+            ValueError: if ``param`` is none of them.
+        """
+        group, _ = self._find(param)
+        self._settle()
+        self._notice_replaced([param])
+        return self._weights.iterates(param, self.state.get(param), on_host(group["beta"]))
+
+    @torch.no_grad()
+    def _averages(self) -> Callable[[Tensor], Tensor | None]:
+        """A function that returns a snapshot of x of a parameter, or None: see :meth:`Weights.average_reader`."""
+        self._notice_replaced(self._params())
+        return self._weights.average_reader(self._entries())
 
     # Looking at it.
 
@@ -361,7 +661,7 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
 
     @torch.no_grad()
     def _losses(self, closure: Callable[[], Number]) -> dict[str, float]:
-        if True in self._flags():
+        if True in self._attachments.flags():
             raise RuntimeError("metrics(closure) while the attached model is in train mode: call model.eval() before")
         losses: dict[str, float] = {}
         with self._mode_given_back():
@@ -371,3 +671,257 @@ class ScheduleFreeOptimizer(SteppingOptimizer):
                 if self.training != training:
                     raise RuntimeError("the closure of metrics() has switched the modes: it may only compute a loss")
         return losses
+
+    # The end of a run.
+
+    def restart_averaging(self) -> None:
+        """Forget the average: from the next step on it is that of the new z alone, as in a run that starts there.
+
+        Neither x nor y changes now. The next step has c = 1, which puts x at the new z, the one after it 1/2 (if r = 0)
+        …; the steps of the averaging (t in its weights, and its own warmup) count from here, the warmup of the learning
+        rate does not. It ends :meth:`freeze_averaging`.
+
+        For a cool-down: after a restart x is the mean over the last stretch of the run alone.
+        """
+        for group in self.param_groups:
+            restarted = {"averaging_start": group["step"], "averaging_state": "restarting"}
+            param_groups.put(group, restarted | {"weight_sum": 0.0, "lr_max": 0.0})
+
+    def freeze_averaging(self, frozen: bool = True) -> None:
+        """Leave x where it is from now on (c = 0), while z and y go on; with ``frozen=False``, average again.
+
+        This applies to the present groups; a group that is added later averages.
+        Steps that are made while x is frozen have no weight: they never enter x, though t in the weights counts them. y
+        stays between z and the frozen x. A :meth:`restart_averaging` that no step has followed yet takes effect when
+        averaging goes on.
+        """
+        changes = param_groups.FROZEN if frozen else param_groups.THAWED
+        for group in self.param_groups:
+            state = counters_on_host(group)["averaging_state"]
+            param_groups.put(group, {"averaging_state": changes.get(state, state)})
+
+    def to_torch(self) -> torch.optim.Optimizer:
+        """Hand the run over to a plain optimizer, which goes on from the average x: to finish with a schedule, say.
+
+        The parameters are put at x, and this optimizer is detached; in eval mode, it refuses to step from then on. What
+        takes over depends on the algorithm:
+
+        - :class:`AdamWScheduleFree` and :class:`RAdamScheduleFree`: ``torch.optim.AdamW``, with the second moments and
+          their counts, see :func:`export_adamw_state_dict`;
+        - :class:`SGDScheduleFree`: ``torch.optim.SGD`` without momentum;
+        - :class:`ScheduleFreeWrapper`: its base, as it is, except that its state has the precision of the parameters.
+
+        The learning rate of each group is (1 - beta (1 - c)) gamma, gamma the last effective one (as set, where that
+        was 0): that is how far a gradient moves y itself in the same step. It is gamma without averaging and at the
+        first step, and tends to (1 - beta) gamma, at which plain gradient descent is stable even where it is not at
+        gamma; at beta = 1 it is next to nothing. Set another in its ``param_groups``, and let a schedule drive that to
+        0. AdamC's decay becomes gamma lambda.
+
+        Raises:
+            ValueError: if torch has no such optimizer, a wrapper adds weight decay to its base's, or a Polyak step has
+                not been made yet; nothing is changed.
+
+        Example:
+            >>> import torch
+            >>> import unscheduled
+            >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+            >>> optimizer = unscheduled.AdamWScheduleFree([weight], lr=0.1)
+            >>> (weight**2).sum().backward()
+            >>> optimizer.step()
+            >>> plain = optimizer.to_torch()
+            >>> type(plain).__name__, round(plain.param_groups[0]["lr"], 6)
+            ('AdamW', 0.1)
+        """
+        plain = self._plain([last_lr(group) for group in self.param_groups])
+        self.eval().detach()
+        for group, ours in zip(plain.param_groups, map(counters_on_host, self.param_groups), strict=True):
+            move_in_y = coefficients(ours["c"], ours["beta"], ours["beta"]).move_in_y
+            param_groups.put_lr(group, move_in_y * float(group["lr"]))
+        return plain
+
+    # State dicts.
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as numbers, strings and tensors: ``torch.load(weights_only=True)`` reads it.
+
+        Beside the gap and the buffers it has the bits of y, so that training resumes bit for bit whether the model's
+        file holds x or y: ``training`` in its groups tells which (x where a model is attached). The names of the
+        parameters are in it if the optimizer was given names or the models that hold them are attached, and so is the
+        ``version`` of its format.
+
+        As in torch, its tensors are the optimizer's own (y is the parameter's, or what is kept aside while it holds x;
+        of 16 bits it is ``y`` and ``low``), so that it needs no memory. To keep it while training goes on, copy it at
+        once, with ``copy.deepcopy``; to save it from a thread, use ``torch.distributed.checkpoint.async_save``.
+        """
+
+        def describe(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+            self._settle()
+            self._notice_replaced(self._params())
+            entries = self._entries()
+            state_dict["version"] = optimizer_state.VERSION
+            names = self._names()
+            if names:  # beside the groups: in them, DCP would look for them in the files of unattached optimizers
+                state_dict["param_names"] = dict(enumerate(names[param] for param in self._params()))
+            ys = self._weights.live_ys(entries)
+            states = {param: without_y(state) | ys[param] for param, state, _ in entries}
+            for state in states.values() if self.capturable else ():
+                state["step"] = int(on_host(state["step"]))
+            given = self._weights.live.give_out(states)
+            for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+                saved.update(param_groups.described_axes(group), **param_groups.counters_on_host(group))
+                saved["training"] = self.training and not self._attachments.models
+                for param, key in zip(group["params"], saved["params"], strict=True):
+                    if param in given:
+                        state_dict["state"][key] = given[param]
+            self._nest(state_dict)
+
+        hook = self.register_state_dict_post_hook(describe, prepend=True)  # before the hooks of users
+        try:
+            return super().state_dict()
+        finally:
+            hook.remove()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave: the numbers of the groups, buffers in their own precision, and the mode.
+
+        Load the model before or after, and switch modes in between as you like: weights and state are matched until the
+        first step. If the weights are, bit for bit, the y or the x of the state, the parameters get y or x, as the mode
+        asks; otherwise they are taken as the new x, or, in a state of train mode, as y. The mode is that of the
+        attached models, if there are any, else that of the file. What a file of an older version lacks takes its
+        default. Parameters are found by their names, in whatever order
+        and groups, if both sides have names (on one side all may have a further prefix). They are found by their order
+        if a side has no names, or has one for two parameters; then the order of the names has to be the same.
+
+        It also takes state dicts of other optimizers: those of the ``schedulefree`` package, whose run continues, and
+        those of ``torch.optim.Adam`` and ``AdamW``, whose second moments and their counts are kept: a new run starts
+        from x = y = z at the weights, with this optimizer's options.
+
+        Raises:
+            ValueError: if it was made by another kind of optimizer, for other parameters (names, count or shape), with
+                other axes or options that are unknown here, holds a number out of its range, or is one of an optimizer
+                that has made a step since; the message names it, and nothing is changed.
+        """
+        loaded: list[optimizer_state.Loaded] = []
+        own: list[bool] = []  # whether it is one of this optimizer's that is not out of date
+        weights: dict[Tensor, Tensor] = {}
+
+        def check(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+            try:
+                optimizer_state.check_form(state_dict)
+                own.append(self._weights.live.has(state_dict["state"]))
+                state_dict = optimizer_state.regrouped(state_dict, self.param_groups, self._names())
+                state_dict, base_state = self._without_nested(state_dict)
+                state_dict = importing.recognised(state_dict, self.param_groups, self._rule)
+                loaded.append(
+                    optimizer_state.checked(
+                        state_dict,
+                        self.param_groups,
+                        optimizer_state.class_defaults(type(self), self.defaults),
+                        self._rule,
+                        self._check,
+                        self.state_precision,
+                    )
+                )
+                self._refuse_one_memory(state_dict, loaded[0].training)
+                self._load_nested(base_state)
+            except torch.OutOfMemoryError:
+                raise
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # of another form
+                raise ValueError(f"the state dict is damaged: {type(error).__name__}: {error}") from error
+            self._settle()
+            reconciliation = self._weights.reconciliation
+            weights.update(reconciliation.weights_before_switches(self._entries(), self._weights.averaged))
+            return {"state": {}, "param_groups": loaded[0].param_groups}  # torch would cast the buffers
+
+        def restore(_: torch.optim.Optimizer) -> None:
+            with Deferred():
+                if not own[0]:
+                    self._weights.live.outdate()
+                self.state.update(loaded[0].state)
+                self._stepper.forget()
+                for group in self.param_groups if self.capturable else ():
+                    if isinstance(group["lr"], Tensor):  # as of a file that was read on the CPU
+                        group["lr"] = group["lr"].to(group["params"][0].device)
+                    started = [param for param in group["params"] if param in self.state]
+                    capture.bring_to_device(group, started, [self.state[param] for param in started])
+                self._loaded(loaded[0].training, weights)
+
+        hooks = [
+            self.register_load_state_dict_pre_hook(check),  # after the hooks of users, which may adapt the dict
+            self.register_load_state_dict_post_hook(restore, prepend=True),  # before theirs
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _refuse_one_memory(self, state_dict: dict[str, Any], training: bool) -> None:
+        """Raise ValueError if DCP has read x and y of a file into the memory of a parameter, one over the other."""
+        if self._attachments.models or training or not self.training:
+            return
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=False):
+            for key, param in zip(saved["params"], group["params"], strict=False):
+                y = state_dict["state"].get(key, {}).get("y")
+                if isinstance(y, Tensor) and y.numel() and shard(y).data_ptr() == shard(param).data_ptr() != 0:
+                    raise ValueError(
+                        "x and y of a file were read into one memory, that of the parameters, which hold "
+                        "y: call eval() of the optimizer before its state_dict() is read into, or attach() it, or load "
+                        "into a new one"
+                    )
+
+    def _nest(self, state_dict: dict[str, Any]) -> None:
+        """Put the state of a wrapped optimizer into a state dict."""
+
+    def _without_nested(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A state dict without the state of a wrapped optimizer, and that, in the order of the parameters."""
+        return state_dict, {}
+
+    def _load_nested(self, base_state: dict[str, Any]) -> None:
+        """Load the state of a wrapped optimizer."""
+
+    def _names(self) -> dict[Tensor, str]:
+        """What the parameters are called: the names given at construction, or those in the attached models.
+
+        Two models may have the same names. Unless every parameter has one, there are none.
+        """
+        names = self._attachments.names()
+        for group in self.param_groups:
+            given = [optimizer_state.plain_name(name) for name in group.get("param_names", [])]
+            names.update(zip(group["params"], given, strict=False))
+        return names if all(param in names for param in self._params()) else {}
+
+    def _loaded(self, training: bool, weights: dict[Tensor, Tensor]) -> None:
+        """A state was loaded that belongs to weights of that mode: to those that are there, or that were before."""
+        entries, is_attached = self._entries(), bool(self._attachments.models)
+        self._weights.reconciliation.adopt(training, entries, weights, is_attached)
+        self._weights.note(() if training else self._params())
+        self._settle()
+        if is_attached:
+            self._put(self._attachments.wanted_averages(self._params()))
+        self._note_mode()
+
+    # Copies.
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which are attached to nothing; the weights beside them may be x or y."""
+        copied = super().__getstate__()
+        weights, attachments = self._weights.of_copy(), Attachments()
+        attachments.was_copied = self._attachments.was_copied or bool(self._attachments.models)
+        if self._attachments.models:
+            weights.reconciliation.file_training = self.training
+            copied["state"] = self.state.copy()
+            for entry in self._entries():
+                copied["state"][entry.param] = self._weights.with_gradient_point(entry)
+        return copied | {
+            "implementation": self.implementation,
+            "state_precision": self.state_precision,
+            "capturable": self.capturable,
+            "_weights": weights,
+            "_attachments": attachments,
+            "_stepper": Stepper(),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._weights.watch()

@@ -24,7 +24,8 @@ class GradientWatch:
     def __init__(self) -> None:
         self._before: dict[Tensor, Seen | None] = {}  # parameters that hold x: the gradient from before
         self._accumulated: set[int] = set()  # ids of those that a backward pass has come to since
-        self._at_average: dict[Tensor, TensorWeakRef] = {}
+        self.at_average: dict[Tensor, TensorWeakRef] = {}
+        """Parameters that hold y again, and gradients of theirs that were taken at x."""
         self._hooks: dict[Tensor, RemovableHandle] = {}
 
     def watch(self, averaged: set[Tensor]) -> None:
@@ -36,24 +37,24 @@ class GradientWatch:
         for param in self._before.keys() - averaged:
             before, grad = self._before.pop(param), param.grad
             if grad is not None and not self._is_untouched(param, grad, before) and not _is_zero(grad):
-                self._at_average[param] = TensorWeakRef(grad)
+                self.at_average[param] = TensorWeakRef(grad)
             self._hook(param, None)
             self._accumulated.discard(id(param))
-            if param in self._at_average and param.requires_grad:
+            if param in self.at_average and param.requires_grad:
                 self._hook(param, cast(Any, param).register_hook(_forgetting_if_zeroed(self, param)))
 
     def taken_at_average(self) -> list[Tensor]:
         """The parameters whose gradient has a part that was taken at x, whatever was done to it since."""
         return [
             param
-            for param, taken in self._at_average.items()
+            for param, taken in self.at_average.items()
             if param.grad is not None and taken() is param.grad and not _is_zero(param.grad)
         ]
 
     def forget(self, params: list[Tensor] | None = None) -> None:
         """The gradients of these, or of all, are gone."""
-        for param in list(self._at_average) if params is None else params:
-            self._at_average.pop(param, None)
+        for param in list(self.at_average) if params is None else params:
+            self.at_average.pop(param, None)
             if param not in self._before:
                 self._hook(param, None)
 

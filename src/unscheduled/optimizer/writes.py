@@ -39,8 +39,18 @@ class WriteWatch:
     """
 
     def __init__(self) -> None:
+        self.is_on = False
+        """Whether anything is noted: while a model is attached, since otherwise nobody asks."""
         self._seen: dict[Tensor, tuple[int, int]] = {}
         self._step = Noted([], [], [])  # of the last step
+
+    def start(self, params: list[Tensor]) -> None:
+        """Begin to note, with these parameters as they are."""
+        self.is_on, self._seen, self._step = True, {}, _noted(params)
+
+    def stop(self) -> None:
+        """Note nothing any more."""
+        self.is_on, self._seen, self._step = False, {}, Noted([], [], [])
 
     def note_step(self, params: list[Tensor], all_params: Callable[[], list[Tensor]]) -> None:
         """Note that these were moved by a step, of all that the optimizer has."""
@@ -52,6 +62,8 @@ class WriteWatch:
 
     def note(self, params: list[Tensor]) -> None:
         """Note that these were moved between steps."""
+        if not self.is_on:
+            return
         if all_same(params, self._step.params):
             self._step = _noted(params)
             return

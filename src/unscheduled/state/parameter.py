@@ -31,7 +31,13 @@ from unscheduled.state.split_weights import is_split, joined, narrowed, shard, s
 State: TypeAlias = dict[str, Any]
 PIECE = 1 << 18  # numbers
 
-Started: TypeAlias = tuple[Tensor, State, float]  # a parameter that has seen a gradient, its state, the beta of its y
+
+class Entry(NamedTuple):
+    """A parameter that has a state, the state, and the beta that formed its y."""
+
+    param: Tensor
+    state: State
+    beta: float
 
 
 class Iterates(NamedTuple):
@@ -198,7 +204,7 @@ def _same_bits(some: Tensor, other: Tensor) -> bool:
 # Switching.
 
 
-def put_averages(started: list[Started], written: dict[Tensor, Tensor]) -> None:
+def put_averages(started: list[Entry], written: dict[Tensor, Tensor]) -> None:
     """Put x into parameters that hold y, and keep y aside, bit for bit: into all or, if it fails, into none.
 
     That is the weights that were written as x, where the y that was formed from them is still there.
@@ -221,14 +227,14 @@ def put_averages(started: list[Started], written: dict[Tensor, Tensor]) -> None:
         raise
 
 
-def keep_gradient_points(started: list[Started]) -> None:
+def keep_gradient_points(started: list[Entry]) -> None:
     """Keep the y of parameters that hold it aside, since weights may be written over them: of all or of none."""
     kept = [param.detach().clone() for param, _, _ in started]
     for (_, state, _), each in zip(started, kept, strict=True):
         state["kept"] = each
 
 
-def put_gradient_points(started: list[Started], written: dict[Tensor, Tensor], loading: bool = False) -> None:
+def put_gradient_points(started: list[Entry], written: dict[Tensor, Tensor], loading: bool = False) -> None:
     """Put y into parameters that hold x: the bits kept aside, or, if weights were written meanwhile, theirs.
 
     What was written is the new x, and is noted, unless y tells it; but what is loaded is noted even then, since another
@@ -244,10 +250,10 @@ def put_gradient_points(started: list[Started], written: dict[Tensor, Tensor], l
         elif param in written and not _holds(param, y) and not _same_bits(param, written[param]):
             del written[param]
         state["kept"] = y
-    done: list[Started] = []
+    done: list[Entry] = []
     try:
         for param, state, beta in started:
-            done.append((param, state, beta))
+            done.append(Entry(param, state, beta))
             put_y(param, state, state["kept"])
     except BaseException:  # out of memory, or interrupted
         for param, state, beta in done:
