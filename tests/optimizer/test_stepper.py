@@ -19,7 +19,14 @@ from unscheduled.state import param_groups
 from unscheduled.state.param_groups import Group
 from unscheduled.state.parameter import State
 
-OPTIONS: Group = {"lr": 0.5, "momentum": 0.5, "weight_decay": 0.0, "decay_at": "y", "warmup_steps": 0, "maximize": False}
+OPTIONS: Group = {
+    "lr": 0.5,
+    "momentum": 0.5,
+    "weight_decay": 0.0,
+    "decay_at": "y",
+    "warmup_steps": 0,
+    "maximize": False,
+}
 
 
 def along(grad: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unscheduled.checkpoints.content import ITERATES, REAL, Optimizer, State, Weights, is_dense, kind
 from unscheduled.checkpoints.file import Checkpoint
-from unscheduled.checkpoints.optimizer_state import counterparts, plain_name, saved_names
+from unscheduled.checkpoints.matching import counterparts, plain_name, saved_names
 from unscheduled.checkpoints.safe_loading import CheckpointError
 from unscheduled.formulas import iterates
 from unscheduled.state.buffers import wide, with_whole_y

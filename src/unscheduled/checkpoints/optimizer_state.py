@@ -1,21 +1,22 @@
 """Checks a state dict before it is loaded into an optimizer, and converts it to the optimizer's tensors."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Set
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from unscheduled.checkpoints.importing import KINDS
+from unscheduled.checkpoints.importing import KINDS, recognised
 from unscheduled.checkpoints.live import refuse_moved
+from unscheduled.checkpoints.matching import groups_of, param_name
 from unscheduled.formulas.rule import Rule
 from unscheduled.state import param_groups
 from unscheduled.state.buffers import StatePrecision, has_codes, restored, with_whole_y
 from unscheduled.state.param_groups import Group
 from unscheduled.state.parameter import State, dtype_of_y, state_dtype, stored_dtypes
 from unscheduled.state.quantization import problem_of_scales
-from unscheduled.state.split_weights import is_split
+from unscheduled.state.split_weights import is_split, shard
 
 VERSION = 1
 """The version of the format of state dicts. In version 0, which has no number, y of 16-bit parameters is float32."""
@@ -32,54 +33,74 @@ class Loaded(NamedTuple):
     training: bool
 
 
-def param_name(group: Group, index: int, position: int) -> str:
-    """The name of a parameter for a message, or its position if the optimizer has no names; and its shape."""
-    names = group.get("param_names")
-    shape = tuple(group["params"][position].shape)
-    return f"{names[position] if names else f'parameter {position} of group {index}'} (shape {shape})"
+def encode(
+    state_dict: dict[str, Any],
+    groups: list[Group],
+    states: Mapping[Tensor, Mapping[str, Any]],
+    names: Mapping[Tensor, str],
+    training: bool,
+) -> None:
+    """Complete torch's state dict of an optimizer, so that it has plain numbers, strings and tensors alone.
 
-
-def plain_name(name: str) -> str:
-    """The name of a parameter without the parts that ``torch.compile`` adds."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-def saved_names(state_dict: dict[str, Any]) -> dict[Any, str]:
-    """The names of the parameters by their keys in a state dict, as far as it has names.
-
-    The groups have the names with which the optimizer was constructed; names of an attached model are in
-    ``"param_names"`` beside the groups. In a state dict of torch's DCP the names are the keys.
+    Args:
+        state_dict: what ``torch.optim.Optimizer.state_dict`` gives; it is changed.
+        groups: those of the optimizer.
+        states: what is saved of each parameter that has a state.
+        names: of all parameters, or of none.
+        training: whether the weights beside the file are y.
     """
-    names: dict[Any, str] = dict(state_dict.get("param_names", {}))
-    for group in _groups_of(state_dict):
-        names.update(zip(group["params"], group.get("param_names", []), strict=False))
-        names.update((key, key) for key in group["params"] if isinstance(key, str))
-    return {key: plain_name(name) for key, name in names.items()}
+    state_dict["version"] = VERSION
+    if names:  # beside the groups: in them, DCP would look for them in the files of unattached optimizers
+        params = (param for group in groups for param in cast(list[Tensor], group["params"]))
+        state_dict["param_names"] = dict(enumerate(names[param] for param in params))
+    for group, saved in zip(groups, state_dict["param_groups"], strict=True):
+        saved.update(param_groups.described_axes(group), **param_groups.counters_on_host(group))
+        saved["training"] = training
+        for param, key in zip(group["params"], saved["params"], strict=True):
+            if param in states:
+                state_dict["state"][key] = states[param]
 
 
-def counterparts(names: Collection[str], others: Set[str]) -> Iterator[dict[str, str]]:
-    """Yield each mapping of all names to others: to equal names, or else by one prefix added to or removed from all.
+def decode(
+    state_dict: dict[str, Any],
+    groups: list[Group],
+    options: Group,
+    rule: Callable[..., Rule],
+    check: Callable[[Group], None],
+    state_precision: StatePrecision,
+) -> Loaded:
+    """What a state dict of this optimizer, or of one that is recognised, has for these groups.
 
-    Data parallelism, wrappers and trainers put a prefix before all names of a model.
+    Args:
+        state_dict: in the order and the groups of the optimizer.
+        groups: those to load it into.
+        options: what each group has, with the defaults of the class.
+        rule: returns the rule of a group, or of a parameter in a group.
+        check: raises ValueError if an option of a group is out of its range.
+        state_precision: how the buffers are to be stored, whatever they are in the state dict.
+
+    Raises:
+        ValueError: if they do not fit; the message names the parameter.
     """
-    if others >= set(names):
-        yield {name: name for name in names}
-        return
-    longest = max(names, key=len)
-    for other in others:
-        if other.endswith(f".{longest}"):
-            prefix = other[: -len(longest)]
-            found = {name: prefix + name for name in names}
-        else:
-            prefix = longest[: -len(other)] if longest.endswith(f".{other}") else None
-            found = {name: name[len(prefix) :] for name in names if prefix and name.startswith(prefix)}
-        if len(found) == len(names) and others >= set(found.values()):
-            yield found
+    return checked(recognised(state_dict, groups, rule), groups, options, rule, check, state_precision)
+
+
+def refuse_one_memory(state_dict: dict[str, Any], groups: list[Group]) -> None:
+    """Raise ValueError if DCP has read x and y of a file into the memory of a parameter, one over the other."""
+    for saved, group in zip(state_dict["param_groups"], groups, strict=False):
+        for key, param in zip(saved["params"], group["params"], strict=False):
+            y = state_dict["state"].get(key, {}).get("y")
+            if isinstance(y, Tensor) and y.numel() and shard(y).data_ptr() == shard(param).data_ptr() != 0:
+                raise ValueError(
+                    "x and y of a file were read into one memory, that of the parameters, which hold "
+                    "y: call eval() of the optimizer before its state_dict() is read into, or attach() it, or load "
+                    "into a new one"
+                )
 
 
 def check_form(state_dict: Any) -> None:
     """Raise ValueError if an object is no state dict of an optimizer, or its optimizer has made a step since."""
-    _groups_of(state_dict)
+    groups_of(state_dict)
     version = state_dict.get("version", 0)
     if not isinstance(version, int) or version < 0:
         raise ValueError(f"the state dict is damaged: its version is {version!r}")
@@ -99,86 +120,6 @@ def class_defaults(cls: type, defaults: Group) -> Group:
 
 
 NO_DEFAULTS = (None, inspect.Parameter.empty)
-
-
-def regrouped(state_dict: dict[str, Any], param_groups: list[Group], names: dict[Tensor, str]) -> dict[str, Any]:
-    """A state dict in the order and the groups of an optimizer, if both have names; else the same object.
-
-    If the names give no one-to-one mapping, as where two models have the same names, they have to be in the same order,
-    except for prefixes. If the names are keys and differ, torch's DCP has put them in order already.
-
-    Raises:
-        ValueError: if the names differ, or one group here has parameters of groups with different values there.
-    """
-    by_key = saved_names(state_dict)
-    keys = [(saved, key) for saved in _groups_of(state_dict) for key in saved["params"]]
-    groups_here = [[names[param] for param in group["params"]] for group in param_groups] if names else []
-    if not groups_here or not all(groups_here) or any(key not in by_key for _, key in keys):
-        return state_dict
-    ours, theirs = [name for group in groups_here for name in group], [by_key[key] for _, key in keys]
-    same = next(counterparts(ours, set(theirs)), dict[str, str]())
-    if len(set(same.values())) == len(ours) == len(theirs):
-        place = dict(zip(theirs, keys, strict=True))
-        found = {name: place[same[name]] for name in ours}
-        joined = [_joined(group, index, found) for index, group in enumerate(groups_here)]
-        return {**state_dict, "param_groups": joined}
-    agree = len(ours) == len(theirs) and all(map(_alike, ours, theirs))
-    if agree or any(isinstance(key, str) for _, key in keys):
-        return state_dict
-    missing, surplus = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
-    if missing:
-        problem = f"has no {missing[0]}, which this optimizer has"
-    elif surplus:
-        problem = f"has {surplus[0]}, which this optimizer does not have"
-    else:
-        problem = "has some names twice, and in another order than this optimizer"
-    raise ValueError(
-        f"the state dict is of other parameters: it {problem}: construct the optimizer with the same parameters, "
-        "or rename them in the state dict's 'param_names'"
-    )
-
-
-def _alike(name: str, other: str) -> bool:
-    return f".{name}".endswith(f".{other}") or other.endswith(f".{name}")
-
-
-def _joined(group: list[str], index: int, found: dict[str, tuple[Group, Any]]) -> Group:
-    """The saved values of these parameters as one group.
-
-    Raises:
-        ValueError: if the parameters have different values.
-    """
-    first = found[group[0]][0]
-    for name in group:
-        saved = found[name][0]
-        for key in (set(first) | set(saved)) - {"params", "param_names"}:
-            if saved is not first and saved.get(key) != first.get(key):
-                raise ValueError(
-                    f"the state dict does not fit: parameter group {index} has {group[0]} and {name}, which had "
-                    f"{key} = {first.get(key)} and {saved.get(key)} there: leave them in different groups"
-                )
-    return {**first, "params": [found[name][1] for name in group], "param_names": group}
-
-
-def _groups_of(state_dict: Any) -> list[Group]:
-    """The groups of a state dict.
-
-    Raises:
-        ValueError: if it is not that of an optimizer.
-    """
-    if not isinstance(state_dict, dict):
-        raise ValueError(f"the state dict is not that of an optimizer: it is a {type(state_dict).__name__}")
-    entries = cast(dict[str, Any], state_dict)
-    if not {"state", "param_groups"} <= set(entries):
-        raise ValueError(f"the state dict is not that of an optimizer: it has {sorted(map(str, entries))}")
-    found = entries["param_groups"]
-    whole = isinstance(found, list) and all(
-        isinstance(group, dict) and isinstance(cast(Group, group).get("params"), list)
-        for group in cast(list[Any], found)
-    )
-    if not whole or not found or not isinstance(entries["state"], dict):
-        raise ValueError("the state dict is damaged: it has no list of parameter groups, or no dictionary of states")
-    return cast(list[Group], found)
 
 
 def checked(
@@ -205,7 +146,7 @@ def checked(
     Raises:
         ValueError: if the state dict does not fit; the message names the parameter.
     """
-    saved_groups = _groups_of(state_dict)
+    saved_groups = groups_of(state_dict)
     if len(saved_groups) != len(groups):
         raise ValueError(
             f"the state dict has {len(saved_groups)} parameter groups, this optimizer has {len(groups)}: "

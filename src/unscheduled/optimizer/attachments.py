@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from unscheduled.checkpoints.optimizer_state import plain_name
+from unscheduled.checkpoints.matching import plain_name
 from unscheduled.model import attaching
 from unscheduled.model.attachment import AttachedModel, Clock
 from unscheduled.model.follower import Follower
 from unscheduled.optimizer import takeover
+from unscheduled.state.param_groups import Group
 
 
 class Attachments:
@@ -106,10 +107,16 @@ class Attachments:
             )
         self.switched()
 
-    def names(self) -> dict[Tensor, str]:
-        """The names of the parameters of the models."""
+    def names(self, groups: list[Group]) -> dict[Tensor, str]:
+        """The names of all parameters: those given to the optimizer, or those in the models.
+
+        Two models may have the same names. If any parameter has none, there are none.
+        """
         names: dict[Tensor, str] = {}
         for tie in self.models:
             for name, param in tie.model.named_parameters():
                 names.setdefault(param, plain_name(name))
-        return names
+        for group in groups:
+            names.update(zip(group["params"], map(plain_name, group.get("param_names", ())), strict=False))
+        params = (param for group in groups for param in cast(list[Tensor], group["params"]))
+        return names if all(param in names for param in params) else {}

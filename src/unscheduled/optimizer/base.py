@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from unscheduled import kernels
-from unscheduled.checkpoints import importing, optimizer_state
+from unscheduled.checkpoints import matching, optimizer_state
 from unscheduled.checkpoints.exporting import last_lr
 from unscheduled.formulas.iterates import coefficients
 from unscheduled.formulas.validation import require_count
@@ -38,8 +38,7 @@ from unscheduled.state.buffers import StatePrecision, check_precision, wide
 from unscheduled.state.device_math import on_host
 from unscheduled.state.interruption import Deferred
 from unscheduled.state.param_groups import Group, counters_on_host
-from unscheduled.state.parameter import Entry, Iterates, without_y
-from unscheduled.state.split_weights import shard
+from unscheduled.state.parameter import Entry, Iterates
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -573,7 +572,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             for position, candidate in enumerate(group["params"]):
                 if candidate is param:
-                    return group, optimizer_state.param_name(group, index, position)
+                    return group, matching.param_name(group, index, position)
         raise ValueError(f"a tensor of shape {tuple(param.shape)} is no parameter of this optimizer: see param_groups")
 
     def _name(self, param: Tensor) -> str:
@@ -757,22 +756,10 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         def describe(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
             self._settle()
             self._notice_replaced(self._params())
-            entries = self._entries()
-            state_dict["version"] = optimizer_state.VERSION
-            names = self._names()
-            if names:  # beside the groups: in them, DCP would look for them in the files of unattached optimizers
-                state_dict["param_names"] = dict(enumerate(names[param] for param in self._params()))
-            ys = self._weights.live_ys(entries)
-            states = {param: without_y(state) | ys[param] for param, state, _ in entries}
-            for state in states.values() if self.capturable else ():
-                state["step"] = int(on_host(state["step"]))
-            given = self._weights.live.give_out(states)
-            for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-                saved.update(param_groups.described_axes(group), **param_groups.counters_on_host(group))
-                saved["training"] = self.training and not self._attachments.models
-                for param, key in zip(group["params"], saved["params"], strict=True):
-                    if param in given:
-                        state_dict["state"][key] = given[param]
+            states = self._weights.given_out(self._entries())
+            training = self.training and not self._attachments.models
+            names = self._attachments.names(self.param_groups)
+            optimizer_state.encode(state_dict, self.param_groups, states, names, training)
             self._nest(state_dict)
 
         hook = self.register_state_dict_post_hook(describe, prepend=True)  # before the hooks of users
@@ -809,20 +796,16 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
             try:
                 optimizer_state.check_form(state_dict)
                 own.append(self._weights.live.has(state_dict["state"]))
-                state_dict = optimizer_state.regrouped(state_dict, self.param_groups, self._names())
+                names = self._attachments.names(self.param_groups)
+                state_dict = matching.regrouped(state_dict, self.param_groups, names)
                 state_dict, base_state = self._without_nested(state_dict)
-                state_dict = importing.recognised(state_dict, self.param_groups, self._rule)
-                loaded.append(
-                    optimizer_state.checked(
-                        state_dict,
-                        self.param_groups,
-                        optimizer_state.class_defaults(type(self), self.defaults),
-                        self._rule,
-                        self._check,
-                        self.state_precision,
-                    )
+                options = optimizer_state.class_defaults(type(self), self.defaults)
+                found = optimizer_state.decode(
+                    state_dict, self.param_groups, options, self._rule, self._check, self.state_precision
                 )
-                self._refuse_one_memory(state_dict, loaded[0].training)
+                if self.training and not found.training and not self._attachments.models:
+                    optimizer_state.refuse_one_memory(state_dict, self.param_groups)
+                loaded.append(found)
                 self._load_nested(base_state)
             except torch.OutOfMemoryError:
                 raise
@@ -856,20 +839,6 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _refuse_one_memory(self, state_dict: dict[str, Any], training: bool) -> None:
-        """Raise ValueError if DCP has read x and y of a file into the memory of a parameter, one over the other."""
-        if self._attachments.models or training or not self.training:
-            return
-        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=False):
-            for key, param in zip(saved["params"], group["params"], strict=False):
-                y = state_dict["state"].get(key, {}).get("y")
-                if isinstance(y, Tensor) and y.numel() and shard(y).data_ptr() == shard(param).data_ptr() != 0:
-                    raise ValueError(
-                        "x and y of a file were read into one memory, that of the parameters, which hold "
-                        "y: call eval() of the optimizer before its state_dict() is read into, or attach() it, or load "
-                        "into a new one"
-                    )
-
     def _nest(self, state_dict: dict[str, Any]) -> None:
         """Put the state of a wrapped optimizer into a state dict."""
 
@@ -879,17 +848,6 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
 
     def _load_nested(self, base_state: dict[str, Any]) -> None:
         """Load the state of a wrapped optimizer."""
-
-    def _names(self) -> dict[Tensor, str]:
-        """What the parameters are called: the names given at construction, or those in the attached models.
-
-        Two models may have the same names. Unless every parameter has one, there are none.
-        """
-        names = self._attachments.names()
-        for group in self.param_groups:
-            given = [optimizer_state.plain_name(name) for name in group.get("param_names", [])]
-            names.update(zip(group["params"], given, strict=False))
-        return names if all(param in names for param in self._params()) else {}
 
     def _loaded(self, training: bool, weights: dict[Tensor, Tensor]) -> None:
         """A state was loaded that belongs to weights of that mode: to those that are there, or that were before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from unscheduled.checkpoints.live import LiveDicts
 from unscheduled.optimizer.gradient_origin import GradientWatch
 from unscheduled.optimizer.reconciliation import Reconciliation
 from unscheduled.optimizer.writes import WriteWatch
+from unscheduled.state.device_math import on_host
 from unscheduled.state.parameter import (
     Entry,
     Iterates,
@@ -141,6 +143,14 @@ class Weights:
     def live_ys(self, entries: list[Entry]) -> dict[Tensor, State]:
         """y of each parameter as it is saved, in the memory where it stands."""
         return {entry.param: live_y(*entry, entry.param not in self.averaged) for entry in entries}
+
+    def given_out(self, entries: list[Entry]) -> Mapping[Tensor, Mapping[str, Any]]:
+        """What is saved of each parameter; its tensors are the optimizer's own, and follow y from now on."""
+        ys = self.live_ys(entries)
+        states = {param: without_y(state) | ys[param] for param, state, _ in entries}
+        for state in states.values():
+            state["step"] = int(on_host(state["step"]))
+        return self.live.give_out(states)
 
     @torch.no_grad()
     def with_gradient_point(self, entry: Entry) -> State:
