@@ -10,7 +10,8 @@ from torch.optim.optimizer import ParamsT
 
 from unscheduled.formulas.averaging import Averaging
 from unscheduled.formulas.interpolation import Interpolation
-from unscheduled.formulas.iterates import Array, sign
+from unscheduled.formulas.iterates import Array
+from unscheduled.formulas.primitives import sign
 from unscheduled.formulas.rule import Rule
 from unscheduled.formulas.step_size import StepSize
 from unscheduled.formulas.validation import require_within

@@ -2,7 +2,6 @@
 
 from typing import Literal, cast
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -16,6 +15,7 @@ from unscheduled.algorithms.adamw import (
 from unscheduled.formulas.averaging import Averaging
 from unscheduled.formulas.interpolation import Interpolation
 from unscheduled.formulas.iterates import Array
+from unscheduled.formulas.primitives import where
 from unscheduled.formulas.rule import Rule
 from unscheduled.formulas.step_size import TOO_SHORT, StepSize, is_rectified, largest_moving_average, rectification
 from unscheduled.kernels import Implementation, Tensors
@@ -35,21 +35,7 @@ def radam_direction(
 ) -> tuple[Array, Array]:
     """The direction of RAdam: Adam's once its step size can be rectified, SGD's d = g until then."""
     adaptive, exp_avg_sq = adam_direction(grad, exp_avg_sq, beta2, one_minus_beta2, inverse_bias_correction2, eps)
-    return (adaptive if rectified else grad), exp_avg_sq
-
-
-def capturable_radam_direction(
-    grad: Tensor,
-    exp_avg_sq: Tensor,
-    beta2: float,
-    one_minus_beta2: float,
-    inverse_bias_correction2: float,
-    eps: float,
-    rectified: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """:func:`radam_direction` where the host does not know whether it is rectified: 1 if it is, else 0."""
-    adaptive, exp_avg_sq = adam_direction(grad, exp_avg_sq, beta2, one_minus_beta2, inverse_bias_correction2, eps)
-    return torch.where(rectified > 0.0, adaptive, grad), exp_avg_sq
+    return where(rectified > 0.0, adaptive, grad), exp_avg_sq
 
 
 def foreach_radam_direction(
@@ -69,7 +55,6 @@ def foreach_radam_direction(
 
 
 RADAM = Rule(radam_direction, ("exp_avg_sq",), foreach_radam_direction, ("uint8",))
-CAPTURABLE_RADAM = Rule(capturable_radam_direction, ("exp_avg_sq",))
 
 
 class RAdamScheduleFree(ScheduleFreeOptimizer):
@@ -182,7 +167,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         )
 
     def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
-        return CAPTURABLE_RADAM if self.capturable else RADAM
+        return RADAM
 
     def _rule_scalars(self, group: Group, rule: Rule, step: int) -> dict[str, float]:
         return adam_scalars(group, step) | {"rectified": is_rectified(step, group["betas"][1])}

@@ -23,7 +23,7 @@ from numba import cfunc, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core.errors import NumbaError
 from numba.core.extending import overload
 
-from unscheduled.formulas import iterates
+from unscheduled.formulas import iterates, primitives
 from unscheduled.formulas.rule import Rule
 from unscheduled.kernels.numba import streams
 from unscheduled.kernels.numba.streams import inlined
@@ -254,20 +254,28 @@ def nothing(*arguments):
     pass
 
 
-@overload(iterates.root)
-def _root(value):
-    """float32 has a root of its own, where a power would widen it."""
+meaning_of = partial(overload, jit_options={"forceinline": True})
+
+
+@meaning_of(primitives.sqrt)
+def _sqrt(value):
+    """float32 has a root of its own."""
     return lambda value: math.sqrt(value)
 
 
-@overload(iterates.sign)
+@meaning_of(primitives.where)
+def _where(condition, some, other):
+    return lambda condition, some, other: some if condition else other
+
+
+@meaning_of(primitives.sign)
 def _sign(value):
     """Of the type of the value, where a number of Python's would widen it."""
     zero, one = (np.float32(number) for number in (0.0, 1.0))
     return lambda value: (one if value > zero else -one if value < zero else zero) + (value - value)
 
 
-OVERLOADED = (iterates.root, iterates.sign)
+OVERLOADED = (primitives.sqrt, primitives.where, primitives.sign)
 
 
 def _jitted(function: Function) -> Function:
@@ -296,11 +304,12 @@ def fingerprint_of(kind: object, *functions: Any) -> str:
 
 
 def _code(function: Any) -> tuple[Any, ...]:
-    """A definition with all that it names."""
+    """A definition with all that it names; what the primitives mean here stands in this module."""
     code = function.__code__
     values = [function.__globals__.get(name) for name in code.co_names]
-    named = [_code(value) if isinstance(value, FunctionType) else repr(value) for value in values]
-    return code.co_code, repr(code.co_consts), code.co_names, named
+    functions = [value for value in values if isinstance(value, FunctionType) and value not in OVERLOADED]
+    others = [repr(value) for value in values if not isinstance(value, FunctionType)]
+    return code.co_code, repr(code.co_consts), code.co_names, list(map(_code, functions)), others
 
 
 def _source() -> str:
