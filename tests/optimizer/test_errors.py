@@ -253,10 +253,17 @@ class SignScheduleFree(ScheduleFreeOptimizer):
     """A new algorithm, as one would write it: its definition, and where its arguments stand."""
 
     def __init__(self, params: Any, lr: float, implementation: Any = "auto") -> None:
-        options = {
-            "lr": lr, "beta": 0.9, "weight_decay": 0.0, "warmup_steps": 0, "decay_at": "y", "maximize": False,
-        }  # fmt: skip
-        super().__init__(params, implementation=implementation, foreach=None, options=options)
+        super().__init__(
+            params,
+            implementation=implementation,
+            foreach=None,
+            lr=lr,
+            beta=0.9,
+            weight_decay=0.0,
+            warmup_steps=0,
+            decay_at="y",
+            maximize=False,
+        )
 
     def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
         return Rule(lambda grad: (grad.sign(),))
@@ -285,7 +292,7 @@ def test_a_rule_without_foreach_runs_as_the_loop() -> None:
 
 def test_the_shell_itself_is_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
-        ScheduleFreeOptimizer(make_params(), implementation="auto", foreach=None, options={})  # type: ignore[abstract]
+        ScheduleFreeOptimizer(make_params(), implementation="auto", foreach=None)  # type: ignore[abstract]
 
 
 def test_an_interpolation_of_a_wrong_beta() -> None:
