@@ -230,10 +230,9 @@ def test_a_run_at_lr_0_gathers_no_weights(info: OptimizerInfo, weight_lr_power: 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_non_finite_gradient_is_not_hidden(info: OptimizerInfo, implementation: str, value: float) -> None:
     """It does to the weights what it does under torch.optim, and can be seen in the metrics."""
-    plain: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
     (param,), (reference,) = make_params((6,)), make_params((6,))
     optimizer = info.make([param], implementation=implementation)
-    other = plain.get(info.rule, torch.optim.RAdam)([reference], lr=info.lr)
+    other = (info.counterpart or torch.optim.RAdam)([reference], lr=info.lr)
     train(optimizer, range(10))
     for step in range(10, 13):
         set_gradients([param], step)

@@ -49,7 +49,7 @@ def test_a_compact_state_takes_two_to_four_bytes_a_parameter(info: OptimizerInfo
         train(optimizer, [step])
         optimizer.eval().train()
         size = sum(value.numel() * value.element_size() for param in params for value in buffers(optimizer, param))
-        assert size / count < {"sgd": 2.1, "lion": 2.1, "muon": 4.1}.get(info.rule, 3.2)
+        assert size / count < info.compact
 
 
 @optimizers

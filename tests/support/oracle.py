@@ -14,7 +14,7 @@ Vector = NDArray[np.float64]
 
 @dataclass
 class Oracle:
-    """One parameter. The arguments are those of the optimizers; ``rule`` is "sgd", "adamw", "radam", "lion", "muon"."""
+    """One parameter. The arguments are those of the optimizers; ``rule`` is the name in the registry."""
 
     start: Vector
     rule: str
