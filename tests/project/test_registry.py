@@ -53,6 +53,15 @@ def test_whether_it_has_a_polyak_step(info: OptimizerInfo) -> None:
 
 
 @optimizers
+def test_whether_it_has_a_compact_state(info: OptimizerInfo) -> None:
+    if info.compact is not None:
+        info.make(make_params(), state_precision="compact")
+    else:
+        with pytest.raises(ValueError, match="state_precision = 'compact' is not there for this rule: use 'float32'"):
+            info.make(make_params(), state_precision="compact")
+
+
+@optimizers
 def test_what_takes_over(info: OptimizerInfo) -> None:
     optimizer = info.make(make_params())
     train(optimizer, range(8))

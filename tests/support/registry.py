@@ -4,6 +4,7 @@ A new algorithm is one entry in OPTIMIZERS; every test of the contract is writte
 algorithm to another is a flag of the entry, so that no test leaves one out silently.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
@@ -80,7 +81,7 @@ class OptimizerInfo:
     # What it can do.
     capturable: bool = True
     polyak: bool = False  # there is a Polyak step for its direction
-    compact: float = 3.2  # more than the bytes a parameter of its compact state
+    compact: float | None = 3.2  # more than the bytes a parameter of its compact state; None if there is none
     counterpart: type[torch.optim.Optimizer] | None = None  # what to_torch hands its runs over to
     reads: frozenset[str] = frozenset()  # whose files it reads, and can be exported to: "schedulefree", "AdamW"
     flattens: bool = True  # torch's DCP can flatten its state
@@ -347,7 +348,32 @@ DEFAULTS_OF: dict[type[ScheduleFreeOptimizer], type[ScheduleFreeOptimizer]] = {S
 
 optimizers = pytest.mark.parametrize("info", ALL, ids=lambda info: info.cls.__name__)
 built_in = pytest.mark.parametrize("info", OPTIMIZERS, ids=lambda info: info.cls.__name__)
+compactable = pytest.mark.parametrize(
+    "info", [info for info in ALL if info.compact], ids=lambda info: info.cls.__name__
+)
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+
+NARROW = (
+    (torch.float32, "compact"),
+    (torch.bfloat16, "compact"),
+    (torch.bfloat16, "float32"),
+    (torch.float16, "float32"),
+)
+"""Of parameters and states, those in which something is stored narrow."""
+
+
+def narrow_runs(infos: Iterable[OptimizerInfo]) -> Any:
+    """These optimizers with all that they can store narrow."""
+    runs = [
+        pytest.param(info, dtype, precision, id=f"{info.cls.__name__}-{str(dtype)[6:]}-{precision}")
+        for info in infos
+        for dtype, precision in NARROW
+        if info.compact or precision != "compact"
+    ]
+    return pytest.mark.parametrize(("info", "dtype", "state_precision"), runs)
+
+
+narrow, narrow_built_in = narrow_runs(ALL), narrow_runs(OPTIMIZERS)
 configurations = pytest.mark.parametrize(
     ("info", "configuration"),
     [
