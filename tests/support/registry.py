@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unscheduled import (
     AdamWScheduleFree,
+    ADOPTScheduleFree,
     AnnealedInterpolation,
     ExponentialAveraging,
     GrowingInterpolation,
@@ -324,6 +325,19 @@ OPTIMIZERS = (
         compact=4.1,
         rules=2,
         elementwise={"use_muon": False},
+    ),
+    OptimizerInfo(
+        cls=ADOPTScheduleFree,
+        rule="adopt",
+        lr=0.01,
+        beta_arguments=lambda beta: {"betas": (beta, 0.9999)},
+        own=(Configuration("beta2, eps", {"betas": (0.9, 0.9), "eps": 0.1}, {"beta2": 0.9, "eps": 0.1}),),
+        refused=(*REFUSED, *REFUSED_BETAS),
+        buffers=frozenset({"gap", "square_avg"}),
+        oracle={"beta2": 0.9999, "eps": 1e-6},
+        by_hand=(0.0, -1.0, 1.0 / sqrt(9.0007), 3**0.25),  # v = 9, 9.0007, 8.99989993; clipped but for the third
+        compact=None,
+        silent_steps=1,
     ),
 )
 
