@@ -1,6 +1,7 @@
 """Schedule-Free optimizers for PyTorch: no learning-rate schedule, no stopping time, averaged weights at every step."""
 
 from unscheduled.algorithms.adamw import AdamWScheduleFree as AdamWScheduleFree
+from unscheduled.algorithms.adopt import ADOPTScheduleFree as ADOPTScheduleFree
 from unscheduled.algorithms.lion import LionScheduleFree as LionScheduleFree
 from unscheduled.algorithms.muon import MuonScheduleFree as MuonScheduleFree
 from unscheduled.algorithms.radam import RAdamScheduleFree as RAdamScheduleFree

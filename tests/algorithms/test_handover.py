@@ -14,8 +14,6 @@ from torch.nn import Parameter
 
 from unscheduled import (
     AdamWScheduleFree,
-    LionScheduleFree,
-    MuonScheduleFree,
     NoAveraging,
     PolyakStep,
     RAdamScheduleFree,
@@ -282,7 +280,7 @@ def test_a_parameter_without_a_gradient_is_handed_over_without_state() -> None:
     assert [float(plain.state[param]["step"]) for param in (idle, busy)] == [1, 2]
 
 
-REFUSED = [info for info in OPTIMIZERS if info.cls in (LionScheduleFree, MuonScheduleFree)]
+REFUSED = [info for info in OPTIMIZERS if info.counterpart is None]
 
 
 @pytest.mark.parametrize("info", REFUSED, ids=lambda info: info.cls.__name__)

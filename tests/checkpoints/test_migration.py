@@ -300,7 +300,7 @@ def test_files_of_older_versions_lack_the_last_learning_rate() -> None:
     assert [group["effective_lr"] for group in optimizer.param_groups] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("info", [info for info in OPTIMIZERS if hasattr(schedulefree, info.cls.__name__)])
+@pytest.mark.parametrize("info", [info for info in OPTIMIZERS if "schedulefree" in info.reads])
 def test_a_file_of_the_package_before_the_first_step(info: OptimizerInfo) -> None:
     reference = getattr(schedulefree, info.cls.__name__)(make_params())
     optimizer = info.make(make_params())
@@ -314,6 +314,50 @@ def test_a_file_of_the_package_before_the_first_step(info: OptimizerInfo) -> Non
     for each in (optimizer, reference):
         train(each, range(10))
     torch.testing.assert_close(params, their_params, rtol=1e-4, atol=1e-5)
+
+
+PACKAGE = ("SGDScheduleFree", "AdamWScheduleFree", "RAdamScheduleFree")
+FILES: dict[str, Callable[[list[Parameter]], Any]] = {
+    **{name: lambda params, name=name: getattr(schedulefree, name)(params) for name in PACKAGE},
+    "AdamW": torch.optim.AdamW,
+}
+
+
+def is_read(info: OptimizerInfo, file: str) -> bool:
+    return file in info.reads or ("schedulefree" in info.reads and file == info.cls.__name__)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("info", OPTIMIZERS, ids=lambda info: info.cls.__name__)
+def test_files_of_others_are_read_or_refused(info: OptimizerInfo, file: str) -> None:
+    their_params, params = make_params(), make_params()
+    reference = FILES[file](their_params)
+    if file != "AdamW":
+        reference.train()
+    train(reference, range(3))
+    optimizer = info.make(params)
+    if is_read(info, file):
+        optimizer.load_state_dict(reference.state_dict())
+        assert all(optimizer.state[param]["step"] == 3 for param in params)
+        return
+    train(optimizer, range(2))
+    state, weights = copy.deepcopy(optimizer.state_dict()), copies(params)
+    with pytest.raises(ValueError, match=r"the state dict does not fit|another kind of optimizer"):
+        optimizer.load_state_dict(reference.state_dict())
+    assert same(optimizer.state_dict(), state)
+    assert equal(params, weights)
+
+
+@pytest.mark.parametrize("info", OPTIMIZERS, ids=lambda info: info.cls.__name__)
+def test_what_can_be_exported_is_what_is_read(info: OptimizerInfo) -> None:
+    optimizer = info.make(make_params())
+    train(optimizer, range(3))
+    for name, export in (("schedulefree", export_schedulefree_state_dict), ("AdamW", export_adamw_state_dict)):
+        if name in info.reads:
+            assert export(optimizer)["param_groups"]
+        else:
+            with pytest.raises(ValueError, match=info.cls.__name__):
+                export(optimizer)
 
 
 def test_parameters_without_gradients_have_no_state() -> None:
@@ -509,8 +553,7 @@ def test_an_algorithm_that_the_package_does_not_have() -> None:
         _beta = AdamWScheduleFree._beta
         _check_rule = AdamWScheduleFree._check_rule
 
-    options = AdamWScheduleFree(make_params()).defaults
-    other = Other(make_params(), implementation="auto", foreach=None, options=options)
+    other = Other(make_params(), implementation="auto", foreach=None, **AdamWScheduleFree(make_params()).defaults)
     with pytest.raises(ValueError, match="the schedulefree package has no Other: export SGDScheduleFree"):
         export_schedulefree_state_dict(other)
 

@@ -11,7 +11,7 @@ import schedulefree
 import torch
 from models import Net, fit, through_a_file
 from problems import copies, equal, make_params, set_gradients, train
-from registry import OptimizerInfo, implementations, optimizers
+from registry import NARROW, OptimizerInfo, compactable, implementations, narrow, optimizers
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
@@ -27,11 +27,6 @@ from unscheduled.cli import main
 from unscheduled.state.buffers import wide
 
 SHAPES = ((40, 30), (129,), (7,), (), (0,))
-
-narrow = pytest.mark.parametrize(
-    ("dtype", "state_precision"),
-    [(torch.float32, "compact"), (torch.bfloat16, "compact"), (torch.bfloat16, "float32"), (torch.float16, "float32")],
-)
 
 
 def params_of(optimizer: ScheduleFreeOptimizer) -> list[Tensor]:
@@ -60,7 +55,6 @@ def put(params: list[Tensor], weights: list[Tensor]) -> None:
 # The same precision.
 
 
-@optimizers
 @implementations
 @narrow
 @pytest.mark.parametrize("training", [True, False])
@@ -90,7 +84,6 @@ def test_resume_is_bit_exact(
     assert equal(whole(optimizer), whole(resumed))
 
 
-@optimizers
 @narrow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("model_first", [True, False])
@@ -118,7 +111,6 @@ def test_attached_models_resume_bit_for_bit(
     assert equal(model.eval().parameters(), other.eval().parameters())
 
 
-@optimizers
 @narrow
 def test_copies_train_on_alike(info: OptimizerInfo, dtype: torch.dtype, state_precision: str) -> None:
     optimizer = info.make(make_params(*SHAPES, dtype=dtype), state_precision=state_precision)
@@ -129,7 +121,7 @@ def test_copies_train_on_alike(info: OptimizerInfo, dtype: torch.dtype, state_pr
     assert equal(whole(optimizer), whole(twin))
 
 
-@optimizers
+@compactable
 @implementations
 def test_another_implementation_may_take_over_and_give_back(info: OptimizerInfo, implementation: str) -> None:
     """What it loads and saves is bit for bit the same, so that the first goes on as if there had been no other."""
@@ -150,7 +142,7 @@ def test_another_implementation_may_take_over_and_give_back(info: OptimizerInfo,
         torch.testing.assert_close(param, reference, rtol=0.02, atol=2 * info.lr)
 
 
-@optimizers
+@compactable
 @pytest.mark.parametrize("layout", ["channels last", "permuted", "strided"])
 def test_memory_in_another_order(info: OptimizerInfo, layout: str) -> None:
     def laid_out(tensor: Tensor) -> Parameter:
@@ -185,7 +177,7 @@ def test_memory_in_another_order(info: OptimizerInfo, layout: str) -> None:
 # Another precision.
 
 
-@optimizers
+@compactable
 @pytest.mark.parametrize("training", [True, False])
 def test_float32_goes_into_compact_and_back(info: OptimizerInfo, training: bool) -> None:
     """The weights bit for bit, the gap and the second moments within half a step of their codes."""
@@ -348,7 +340,6 @@ def test_damaged_codes_are_refused_and_nothing_is_changed(
 # Other ways to save.
 
 
-@optimizers
 @narrow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("full", [True, False])
@@ -371,7 +362,7 @@ def test_state_dict_functions_of_torch_distributed_fill_a_fresh_optimizer(
     assert equal(whole(optimizer), whole(resumed))
 
 
-@narrow
+@pytest.mark.parametrize(("dtype", "state_precision"), NARROW)
 @pytest.mark.parametrize("attach", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 def test_the_command_finds_the_average_in_a_file(

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from problems import copies, equal, make_params, train
-from registry import WRAPPED, OptimizerInfo, built_in, configurations, optimizers
+from registry import OptimizerInfo, built_in, configurations, optimizers
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -362,7 +362,7 @@ def test_state_goes_to_the_device_of_the_parameters(info: OptimizerInfo) -> None
 @optimizers
 def test_dcp_carries_the_mode_of_a_checkpoint_made_in_eval_mode(info: OptimizerInfo) -> None:
     """Flattened or not, into a fresh optimizer in train mode: weights saved at x are not trained as y."""
-    for flat in (False,) if info is WRAPPED else (False, True):  # torch cannot flatten what is nested
+    for flat in (False, True) if info.flattens else (False,):
         options = StateDictOptions(flatten_optimizer_state_dict=flat)
         model, other = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)
         optimizer, resumed = info.make(model.parameters()), info.make(other.parameters())

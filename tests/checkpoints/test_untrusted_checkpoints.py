@@ -202,7 +202,7 @@ def test_the_name_that_is_refused_is_said(tmp_path: Path, capsys: pytest.Capture
 def test_a_good_distributed_checkpoint_is_read_as_torch_reads_it(
     info: OptimizerInfo, flat: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if flat and info.cls.__name__ == "ScheduleFreeWrapper":
+    if flat and not info.flattens:
         pytest.skip("its state can only be used unflattened")
     model, optimizer = trained(info)
     x = at_average(model, optimizer)

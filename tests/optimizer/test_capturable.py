@@ -21,7 +21,6 @@ from unscheduled import (
     AdamWScheduleFree,
     AnnealedInterpolation,
     ConstantStep,
-    MuonScheduleFree,
     PolyakStep,
     PolynomialAveraging,
     ScheduleFreeOptimizer,
@@ -37,10 +36,12 @@ from unscheduled.kernels import compiled
 from unscheduled.state import device_math, param_groups
 
 PLUS = pytest.param(partial(ScheduleFreePlus, step_size=ConstantStep()), id="ScheduleFreePlus")
-CAPTURABLE = [*(info.cls for info in OPTIMIZERS), PLUS]
+CAPTURABLE = [*(info.cls for info in OPTIMIZERS if info.capturable), PLUS]
+RULES = {info.cls: info.rules for info in OPTIMIZERS}
 CASES = [
     pytest.param(info, configuration, id=f"{info.cls.__name__}-{configuration.desc}")
     for info in OPTIMIZERS
+    if info.capturable
     for configuration in info.configurations()
 ]
 cases = pytest.mark.parametrize(("info", "configuration"), CASES)
@@ -657,11 +658,6 @@ def quick_graphs(graphs: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> dic
     return graphs
 
 
-def graphs_of(cls: Any) -> int:
-    """One for each rule."""
-    return 2 if cls is MuonScheduleFree else 1
-
-
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("cls", CAPTURABLE)
 def test_compiled_it_is_one_graph_while_the_numbers_change(cls: Any, whole: bool, quick_graphs: dict[str, int]) -> None:
@@ -674,7 +670,7 @@ def test_compiled_it_is_one_graph_while_the_numbers_change(cls: Any, whole: bool
             set_gradients(params_of(optimizer), step)
         step_of_ours()
         loop.step()
-    assert quick_graphs["unique_graphs"] == (1 if whole else graphs_of(cls))
+    assert quick_graphs["unique_graphs"] == (1 if whole else RULES[cls])
     assert_equal(ours, loop, 1e-11)
 
 
@@ -697,7 +693,7 @@ def test_a_recorded_call_of_the_graph_that_is_made_again_is_the_next_step(
         put_gradients(params_of(ours), step)
         recording.replay()
         train(loop, [step])
-    assert quick_graphs["unique_graphs"] == graphs_of(cls)
+    assert quick_graphs["unique_graphs"] == RULES[cls]
     assert_equal(ours, loop, 1e-11)
 
 

@@ -347,9 +347,9 @@ def test_several_dtypes_and_devices_in_one_group(info: OptimizerInfo, implementa
 def test_complex_parameters_are_pairs_of_real_ones(info: OptimizerInfo, implementation: str) -> None:
     (number,) = make_params((5,), dtype=torch.complex128)
     pair = Parameter(torch.view_as_real(number.detach()).clone())
-    arguments = {"use_muon": False} if info.rule == "muon" else {}  # to which a pair is a matrix
-    optimizer = info.make([number], implementation=implementation, weight_decay=0.1, **arguments)
-    reference = info.make([pair], implementation=implementation, weight_decay=0.1, **arguments)
+    arguments = info.elementwise | {"implementation": implementation, "weight_decay": 0.1}  # to Muon a pair is a matrix
+    optimizer = info.make([number], **arguments)
+    reference = info.make([pair], **arguments)
     for step in range(20):
         set_gradients([pair], step)
         assert pair.grad is not None

@@ -230,10 +230,9 @@ def test_a_run_at_lr_0_gathers_no_weights(info: OptimizerInfo, weight_lr_power: 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_non_finite_gradient_is_not_hidden(info: OptimizerInfo, implementation: str, value: float) -> None:
     """It does to the weights what it does under torch.optim, and can be seen in the metrics."""
-    plain: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
     (param,), (reference,) = make_params((6,)), make_params((6,))
     optimizer = info.make([param], implementation=implementation)
-    other = plain.get(info.rule, torch.optim.RAdam)([reference], lr=info.lr)
+    other = (info.counterpart or torch.optim.RAdam)([reference], lr=info.lr)
     train(optimizer, range(10))
     for step in range(10, 13):
         set_gradients([param], step)
@@ -253,10 +252,17 @@ class SignScheduleFree(ScheduleFreeOptimizer):
     """A new algorithm, as one would write it: its definition, and where its arguments stand."""
 
     def __init__(self, params: Any, lr: float, implementation: Any = "auto") -> None:
-        options = {
-            "lr": lr, "beta": 0.9, "weight_decay": 0.0, "warmup_steps": 0, "decay_at": "y", "maximize": False,
-        }  # fmt: skip
-        super().__init__(params, implementation=implementation, foreach=None, options=options)
+        super().__init__(
+            params,
+            implementation=implementation,
+            foreach=None,
+            lr=lr,
+            beta=0.9,
+            weight_decay=0.0,
+            warmup_steps=0,
+            decay_at="y",
+            maximize=False,
+        )
 
     def _rule(self, group: Group, param: Tensor | None = None) -> Rule:
         return Rule(lambda grad: (grad.sign(),))
@@ -285,7 +291,7 @@ def test_a_rule_without_foreach_runs_as_the_loop() -> None:
 
 def test_the_shell_itself_is_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
-        ScheduleFreeOptimizer(make_params(), implementation="auto", foreach=None, options={})  # type: ignore[abstract]
+        ScheduleFreeOptimizer(make_params(), implementation="auto", foreach=None)  # type: ignore[abstract]
 
 
 def test_an_interpolation_of_a_wrong_beta() -> None:

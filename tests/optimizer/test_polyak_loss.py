@@ -8,16 +8,14 @@ from typing import Any
 import pytest
 import torch
 from problems import copies, equal, make_params, set_gradients
+from registry import OPTIMIZERS
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
 from unscheduled import (
     AdamWScheduleFree,
-    LionScheduleFree,
-    MuonScheduleFree,
     PolyakStep,
-    RAdamScheduleFree,
     ScheduleFreePlus,
     SGDScheduleFree,
 )
@@ -338,7 +336,7 @@ def test_a_step_size_of_one_group_alone(of_all: PolyakStep | None) -> None:
     optimizer.step(loss=2.0)
 
 
-@pytest.mark.parametrize("cls", [LionScheduleFree, RAdamScheduleFree, MuonScheduleFree])
+@pytest.mark.parametrize("cls", [info.cls for info in OPTIMIZERS if not info.polyak])
 def test_an_optimizer_whose_direction_has_no_size(cls: type[Any]) -> None:
     match = rf"step_size = PolyakStep\(.*\) is not there for {cls.__name__}: use AdamWScheduleFree or SGDScheduleFree"
     with pytest.raises(ValueError, match=f"^parameter group 0: {match}"):

@@ -19,7 +19,8 @@ PRIVATE = {
     **{
         f"torch._foreach_{name}": FOREACH
         for name in (
-            *("add", "add_", "addcmul_", "copy_", "mul", "mul_", "neg", "norm", "reciprocal_", "sign", "sqrt_", "sub"),
+            *("add", "add_", "addcmul_", "copy_", "div", "mul", "mul_", "neg", "norm", "reciprocal_", "sign", "sqrt"),
+            *("sqrt_", "sub"),
         )
     },
     "torch.Tensor._version": "autograd's count of writes is not to be had otherwise",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from problems import copies, make_params, set_gradients, train
-from registry import ALL, OPTIMIZERS, OptimizerInfo, built_in, optimizers
+from registry import ALL, DEFAULTS_OF, OPTIMIZERS, OptimizerInfo, built_in, optimizers
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import lr_scheduler, swa_utils
@@ -18,10 +18,8 @@ from torch.optim import lr_scheduler, swa_utils
 from unscheduled import (
     AdamWScheduleFree,
     ConstantStep,
-    LionScheduleFree,
     MuonScheduleFree,
     PolyakStep,
-    RAdamScheduleFree,
     ScheduleFreeOptimizer,
     ScheduleFreePlus,
     SGDScheduleFree,
@@ -103,10 +101,12 @@ MAKERS: dict[str, Callable[[Any], ScheduleFreeOptimizer]] = {
             ("implementation", "compiled"),
             ("state_precision", "compact"),
         )
+        if info.compact or value != "compact"
     },
     **{
         f"{info.cls.__name__} capturable": lambda params, info=info: info.make(params, capturable=True, warmup_steps=3)
         for info in OPTIMIZERS
+        if info.capturable
     },
     "a Polyak step": lambda params: AdamWScheduleFree(params, step_size=PolyakStep(norm_beta=0.5)),
     "a Polyak step of SGD": lambda params: SGDScheduleFree(params, step_size=PolyakStep()),
@@ -214,7 +214,7 @@ def test_a_default_device_or_dtype_changes_no_statistics(around: Around) -> None
 
 # One configuration for all classes.
 
-CLASSES = [*(info.cls for info in OPTIMIZERS), ScheduleFreePlus]
+CLASSES = [*(info.cls for info in OPTIMIZERS), *DEFAULTS_OF]
 classes = pytest.mark.parametrize("cls", CLASSES)
 
 
@@ -292,12 +292,13 @@ def test_what_is_not_there_is_called_by_what_was_written(monkeypatch: pytest.Mon
         AdamWScheduleFree(params, fused=True)
 
 
-@pytest.mark.parametrize("cls", [LionScheduleFree, MuonScheduleFree, RAdamScheduleFree])
-@pytest.mark.parametrize("own", [{}, {"use_muon": False}])
-def test_a_polyak_step_where_there_is_none(cls: Any, own: dict[str, Any]) -> None:
-    match = rf"step_size = PolyakStep\(.*\) is not there for {cls.__name__}: use AdamWScheduleFree or SGDScheduleFree"
-    with pytest.raises(ValueError, match=match):
-        cls(make_params(), step_size=PolyakStep(), **(own if cls is MuonScheduleFree else {}))
+@pytest.mark.parametrize("info", [info for info in OPTIMIZERS if not info.polyak], ids=lambda info: info.cls.__name__)
+def test_a_polyak_step_where_there_is_none(info: OptimizerInfo) -> None:
+    name = info.cls.__name__
+    match = rf"step_size = PolyakStep\(.*\) is not there for {name}: use AdamWScheduleFree or SGDScheduleFree"
+    for own in ({}, info.elementwise):
+        with pytest.raises(ValueError, match=match):
+            info.make(make_params(), step_size=PolyakStep(), **own)
 
 
 def test_schedule_free_plus_with_a_learning_rate_is_adamw() -> None:
@@ -459,11 +460,18 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.usefixtures("quick_graphs")
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@built_in
+@pytest.mark.parametrize(
+    ("info", "options"),
+    [
+        pytest.param(info, options, id=f"{info.cls.__name__}-{options}")
+        for info in OPTIMIZERS
+        for options in OPTIONS
+        if info.compact or "state_precision" not in options
+    ],
+)
 def test_autocast_changes_no_bit(info: OptimizerInfo, options: dict[str, Any]) -> None:
-    own = {"inner_momentum": 0.9} if info.cls in (AdamWScheduleFree, LionScheduleFree) else {}
-    assert_same_bits(*runs(lambda params: info.make(params, **own, **options), lambda: torch.autocast("cpu")))
+    arguments = info.with_all_buffers | options
+    assert_same_bits(*runs(lambda params: info.make(params, **arguments), lambda: torch.autocast("cpu")))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

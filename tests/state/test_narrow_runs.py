@@ -11,7 +11,7 @@ import pytest
 import torch
 from oracle import Oracle, Vector
 from problems import copies, equal, make_params, set_gradients, train
-from registry import OptimizerInfo, built_in, implementations, optimizers
+from registry import OptimizerInfo, compactable, implementations, narrow, narrow_built_in, optimizers
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -19,11 +19,6 @@ from unscheduled import AdamWScheduleFree, RAdamScheduleFree, ScheduleFreeOptimi
 from unscheduled.formulas.rule import Rule
 
 SHAPES = ((40, 30), (129,), (7,), (), (0,))
-
-narrow = pytest.mark.parametrize(
-    ("dtype", "state_precision"),
-    [(torch.float32, "compact"), (torch.bfloat16, "compact"), (torch.bfloat16, "float32"), (torch.float16, "float32")],
-)
 
 
 def buffers(optimizer: ScheduleFreeOptimizer, param: Tensor) -> list[Tensor]:
@@ -39,7 +34,7 @@ def whole(optimizer: ScheduleFreeOptimizer) -> list[Tensor]:
 # The contract.
 
 
-@optimizers
+@compactable
 @implementations
 def test_a_compact_state_takes_two_to_four_bytes_a_parameter(info: OptimizerInfo, implementation: str) -> None:
     params = make_params((300, 100), (1280,))
@@ -49,10 +44,9 @@ def test_a_compact_state_takes_two_to_four_bytes_a_parameter(info: OptimizerInfo
         train(optimizer, [step])
         optimizer.eval().train()
         size = sum(value.numel() * value.element_size() for param in params for value in buffers(optimizer, param))
-        assert size / count < {"sgd": 2.1, "lion": 2.1, "muon": 4.1}.get(info.rule, 3.2)
+        assert size / count < info.compact
 
 
-@optimizers
 @implementations
 @narrow
 def test_gradients_and_storage_are_left_alone(
@@ -74,7 +68,6 @@ def test_gradients_and_storage_are_left_alone(
     assert [param.data_ptr() for param in params] == addresses
 
 
-@optimizers
 @implementations
 @narrow
 def test_evaluating_changes_no_bit(
@@ -95,7 +88,6 @@ def test_evaluating_changes_no_bit(
     assert optimizer.metrics() == reference.metrics()
 
 
-@optimizers
 @implementations
 @narrow
 def test_the_iterates_are_what_the_parameters_hold(
@@ -129,7 +121,6 @@ def is_nearest(param: Tensor, exact: Tensor) -> bool:
     return bool((distances[0] <= torch.minimum(*distances[1:])).all())
 
 
-@optimizers
 @narrow
 @pytest.mark.parametrize("training", [True, False])
 def test_a_closure_is_a_step(info: OptimizerInfo, dtype: torch.dtype, state_precision: str, training: bool) -> None:
@@ -143,9 +134,8 @@ def test_a_closure_is_a_step(info: OptimizerInfo, dtype: torch.dtype, state_prec
     assert equal(whole(optimizer.train()), whole(reference))
 
 
-@built_in
 @implementations
-@narrow
+@narrow_built_in
 def test_groups_are_optimizers_of_their_own(
     info: OptimizerInfo, implementation: str, dtype: torch.dtype, state_precision: str
 ) -> None:
@@ -167,7 +157,7 @@ def test_groups_are_optimizers_of_their_own(
     assert equal(whole(optimizer), (tensor for single in singles for tensor in whole(single)))
 
 
-@optimizers
+@compactable
 @implementations
 def test_a_compact_step_is_that_of_the_loop(info: OptimizerInfo, implementation: str) -> None:
     """The same random numbers: where the arithmetic rounds otherwise, a few codes are off by one."""

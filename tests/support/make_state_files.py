@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from registry import OPTIMIZERS
 from torch import Tensor, nn
 
 from unscheduled import (
@@ -64,6 +65,13 @@ SUBJECTS = {
     "ScheduleFreePlus": subject(ScheduleFreePlus, 0.5, weight_decay=5.0),
     "ScheduleFreeWrapper": subject(wrapped, 0.01, weight_decay_at_y=0.1),
 }
+OF_ALL_FORMATS = frozenset(SUBJECTS)
+SUBJECTS |= {
+    info.cls.__name__: subject(info.cls, info.lr, weight_decay=0.1)
+    for info in OPTIMIZERS
+    if info.cls.__name__ not in OF_ALL_FORMATS
+}
+"""A later optimizer has files from the next format on."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CASES = (
     "float32 train",

@@ -14,7 +14,7 @@ Vector = NDArray[np.float64]
 
 @dataclass
 class Oracle:
-    """The oracle of one parameter, with the options of the optimizers; ``rule`` is sgd, adamw, radam, lion or muon."""
+    """The oracle of one parameter, with the options of the optimizers; ``rule`` is the name in the registry."""
 
     start: Vector
     rule: str
@@ -68,6 +68,12 @@ class Oracle:
         elif self.rule == "lion":
             d = np.sign(self.inner_momentum * self.m + (1 - self.inner_momentum) * g)
             self.m = self.beta2 * self.m + (1 - self.beta2) * g
+        elif self.rule == "adopt" and t == 1:
+            d, gamma, self.v = 0 * g, 0.0, g**2
+        elif self.rule == "adopt":
+            bound = (t - 1) ** 0.25
+            d = np.clip(g / np.maximum(np.sqrt(self.v), self.eps), -bound, bound)
+            self.v = self.beta2 * self.v + (1 - self.beta2) * g**2
         elif self.rule == "muon" and g.ndim == 2:
             self.m = self.inner_momentum * self.m + (1 - self.inner_momentum) * g
             look_ahead = self.inner_momentum * self.m + (1 - self.inner_momentum) * g

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from registry import OPTIMIZERS as REGISTERED
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +27,7 @@ PATIENCE = 100  # seconds
 BATCH = 8
 
 OPTIMIZERS: dict[str, Callable[[Any], ScheduleFreeOptimizer]] = {
+    **{info.rule: info.make for info in REGISTERED},
     "adamw": lambda params: AdamWScheduleFree(params, lr=0.01, weight_decay=0.1, warmup_steps=2),
     "sgd": lambda params: SGDScheduleFree(params, lr=0.1),
     "lion": lambda params: LionScheduleFree(params, lr=0.003, inner_momentum=0.9),

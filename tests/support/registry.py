@@ -1,9 +1,13 @@
-"""Every optimizer with its configurations, the corresponding settings of the oracle, and arguments that it must refuse.
+"""Every optimizer with its configurations, the corresponding settings of the oracle, arguments that it must refuse, and
+its flags.
 
-A new algorithm is one entry in OPTIMIZERS; every test of the contract runs over all entries.
+A new algorithm is one entry in OPTIMIZERS; every test of the contract runs over all entries. What differs between
+algorithms is a flag of the entry, so that no test leaves one out silently.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import sqrt
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from torch import Tensor
 
 from unscheduled import (
     AdamWScheduleFree,
+    ADOPTScheduleFree,
     AnnealedInterpolation,
     ExponentialAveraging,
     GrowingInterpolation,
@@ -21,11 +26,23 @@ from unscheduled import (
     PolynomialAveraging,
     RAdamScheduleFree,
     ScheduleFreeOptimizer,
+    ScheduleFreePlus,
     ScheduleFreeWrapper,
     SGDScheduleFree,
 )
 
 IMPLEMENTATIONS = ["loop", "foreach", "fused"]
+
+GRADIENTS = (3.0, -4.0, 1.0, 4.0)
+"""The first gradients of a single number, for which every entry has the moves by hand."""
+
+ADAM_BY_HAND = (
+    3.0 / sqrt(0.009 / 0.001),
+    -4.0 / sqrt(0.024991 / 0.001999),
+    1.0 / sqrt(0.025966009 / 0.002997001),
+    4.0 / sqrt(0.041940042991 / 0.003994003999),
+)
+"""v = 0.999 v + 0.001 g^2, over 1 - 0.999^t."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +78,30 @@ class OptimizerInfo:
     refused: tuple[Refused, ...]
     buffers: frozenset[str]
     oracle: dict[str, Any] = field(default_factory=dict)  # its defaults, where they are not the oracle's
+    by_hand: tuple[float, ...] = ()  # how far z moves, in units of lr, against each of GRADIENTS
+
+    # What it can do.
+    capturable: bool = True
+    polyak: bool = False  # there is a Polyak step for its direction
+    compact: float | None = 3.2  # more than the bytes a parameter of its compact state; None if there is none
+    counterpart: type[torch.optim.Optimizer] | None = None  # what to_torch hands its runs over to
+    reads: frozenset[str] = frozenset()  # whose files it reads, and can be exported to: "schedulefree", "AdamW"
+    flattens: bool = True  # torch's DCP can flatten its state
+
+    # What it is like.
+    silent_steps: int = 0  # the first ones, in which nothing moves
+    jumps: bool = False  # its direction jumps where that of the oracle may round to the other side
+    rules: int = 1  # that its parameters are divided by, matrices and others
+    phases: int = 1  # of a run, each of which has a graph of its own where its numbers are on the host
+    elementwise: dict[str, Any] = field(default_factory=dict)  # arguments with which the shape makes no difference
+    with_all_buffers: dict[str, Any] = field(default_factory=dict)  # arguments with which it keeps most
 
     def make(self, params: Any, **arguments: Any) -> ScheduleFreeOptimizer:
         return self.cls(params, **({"lr": self.lr} | arguments))
 
     def buffers_of(self, param: Tensor) -> frozenset[str]:
         """The buffers of a parameter; for parameters that are no matrices, Muon has those of AdamW."""
-        is_adamws = self.rule == "muon" and param.dim() < 2
+        is_adamws = self.rules > 1 and param.dim() < 2
         return frozenset({"gap", "exp_avg_sq"}) if is_adamws else self.buffers
 
     def configurations(self) -> list[Configuration]:
@@ -187,6 +221,11 @@ OPTIMIZERS = (
             ),
         ),
         buffers=frozenset({"gap"}),
+        by_hand=GRADIENTS,
+        polyak=True,
+        compact=2.1,
+        counterpart=torch.optim.SGD,
+        reads=frozenset({"schedulefree"}),
     ),
     OptimizerInfo(
         cls=AdamWScheduleFree,
@@ -208,6 +247,11 @@ OPTIMIZERS = (
             Refused({"inner_momentum": 1.0}, r"inner_momentum = 1\.0 is outside \[0, 1\)"),
         ),
         buffers=frozenset({"gap", "exp_avg_sq"}),
+        by_hand=ADAM_BY_HAND,
+        polyak=True,
+        counterpart=torch.optim.AdamW,
+        reads=frozenset({"schedulefree", "AdamW"}),
+        with_all_buffers={"inner_momentum": 0.9},
     ),
     OptimizerInfo(
         cls=RAdamScheduleFree,
@@ -227,6 +271,11 @@ OPTIMIZERS = (
             Refused({"betas": (0.9, 0.6)}, r"betas\[1\] = 0\.6 .* nothing would ever move: use 0\.999"),
         ),
         buffers=frozenset({"gap", "exp_avg_sq"}),
+        by_hand=(0.0, 0.0, 0.0, 0.0),
+        counterpart=torch.optim.AdamW,
+        reads=frozenset({"schedulefree", "AdamW"}),
+        silent_steps=4,
+        phases=2,
     ),
     OptimizerInfo(
         cls=LionScheduleFree,
@@ -248,6 +297,10 @@ OPTIMIZERS = (
         ),
         buffers=frozenset({"gap"}),
         oracle={"beta2": 0.99},
+        by_hand=(1.0, -1.0, 1.0, 1.0),
+        compact=2.1,
+        jumps=True,
+        with_all_buffers={"inner_momentum": 0.9},
     ),
     OptimizerInfo(
         cls=MuonScheduleFree,
@@ -269,6 +322,23 @@ OPTIMIZERS = (
         ),
         buffers=frozenset({"gap", "momentum_buffer"}),
         oracle={"inner_momentum": 0.95, "decay_at": "z"},
+        by_hand=ADAM_BY_HAND,  # a single number is no matrix
+        compact=4.1,
+        rules=2,
+        elementwise={"use_muon": False},
+    ),
+    OptimizerInfo(
+        cls=ADOPTScheduleFree,
+        rule="adopt",
+        lr=0.01,
+        beta_arguments=lambda beta: {"betas": (beta, 0.9999)},
+        own=(Configuration("beta2, eps", {"betas": (0.9, 0.9), "eps": 0.1}, {"beta2": 0.9, "eps": 0.1}),),
+        refused=(*REFUSED, *REFUSED_BETAS),
+        buffers=frozenset({"gap", "square_avg"}),
+        oracle={"beta2": 0.9999, "eps": 1e-6},
+        by_hand=(0.0, -1.0, 1.0 / sqrt(9.0007), 3**0.25),  # v = 9, 9.0007, 8.99989993; clipped but for the third
+        compact=None,
+        silent_steps=1,
     ),
 )
 
@@ -280,12 +350,45 @@ WRAPPED = WrappedInfo(
     own=(),
     refused=(),
     buffers=frozenset({"gap"}),
+    by_hand=GRADIENTS,
+    capturable=False,
+    compact=2.1,
+    counterpart=torch.optim.SGD,
+    flattens=False,
 )
 ALL = (*OPTIMIZERS, WRAPPED)
 
+DEFAULTS_OF: dict[type[ScheduleFreeOptimizer], type[ScheduleFreeOptimizer]] = {ScheduleFreePlus: AdamWScheduleFree}
+"""Classes that only give other defaults to one of these."""
+
 optimizers = pytest.mark.parametrize("info", ALL, ids=lambda info: info.cls.__name__)
 built_in = pytest.mark.parametrize("info", OPTIMIZERS, ids=lambda info: info.cls.__name__)
+compactable = pytest.mark.parametrize(
+    "info", [info for info in ALL if info.compact], ids=lambda info: info.cls.__name__
+)
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+
+NARROW = (
+    (torch.float32, "compact"),
+    (torch.bfloat16, "compact"),
+    (torch.bfloat16, "float32"),
+    (torch.float16, "float32"),
+)
+"""Of parameters and states, those in which something is stored narrow."""
+
+
+def narrow_runs(infos: Iterable[OptimizerInfo]) -> Any:
+    """These optimizers with all that they can store narrow."""
+    runs = [
+        pytest.param(info, dtype, precision, id=f"{info.cls.__name__}-{str(dtype)[6:]}-{precision}")
+        for info in infos
+        for dtype, precision in NARROW
+        if info.compact or precision != "compact"
+    ]
+    return pytest.mark.parametrize(("info", "dtype", "state_precision"), runs)
+
+
+narrow, narrow_built_in = narrow_runs(ALL), narrow_runs(OPTIMIZERS)
 configurations = pytest.mark.parametrize(
     ("info", "configuration"),
     [

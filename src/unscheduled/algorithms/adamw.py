@@ -12,7 +12,8 @@ from torch.optim.optimizer import ParamsT
 from unscheduled.checkpoints.exporting import torch_adamw
 from unscheduled.formulas.averaging import Averaging
 from unscheduled.formulas.interpolation import Interpolation
-from unscheduled.formulas.iterates import Array, root
+from unscheduled.formulas.iterates import Array
+from unscheduled.formulas.primitives import sqrt
 from unscheduled.formulas.rule import Rule
 from unscheduled.formulas.step_size import PolyakStep, StepSize
 from unscheduled.formulas.validation import require_within
@@ -28,7 +29,7 @@ def adam_direction(
 ) -> tuple[Array, Array]:
     """The direction of Adam without momentum, d = g / (sqrt(v / (1 - beta2^t)) + eps)."""
     exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * (grad * grad)
-    return grad / (root(inverse_bias_correction2 * exp_avg_sq) + eps), exp_avg_sq
+    return grad / (sqrt(inverse_bias_correction2 * exp_avg_sq) + eps), exp_avg_sq
 
 
 def direction_with_momentum(
@@ -46,7 +47,7 @@ def direction_with_momentum(
     """The direction of Adam, d = (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)."""
     exp_avg = inner_momentum * exp_avg + one_minus_inner_momentum * grad
     exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * (grad * grad)
-    return inverse_bias_correction1 * exp_avg / (root(inverse_bias_correction2 * exp_avg_sq) + eps), exp_avg, exp_avg_sq
+    return inverse_bias_correction1 * exp_avg / (sqrt(inverse_bias_correction2 * exp_avg_sq) + eps), exp_avg, exp_avg_sq
 
 
 def foreach_adam_direction(
@@ -226,30 +227,27 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         state_precision: StatePrecision = "float32",
         capturable: bool = False,
     ) -> None:
-        options = {
-            "lr": (1.0 if isinstance(step_size, PolyakStep) else 0.0025) if lr is None else lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "inner_momentum": inner_momentum,
-            "averaging": averaging,
-            "interpolation": interpolation,
-            "step_size": step_size,
-            "corrected_decay": corrected_decay,
-            "decay_at": decay_at,
-            "maximize": maximize,
-        }
         super().__init__(
             params,
+            lr=(1.0 if isinstance(step_size, PolyakStep) else 0.0025) if lr is None else lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            r=r,
+            weight_lr_power=weight_lr_power,
+            inner_momentum=inner_momentum,
+            averaging=averaging,
+            interpolation=interpolation,
+            step_size=step_size,
+            corrected_decay=corrected_decay,
+            decay_at=decay_at,
+            maximize=maximize,
             implementation=implementation,
             state_precision=state_precision,
             capturable=capturable,
             foreach=foreach,
             fused=fused,
-            options=options,
         )
 
     def _rule(self, group: Group, param: Tensor | None = None) -> Rule:

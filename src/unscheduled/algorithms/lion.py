@@ -10,7 +10,8 @@ from torch.optim.optimizer import ParamsT
 
 from unscheduled.formulas.averaging import Averaging
 from unscheduled.formulas.interpolation import Interpolation
-from unscheduled.formulas.iterates import Array, sign
+from unscheduled.formulas.iterates import Array
+from unscheduled.formulas.primitives import sign
 from unscheduled.formulas.rule import Rule
 from unscheduled.formulas.step_size import StepSize
 from unscheduled.formulas.validation import require_within
@@ -144,28 +145,25 @@ class LionScheduleFree(ScheduleFreeOptimizer):
         state_precision: StatePrecision = "float32",
         capturable: bool = False,
     ) -> None:
-        options = {
-            "lr": lr,
-            "betas": betas,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "inner_momentum": inner_momentum,
-            "averaging": averaging,
-            "interpolation": interpolation,
-            "step_size": step_size,
-            "decay_at": decay_at,
-            "maximize": maximize,
-        }
         super().__init__(
             params,
+            lr=lr,
+            betas=betas,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            r=r,
+            weight_lr_power=weight_lr_power,
+            inner_momentum=inner_momentum,
+            averaging=averaging,
+            interpolation=interpolation,
+            step_size=step_size,
+            decay_at=decay_at,
+            maximize=maximize,
             implementation=implementation,
             state_precision=state_precision,
             capturable=capturable,
             foreach=foreach,
             fused=fused,
-            options=options,
         )
 
     def _rule(self, group: Group, param: Tensor | None = None) -> Rule:

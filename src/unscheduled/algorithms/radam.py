@@ -17,8 +17,8 @@ from unscheduled.checkpoints.exporting import torch_adamw
 from unscheduled.formulas.averaging import Averaging
 from unscheduled.formulas.interpolation import Interpolation
 from unscheduled.formulas.iterates import Array
+from unscheduled.formulas.primitives import where
 from unscheduled.formulas.rule import Rule
-from unscheduled.formulas.scalar_math import where
 from unscheduled.formulas.step_size import TOO_SHORT, StepSize, is_rectified, largest_moving_average, rectification
 from unscheduled.kernels import Implementation, Tensors
 from unscheduled.optimizer.base import ScheduleFreeOptimizer
@@ -37,7 +37,7 @@ def radam_direction(
 ) -> tuple[Array, Array]:
     """The direction of RAdam: Adam's once its step size can be rectified, SGD's d = g until then."""
     adaptive, exp_avg_sq = adam_direction(grad, exp_avg_sq, beta2, one_minus_beta2, inverse_bias_correction2, eps)
-    return where(rectified, adaptive, grad), exp_avg_sq
+    return where(rectified > 0.0, adaptive, grad), exp_avg_sq
 
 
 def foreach_radam_direction(
@@ -143,29 +143,26 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         state_precision: StatePrecision = "float32",
         capturable: bool = False,
     ) -> None:
-        options = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "silent_sgd_phase": silent_sgd_phase,
-            "averaging": averaging,
-            "interpolation": interpolation,
-            "step_size": step_size,
-            "decay_at": decay_at,
-            "maximize": maximize,
-        }
         super().__init__(
             params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            r=r,
+            weight_lr_power=weight_lr_power,
+            silent_sgd_phase=silent_sgd_phase,
+            averaging=averaging,
+            interpolation=interpolation,
+            step_size=step_size,
+            decay_at=decay_at,
+            maximize=maximize,
             implementation=implementation,
             state_precision=state_precision,
             capturable=capturable,
             foreach=foreach,
             fused=fused,
-            options=options,
         )
 
     def _rule(self, group: Group, param: Tensor | None = None) -> Rule:

@@ -99,27 +99,24 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
         state_precision: StatePrecision = "float32",
         capturable: bool = False,
     ) -> None:
-        options = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "averaging": averaging,
-            "interpolation": interpolation,
-            "step_size": step_size,
-            "decay_at": decay_at,
-            "maximize": maximize,
-        }
         super().__init__(
             params,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            r=r,
+            weight_lr_power=weight_lr_power,
+            averaging=averaging,
+            interpolation=interpolation,
+            step_size=step_size,
+            decay_at=decay_at,
+            maximize=maximize,
             implementation=implementation,
             state_precision=state_precision,
             capturable=capturable,
             foreach=foreach,
             fused=fused,
-            options=options,
         )
 
     def _rule(self, group: Group, param: Tensor | None = None) -> Rule:

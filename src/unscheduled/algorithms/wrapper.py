@@ -119,28 +119,25 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         self.base = base
         for group in base.param_groups:  # one tensor may be that of several groups, and of the defaults
             group["lr"] = _copied(group["lr"])
-        options: Group = {
-            "lr": _copied(base.defaults["lr"]),
-            "momentum": momentum,
-            "weight_decay": weight_decay_at_y,
-            "decay_at": "y",
-            "warmup_steps": warmup_steps,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "averaging": averaging,
-            "interpolation": interpolation,
-            "step_size": step_size,
-            "maximize": False,
-        }
         params = [_shared_with_base(group) for group in base.param_groups]
         super().__init__(
             params,
+            lr=_copied(base.defaults["lr"]),
+            momentum=momentum,
+            weight_decay=weight_decay_at_y,
+            decay_at="y",
+            warmup_steps=warmup_steps,
+            r=r,
+            weight_lr_power=weight_lr_power,
+            averaging=averaging,
+            interpolation=interpolation,
+            step_size=step_size,
+            maximize=False,
             implementation=implementation,
             state_precision=state_precision,
             foreach=foreach,
             fused=fused,
             capturable=capturable,
-            options=options,
         )
         for param in self._params():  # should it have made steps already
             if base.state.get(param):

@@ -13,7 +13,8 @@ need no division, so every beta in [0, 1] works and beta may change at every ste
 The functions are plain arithmetic on objects that support ``+ - *``: floats, NumPy arrays, tensors. Scalars are
 Python floats (float64). Every implementation is a lowering of this text. :func:`advance`, :func:`base_move`,
 :func:`less` and the directions of the algorithms contain no numbers, since a number would widen the arithmetic of a
-lowering for float32: values such as 1 - c are arguments.
+lowering for float32: values such as 1 - c are arguments. Directions may use the functions of
+:mod:`unscheduled.formulas.primitives`, too.
 
 Source: Defazio et al., "The Road Less Scheduled", arXiv 2405.15682, equations (2)-(4), with the gap in place of z.
 """
@@ -29,9 +30,6 @@ class Elementwise(Protocol):
     def __mul__(self, other: Any, /) -> Any: ...
     def __rmul__(self, other: Any, /) -> Any: ...
     def __truediv__(self, other: Any, /) -> Any: ...
-    def __pow__(self, other: Any, /) -> Any: ...
-    def __gt__(self, other: Any, /) -> Any: ...
-    def __lt__(self, other: Any, /) -> Any: ...
 
 
 Array = TypeVar("Array", bound=Elementwise)
@@ -176,24 +174,3 @@ def base_move(
         2.75
     """
     return lr * (direction + weight_decay * y + weight_decay_of_gap * gap)
-
-
-def root(value: Array) -> Array:
-    """The square root of a float, an array or a tensor.
-
-    Example:
-        >>> root(0.25)
-        0.5
-    """
-    return value**0.5
-
-
-def sign(value: Array) -> Array:
-    """The sign of a float, an array or a tensor: -1, 0 or 1, or NaN for infinity and NaN, which stay visible.
-
-    Example:
-        >>> sign(-0.25), sign(0.0), sign(3.0)
-        (-1.0, 0.0, 1.0)
-    """
-    zero = value - value  # a literal times a condition would have torch's default dtype
-    return (zero + (value > 0.0)) - (zero + (value < 0.0))

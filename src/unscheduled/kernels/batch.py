@@ -67,7 +67,7 @@ class Scalars(NamedTuple):
     weight_decay_of_gap: float
     coefficients: Coefficients
     maximize: bool
-    direction: Mapping[str, float]  # the rule's own, in the order of its definition's arguments
+    direction: Mapping[str, float]  # the rule's own, by the names of its definition's arguments
 
 
 Work: TypeAlias = tuple[Batch, Scalars]

@@ -100,10 +100,10 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         *,
         implementation: Implementation,
         foreach: bool | None,
-        options: dict[str, Any],
         fused: bool | None = None,
         state_precision: StatePrecision = "float32",
         capturable: bool = False,
+        **options: Any,
     ) -> None:
         if not isinstance(capturable, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"capturable = {capturable!r} is neither True nor False")
@@ -179,11 +179,13 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
     def _check(self, group: Group, params: Sequence[Tensor] = ()) -> None:
         param_groups.check(group, self._written_as)
         self._check_rule(group)
+        rule = self._rule(group)
+        rule.ordered(self._rule_scalars(group, rule, 1))
         implementation, written = self._chosen
         written = written if self.implementation == implementation else ""
-        kernels.check(self.implementation, self._rule(group), params, written)
+        kernels.check(self.implementation, rule, params, written)
         self._check_step_size(group)
-        check_precision(self.state_precision, params, self._rule(group).compact is not None)
+        check_precision(self.state_precision, params, rule.compact is not None)
         self._check_beta(group)
         if self.capturable:
             kernels.check_capturable(self.implementation, written)

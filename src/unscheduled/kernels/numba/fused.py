@@ -43,7 +43,7 @@ def update(rule: Rule, works: list[Work]) -> list[Work]:
     left: list[Work] = []
     for batch, scalars in works:
         kind = _kind(batch)
-        kernel = compiled_kernel(rule, kind, SHARED + len(scalars.direction)) if kind else None
+        kernel = compiled_kernel(rule, kind, SHARED + len(rule.scalars)) if kind else None
         if kind is None or kernel is None:
             left.append((batch, scalars))
             continue
@@ -108,7 +108,7 @@ def _call(rule: Rule, kind: Kind, works: list[Taken]) -> Call:
         call = first.call = _new_call(rule, kind, works)
     for row, (work, columns) in enumerate(zip(works, call.columns, strict=True)):
         call.addresses[0, columns] = work.grads
-        call.scalars[row] = _numbers(work.scalars)
+        call.scalars[row] = _numbers(rule, work.scalars)
         if is_narrow(kind.stored[0]):
             call.keys[row] = key(work.scalars.step)  # for the random numbers
     return call
@@ -126,7 +126,7 @@ def _new_call(rule: Rule, kind: Kind, works: list[Taken]) -> Call:
     stops = np.cumsum(counts).tolist()
     ends = np.cumsum(-(-sizes // CHUNK))
     rows = np.repeat(np.arange(len(works)), counts)
-    scalars = np.zeros((len(works), len(_numbers(works[0].scalars))), np.float32)
+    scalars = np.zeros((len(works), len(_numbers(rule, works[0].scalars))), np.float32)
     keys = np.zeros(len(works), np.uint32)
     arrays = (addresses, sizes, ends, rows, scalars, keys)
     numbers = (0, 0, int(ends[-1]), len(sizes), len(addresses))
@@ -164,7 +164,7 @@ def _tell_autograd(params: list[Tensor]) -> None:
             torch.autograd.graph.increment_version(param)
 
 
-def _numbers(scalars: Scalars) -> list[float]:
+def _numbers(rule: Rule, scalars: Scalars) -> list[float]:
     """The scalars in the order of the kernel's arguments."""
     sign = -1.0 if scalars.maximize else 1.0
     return [
@@ -173,7 +173,7 @@ def _numbers(scalars: Scalars) -> list[float]:
         scalars.weight_decay,
         scalars.weight_decay_of_gap,
         *scalars.coefficients,
-        *scalars.direction.values(),
+        *rule.ordered(scalars.direction),
     ]
 
 

@@ -23,7 +23,7 @@ from numba import cfunc, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core.errors import NumbaError
 from numba.core.extending import overload
 
-from unscheduled.formulas import iterates, scalar_math
+from unscheduled.formulas import iterates, primitives
 from unscheduled.formulas.rule import Rule
 from unscheduled.kernels.numba import streams
 from unscheduled.kernels.numba.streams import inlined
@@ -254,26 +254,28 @@ def nothing(*arguments):
     pass
 
 
-@overload(iterates.root)
-def _root(value):
-    """The root of a float32 number as float32, where a power would widen it."""
+meaning_of = partial(overload, jit_options={"forceinline": True})
+
+
+@meaning_of(primitives.sqrt)
+def _sqrt(value):
+    """The root of a float32 number as float32."""
     return lambda value: math.sqrt(value)
 
 
-@overload(iterates.sign)
+@meaning_of(primitives.where)
+def _where(condition, some, other):
+    return lambda condition, some, other: some if condition else other
+
+
+@meaning_of(primitives.sign)
 def _sign(value):
     """The sign in the type of the value, where a Python number would widen it."""
     zero, one = (np.float32(number) for number in (0.0, 1.0))
     return lambda value: (one if value > zero else -one if value < zero else zero) + (value - value)
 
 
-@overload(scalar_math.where)
-def _where(condition, some, other):
-    """The condition of a kernel is a number of its own, which is not 0 where it holds."""
-    return lambda condition, some, other: some if condition else other
-
-
-OVERLOADED = (iterates.root, iterates.sign, scalar_math.where)
+OVERLOADED = (primitives.sqrt, primitives.where, primitives.sign)
 
 
 def _jitted(function: Function) -> Function:
@@ -302,13 +304,12 @@ def fingerprint_of(kind: object, *functions: Any) -> str:
 
 
 def _code(function: Any) -> tuple[Any, ...]:
-    """The code of a function with the values of all its global names."""
+    """The code of a function with the values of all its global names; the primitives are lowered in this module."""
     code = function.__code__
-    if function in OVERLOADED:  # whose code stands above
-        return (function.__name__,)
     values = [function.__globals__.get(name) for name in code.co_names]
-    named = [_code(value) if isinstance(value, FunctionType) else repr(value) for value in values]
-    return code.co_code, repr(code.co_consts), code.co_names, named
+    functions = [value for value in values if isinstance(value, FunctionType) and value not in OVERLOADED]
+    others = [repr(value) for value in values if not isinstance(value, FunctionType)]
+    return code.co_code, repr(code.co_consts), code.co_names, list(map(_code, functions)), others
 
 
 def _source() -> str:
