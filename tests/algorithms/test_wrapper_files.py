@@ -265,9 +265,9 @@ def test_dcp_files_go_into_a_fresh_optimizer(base: Base, dtype: torch.dtype, tmp
     )
     train(optimizer, range(10))
     saved = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
-    dcp.save(saved, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save(saved, checkpoint_id=tmp_path)
     loaded = {"model": other.state_dict(), "optimizer": get_optimizer_state_dict(other, resumed)}
-    dcp.load(loaded, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load(loaded, checkpoint_id=tmp_path)
     other.load_state_dict(loaded["model"])
     set_optimizer_state_dict(other, resumed, loaded["optimizer"])
     go_on((optimizer, resumed))

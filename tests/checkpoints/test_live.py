@@ -229,10 +229,10 @@ def test_dcp_reads_into_its_memory(dtype: torch.dtype, training: bool, tmp_path:
     optimizer.train(training)
     resumed.train(training)
     weights, state = get_state_dict(model, optimizer)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path)
     weights, state = get_state_dict(other, resumed)
     assert memory(state["state"]["weight"]["gap"]) == memory(resumed.state[other.weight]["gap"])
-    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path)
     set_state_dict(other, resumed, model_state_dict=weights, optim_state_dict=state)
     for each in (optimizer, resumed):
         each.train()
@@ -315,13 +315,13 @@ def saved_by(kind: str, dtype: torch.dtype, folder: Path) -> tuple[nn.Module, Ad
     if "eval" in kind:
         (model if "attached" in kind else optimizer).eval()
     weights, state = get_state_dict(model, optimizer)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder, no_dist=True)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
     return model, optimizer
 
 
 def read_into(model: nn.Module, optimizer: AdamWScheduleFree, folder: Path) -> None:
     weights, state = get_state_dict(model, optimizer)
-    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder, no_dist=True)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
 
 

@@ -432,9 +432,9 @@ def test_dcp_files_are_the_same_attached_or_not(saved_by: str, loaded_by: str, f
     optimizer, resumed = over(model, saved_by), over(other, loaded_by)
     train(optimizer, range(4))
     weights, state = get_state_dict(model, optimizer, options=options)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path)
     weights, state = get_state_dict(other, resumed, options=options)
-    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path)
     set_state_dict(other, resumed, model_state_dict=weights, optim_state_dict=state, options=options)
     for each in (model, optimizer, other, resumed):
         each.train()
@@ -494,9 +494,9 @@ def test_flattened_files_of_dcp_go_into_another_number_of_groups(
     (model, optimizer), (other, resumed) = [in_groups(number, kind) for number in groups]
     train_apart([model], optimizer, range(4))
     weights, state = get_state_dict(model, optimizer, options=options)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path)
     weights, state = get_state_dict(other, resumed, options=options)
-    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path)
     set_state_dict(other, resumed, model_state_dict=weights, optim_state_dict=state, options=options)
     train_apart([model], optimizer.train(), range(4, 8))
     train_apart([other], resumed.train(), range(4, 8))
