@@ -1,6 +1,6 @@
 """The model's own life cycle moves the parameters: its ``training`` flag, ``state_dict`` and ``load_state_dict``.
 
-The attached module gets a subclass of its own class whose ``training`` is a property, so that the parameters follow the
+The attached module gets a subclass of its own class that is told when ``training`` is set: the parameters follow the
 flag however it is set, at no cost in the forward pass. Hooks on its modules make ``state_dict`` give the average x in
 either mode, and take what ``load_state_dict`` brings as the new x: see :mod:`unscheduled.model.module_hooks`.
 """
