@@ -254,7 +254,6 @@ def test_a_copy_goes_on_by_itself(base: Base, duplicate: Callable[[Any], Any], t
     assert equal(others, params)
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @bases
 @dtypes
 def test_dcp_files_go_into_a_fresh_optimizer(base: Base, dtype: torch.dtype, tmp_path: Path) -> None:

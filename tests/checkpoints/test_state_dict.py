@@ -424,7 +424,6 @@ def test_dcp_finds_the_parameters_in_another_order(kind: str, flat: bool) -> Non
 
 
 @pytest.mark.parametrize("flat", [True, False])
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize(("saved_by", "loaded_by"), [("plain", "attached"), ("attached", "plain")])
 def test_dcp_files_are_the_same_attached_or_not(saved_by: str, loaded_by: str, flat: bool, tmp_path: Path) -> None:
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
@@ -484,7 +483,6 @@ def test_a_state_dict_of_dcp_given_to_the_optimizer_itself_finds_the_parameters_
     assert equal(model.parameters(), other.parameters())
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("kind", ["plain", "named", "attached"])
 @pytest.mark.parametrize("groups", [(1, 2), (2, 1)])
 def test_flattened_files_of_dcp_go_into_another_number_of_groups(

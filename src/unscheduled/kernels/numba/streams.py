@@ -36,9 +36,9 @@ class Stream(NamedTuple):
 
     Each function is first given what is its own, and gives what that is next.
 
-    ``open(addresses, start)`` begins a stretch, ``load(own, _, i)`` gives a number of it, ``store(own, number, i)``
-    takes the next one. What has codes has these made of a whole block: ``scale(own, _, start)``, and then
-    ``encode(own, random, i)`` for each number.
+    ``open(addresses, start, values)`` begins a stretch, ``load(own, _, i)`` gives a number of it, and
+    ``store(own, number, i)`` takes the next one. What has codes has these made of a whole block, whose numbers wait in
+    ``values``: ``scale(own, _, start)``, and then ``encode(own, random, i)`` for each number.
     """
 
     open: Function
@@ -94,18 +94,22 @@ int16s = _pointer_to(types.int16)
 uint8s = _pointer_to(types.uint8)
 
 
-def scratch(number: Any, count: int) -> Function:
-    """A function that gives memory of its own for so many numbers: on the stack, which nothing else points to."""
+def scratch(number: Any, count: int, pieces: int = 1) -> Function:
+    """A function that gives pieces of memory for so many numbers each: on the stack, which nothing else points to.
+
+    They belong to the function that calls it, and end with it, also where that one is inlined.
+    """
 
     @intrinsic
     def memory(typing_context):
         def generate(context, builder, signature, arguments):
             with builder.goto_entry_block():
-                pointer = builder.alloca(context.get_value_type(number), count)
-            pointer.align = 64
-            return pointer
+                pointers = [builder.alloca(context.get_value_type(number), count) for _ in range(pieces)]
+            for pointer in pointers:
+                pointer.align = 64
+            return context.make_tuple(builder, signature.return_type, pointers)
 
-        return types.CPointer(number)(), generate
+        return types.UniTuple(types.CPointer(number), pieces)(), generate
 
     return memory
 
@@ -186,7 +190,7 @@ def _float32(row: int) -> Stream:
         return own
 
     return Stream(
-        open=inlined(lambda addresses, start: floats(addresses[row] + 4 * start)),
+        open=inlined(lambda addresses, start, values: floats(addresses[row] + 4 * start)),
         load=inlined(lambda own, _, i: own[i]),
         store=store,
         scale=_nothing,
@@ -198,7 +202,7 @@ def _float32(row: int) -> Stream:
 def _bfloat16(row: int) -> Stream:
     """Numbers that are only read."""
     return Stream(
-        open=inlined(lambda addresses, start: int16s(addresses[row] + 2 * start)),
+        open=inlined(lambda addresses, start, values: int16s(addresses[row] + 2 * start)),
         load=inlined(lambda own, _, i: _as_float(np.int32(np.int32(own[i]) << np.int32(16)))),
         store=_nothing,
         scale=_nothing,
@@ -211,7 +215,7 @@ def _split(row: int, low_row: int) -> Stream:
     """Parameters of bfloat16, with the rest of their bits beside them."""
 
     @inlined
-    def opened(addresses, start):
+    def opened(addresses, start, values):
         return int16s(addresses[row] + 2 * start), int16s(addresses[low_row] + 2 * start)
 
     @inlined
@@ -246,12 +250,11 @@ def hashed(place, seed):
 
 def _int16(row: int, scale_row: int) -> Stream:
     """Multiples of 1/32767 of the largest of the block."""
-    memory = scratch(types.float32, BLOCK)
 
     @inlined
-    def opened(addresses, start):
+    def opened(addresses, start, values):
         scale = floats(addresses[scale_row])[start // BLOCK]
-        return int16s(addresses[row] + 2 * start), floats(addresses[scale_row]), memory(), scale, np.int32(0)
+        return int16s(addresses[row] + 2 * start), floats(addresses[scale_row]), values, scale, np.int32(0)
 
     @inlined
     def load(own, _, i):
@@ -284,15 +287,14 @@ def _int16(row: int, scale_row: int) -> Stream:
 
 def _uint8(row: int, scale_row: int) -> Stream:
     """256 values, even in the bits of the float, between the ends of the block."""
-    memory = scratch(types.int32, BLOCK)
 
     @inlined
-    def opened(addresses, start):
+    def opened(addresses, start, values):
         ends = int32s(addresses[scale_row] + 8 * (start // BLOCK))
         low, high = ends[0], ends[1]
         step = np.float32(np.int32(high - low)) / np.float32(255.0)
         smallest, largest = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
-        return uint8s(addresses[row] + start), ends, memory(), low, step, smallest, largest
+        return uint8s(addresses[row] + start), ends, values, low, step, smallest, largest
 
     @inlined
     def load(own, _, i):
@@ -302,7 +304,7 @@ def _uint8(row: int, scale_row: int) -> Stream:
     @inlined
     def store(own, value, i):
         codes, ends, values, low, step, smallest, largest = own
-        bits = values[i] = _as_int(value)
+        values[i], bits = value, _as_int(value)
         return codes, ends, values, low, step, min(smallest, bits), max(largest, bits)
 
     @inlined
@@ -316,7 +318,7 @@ def _uint8(row: int, scale_row: int) -> Stream:
     @inlined
     def encode(own, random, i):
         codes, ends, values, low, inverse, smallest, largest = own
-        steps = _nearest(np.float32(np.int32(values[i] - low)) * inverse)
+        steps = _nearest(np.float32(np.int32(_as_int(values[i]) - low)) * inverse)
         code = np.uint32(np.uint32(np.uint32(steps) + random) >> np.uint32(16))
         codes[i] = np.uint8(min(code, np.uint32(255)))
         return own
