@@ -6,8 +6,9 @@ INSTALLED := .venv/installed
 FRAMEWORKS := .venv/frameworks
 DOCS := .venv/docs
 PEERS := .venv/peers
+VERSIONS := .venv/versions
 
-.PHONY: race battery test test-slow test-frameworks lint bench docs
+.PHONY: race battery test test-slow test-frameworks versions lint bench docs
 
 race: $(INSTALLED)
 	$(BIN)/unscheduled race
@@ -26,6 +27,10 @@ test-slow: $(INSTALLED)
 test-frameworks: $(FRAMEWORKS)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests_frameworks
 
+# The oldest and the newest pair of Python and torch; NOXSESSION chooses others.
+versions: $(VERSIONS)
+	$(BIN)/nox
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -42,7 +47,7 @@ docs: $(DOCS)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lint,test]'
 	touch $@
 
 $(FRAMEWORKS): $(INSTALLED)
@@ -55,4 +60,8 @@ $(PEERS): $(INSTALLED)
 
 $(DOCS): $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+$(VERSIONS): $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[versions]'
 	touch $@

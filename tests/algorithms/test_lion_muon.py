@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from features import needs_torch_muon
 from lion_pytorch import Lion
 from problems import copies, equal, make_params, set_gradients, train
 from registry import implementations
@@ -123,6 +124,7 @@ def test_without_a_gradient_lion_stands_still(implementation: Any, inner_momentu
 # Muon.
 
 
+@needs_torch_muon
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 @pytest.mark.parametrize("momentum", [0.95, 0.5])
 def test_muon_without_averaging_is_muon(monkeypatch: pytest.MonkeyPatch, weight_decay: float, momentum: float) -> None:
@@ -136,6 +138,7 @@ def test_muon_without_averaging_is_muon(monkeypatch: pytest.MonkeyPatch, weight_
         close(ours.iterates(param).x, other.detach(), rtol=1e-6)
 
 
+@needs_torch_muon
 @pytest.mark.parametrize("beta", [0.0, 0.9, 1.0])
 def test_muon_without_averaging_is_muon_to_the_precision_of_its_iterations(beta: float) -> None:
     params, others = make_params(*MATRICES), make_params(*MATRICES)

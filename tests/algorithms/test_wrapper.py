@@ -291,6 +291,7 @@ SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")  # of SequentialLR of torch 2.6
 @pytest.mark.parametrize("as_tensor", [True, False])
 @pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=SCHEDULERS)
 def test_schedulers_set_the_lr_of_the_base(schedule: Callable[[Optimizer], Any], as_tensor: bool) -> None:

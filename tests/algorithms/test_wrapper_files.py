@@ -254,7 +254,6 @@ def test_a_copy_goes_on_by_itself(base: Base, duplicate: Callable[[Any], Any], t
     assert equal(others, params)
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @bases
 @dtypes
 def test_dcp_files_go_into_a_fresh_optimizer(base: Base, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -265,9 +264,9 @@ def test_dcp_files_go_into_a_fresh_optimizer(base: Base, dtype: torch.dtype, tmp
     )
     train(optimizer, range(10))
     saved = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
-    dcp.save(saved, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save(saved, checkpoint_id=tmp_path)
     loaded = {"model": other.state_dict(), "optimizer": get_optimizer_state_dict(other, resumed)}
-    dcp.load(loaded, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load(loaded, checkpoint_id=tmp_path)
     other.load_state_dict(loaded["model"])
     set_optimizer_state_dict(other, resumed, loaded["optimizer"])
     go_on((optimizer, resumed))

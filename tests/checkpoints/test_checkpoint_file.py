@@ -133,7 +133,7 @@ def test_a_folder_of_dcp(flat: bool, attach: bool, tmp_path: Path, capsys: pytes
     x = averaged_state_dict(model, optimizer)
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     weights, state = get_state_dict(model, optimizer, options=options)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path / "dcp")
     assert same(average(capsys, tmp_path, tmp_path / "dcp"), x)
 
 

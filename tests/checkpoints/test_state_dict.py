@@ -428,7 +428,6 @@ def test_dcp_finds_the_parameters_in_another_order(kind: str, flat: bool) -> Non
 
 
 @pytest.mark.parametrize("flat", [True, False])
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize(("saved_by", "loaded_by"), [("plain", "attached"), ("attached", "plain")])
 def test_dcp_files_are_the_same_attached_or_not(saved_by: str, loaded_by: str, flat: bool, tmp_path: Path) -> None:
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
@@ -436,9 +435,9 @@ def test_dcp_files_are_the_same_attached_or_not(saved_by: str, loaded_by: str, f
     optimizer, resumed = over(model, saved_by), over(other, loaded_by)
     train(optimizer, range(4))
     weights, state = get_state_dict(model, optimizer, options=options)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path)
     weights, state = get_state_dict(other, resumed, options=options)
-    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path)
     set_state_dict(other, resumed, model_state_dict=weights, optim_state_dict=state, options=options)
     for each in (model, optimizer, other, resumed):
         each.train()
@@ -488,7 +487,6 @@ def test_a_state_dict_of_dcp_given_to_the_optimizer_itself_finds_the_parameters_
     assert equal(model.parameters(), other.parameters())
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("kind", ["plain", "named", "attached"])
 @pytest.mark.parametrize("groups", [(1, 2), (2, 1)])
 def test_flattened_files_of_dcp_go_into_another_number_of_groups(
@@ -498,9 +496,9 @@ def test_flattened_files_of_dcp_go_into_another_number_of_groups(
     (model, optimizer), (other, resumed) = [in_groups(number, kind) for number in groups]
     train_apart([model], optimizer, range(4))
     weights, state = get_state_dict(model, optimizer, options=options)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=tmp_path)
     weights, state = get_state_dict(other, resumed, options=options)
-    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path)
     set_state_dict(other, resumed, model_state_dict=weights, optim_state_dict=state, options=options)
     train_apart([model], optimizer.train(), range(4, 8))
     train_apart([other], resumed.train(), range(4, 8))

@@ -116,7 +116,7 @@ GADGETS: dict[str, Callable[[Path], Any]] = {
 
 
 def distributed(state: Any, folder: Path) -> Path:
-    dcp.save(state, checkpoint_id=folder, no_dist=True)
+    dcp.save(state, checkpoint_id=folder)
     return folder
 
 

@@ -16,7 +16,6 @@ from torch.distributed.checkpoint.state_dict import set_state_dict
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:`torch.jit"),  # at the import of ZeRO
-    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),  # of DCP in one process
 ]
 
 

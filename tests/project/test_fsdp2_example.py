@@ -18,7 +18,6 @@ from unscheduled.lab.tasks import char_lm
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),  # of DCP in one process
 ]
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fsdp2_char_lm.py"

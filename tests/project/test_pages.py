@@ -51,7 +51,6 @@ def test_there_are_pages_and_examples() -> None:
     assert [page for page, text in PAGES.items() if len(blocks(page)) != text.count("```python")] == []
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # by torch's DCP, of a single process
 @pytest.mark.filterwarnings("ignore:.* moves parameters that")  # what was written before, on the same model
 @pytest.mark.parametrize("page", RUN)
 def test_the_examples_run_one_after_the_other(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

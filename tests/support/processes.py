@@ -193,11 +193,11 @@ def assert_close(some: dict[str, Tensor], other: dict[str, Tensor], tolerance: f
 def save(model: nn.Module, optimizer: ScheduleFreeOptimizer, path: str | Path, flat: bool = False) -> None:
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     weights, state = get_state_dict(model, optimizer, options=options)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=path, no_dist=not dist.is_initialized())
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=path)
 
 
 def load(model: nn.Module, optimizer: ScheduleFreeOptimizer, path: str | Path, flat: bool = False) -> None:
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     weights, state = get_state_dict(model, optimizer, options=options)
-    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=path, no_dist=not dist.is_initialized())
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=path)
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state, options=options)

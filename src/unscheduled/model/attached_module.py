@@ -156,23 +156,28 @@ class SavedAtAverage(nn.Module):
         return super().__reduce_ex__(protocol)
 
 
+class Training:
+    """The attribute ``training`` of an attached model: the parameters follow it.
+
+    It has no ``__get__``, so that the flag is read from the model's ``__dict__`` as of any module, also by torch's
+    compilers.
+    """
+
+    def __set__(self, model: Attached, mode: bool) -> None:
+        with Deferred():
+            before = vars(model).get("training", mode)
+            vars(model)["training"] = mode
+            try:
+                _tell(model, mode)
+            except BaseException:  # out of memory
+                vars(model)["training"] = _followed(model, before)
+                raise
+
+
 class Attached(SavedAtAverage):
     """A base class of attached models whose parameters follow the flag ``training``."""
 
-    @property
-    def training(self) -> bool:
-        return self.__dict__["training"]
-
-    @training.setter
-    def training(self, mode: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        with Deferred():
-            before = self.__dict__.get("training", mode)
-            self.__dict__["training"] = mode
-            try:
-                self._tell(mode)
-            except BaseException:  # out of memory
-                self.__dict__["training"] = self._followed(before)
-                raise
+    training = Training()  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
 
     def train(self, mode: bool = True) -> Any:
         """Set the mode: x is put in before the modules run ``eval()``, y is put in after they have run ``train()``.
@@ -182,25 +187,27 @@ class Attached(SavedAtAverage):
         """
         with Deferred():
             if not mode:
-                self._tell(False)
+                _tell(self, False)
             with ExitStack() as stack:
                 for tie in attachments(self):
                     stack.enter_context(tie.putting_off())
                 found = super().train(mode)
             try:
-                self._tell(self.training)
+                _tell(self, self.training)
             except BaseException:
-                self.__dict__["training"] = self._followed(False)
+                self.__dict__["training"] = _followed(self, False)
                 raise
             return found
 
-    def _followed(self, otherwise: bool) -> bool:
-        """The flag that the parameters follow, or ``otherwise`` if the model is attached no longer."""
-        return next((tie.training for tie in attachments(self)), otherwise)
 
-    def _tell(self, mode: bool) -> None:
-        for tie in attachments(self):
-            tie.hear(mode)
+def _followed(model: nn.Module, otherwise: bool) -> bool:
+    """The flag that the parameters follow, or ``otherwise`` if the model is attached no longer."""
+    return next((tie.training for tie in attachments(model)), otherwise)
+
+
+def _tell(model: nn.Module, mode: bool) -> None:
+    for tie in attachments(model):
+        tie.hear(mode)
 
 
 def _has_own_way(module: nn.Module, names: tuple[str, ...]) -> bool:
@@ -217,7 +224,6 @@ def _has_own_way(module: nn.Module, names: tuple[str, ...]) -> bool:
 def attached_class(cls: type[nn.Module], part: type[SavedAtAverage]) -> type[nn.Module]:
     """The subclass of ``part`` and ``cls``, in this order, with the name of ``cls``."""
     names: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    names["__jit_unused_properties__"] = [*getattr(cls, "__jit_unused_properties__", ()), "training"]  # for scripting
     return types.new_class(cls.__name__, (part, cls), exec_body=lambda namespace: namespace.update(names))
 
 

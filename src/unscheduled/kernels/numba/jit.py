@@ -78,6 +78,7 @@ _lock = threading.Lock()
 def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Kernel | None:
     of_grads, of_params, *stored = streams.of(kind.param, kind.grad, kind.stored)
     has_codes = any(stream.has_codes for stream in stored)
+    sizes = _item_sizes([of_grads, of_params, *stored])
     names = {
         "direction": _jitted(rule.direction),
         "base_move": _jitted(iterates.base_move),
@@ -88,6 +89,8 @@ def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Ker
         "load_y": of_params.load,
         "store_y": of_params.store,
         "memory_for_addresses": streams.scratch(types.int64, 3 + 2 * len(stored)),
+        "memory_for_values": streams.scratch(types.float32, BLOCK, len(stored)),
+        "memory_for_short_blocks": streams.scratch(types.uint8, 4 * BLOCK * len(sizes)),
         "shared_scalars": streams.numbers(types.float32, SHARED),
         "own_scalars": streams.numbers(types.float32, scalar_count - SHARED),
         "own_count": scalar_count - SHARED,
@@ -96,9 +99,9 @@ def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Ker
         "store_stored": _each([stream.store for stream in stored]),
         "span": BLOCK if has_codes else CHUNK,
         "count_of": inlined(lambda left: BLOCK) if has_codes else inlined(lambda left: min(CHUNK, left)),
-        "fill_up": _fill_up([of_grads, of_params, *stored]) if has_codes else nothing,
+        "fill_up": _fill_up(sizes) if has_codes else nothing,
         "encode": _encode(stored) if has_codes else nothing,
-        "take_back": _take_back([of_grads, of_params, *stored]) if has_codes else nothing,
+        "take_back": _take_back(sizes) if has_codes else nothing,
     }
     function = renamed(_kernel, names)
     function.__name__ = function.__qualname__ = f"kernel_{fingerprint}"  # the name of its file in Numba's cache
@@ -135,7 +138,8 @@ def _kernel(arguments):
     """
     piece, chunks, tensors, rows = arguments[1], arguments[2], arguments[3], arguments[4]
     table, sizes, ends = streams.int64s(arguments[5]), streams.int64s(arguments[6]), streams.int64s(arguments[7])
-    row_of, addresses, tensor = streams.int64s(arguments[8]), memory_for_addresses(), 0
+    row_of, tensor = streams.int64s(arguments[8]), 0
+    (addresses,), values, (filled,) = memory_for_addresses(), memory_for_values(), memory_for_short_blocks()
     while True:
         first = streams.take(arguments, piece)
         if first >= chunks:
@@ -151,9 +155,9 @@ def _kernel(arguments):
             sign, lr, decay, decay_of_gap, gap_in_y, move_in_y, gap_in_gap, move_in_gap = shared
             key = streams.uint32s(arguments[10])[row_of[tensor]]
             for start in range(begin, min(begin + CHUNK, size), span):
-                fill_up(addresses, start, size - start)
-                grads, params = open_grads(addresses, start), open_params(addresses, start)
-                stored = open_stored(addresses, start)
+                fill_up(addresses, start, size - start, filled)
+                grads, params = open_grads(addresses, start, None), open_params(addresses, start, None)
+                stored = open_stored(addresses, start, values)
                 for i in range(count_of(size - start)):
                     y, before = load_y(params, params, i), load_stored(stored, stored, i)
                     found = direction(sign * load_grad(grads, grads, i), *(before[1:] + own))
@@ -168,9 +172,11 @@ def _kernel(arguments):
 def _open(opened: list[streams.Stream]) -> Function:
     """A function that opens all streams, and returns their states as a tuple."""
     if not opened:
-        return inlined(lambda addresses, start: ())
+        return inlined(lambda addresses, start, values: ())
     one, others = opened[0].open, _open(opened[1:])
-    return inlined(lambda addresses, start: (one(addresses, start), *others(addresses, start)))
+    return inlined(
+        lambda addresses, start, values: (one(addresses, start, values[0]), *others(addresses, start, values[1:]))
+    )
 
 
 def _each(functions: list[Function]) -> Function:
@@ -207,14 +213,11 @@ def _random(count: int, pair: int = 0) -> Function:
     return inlined(random)
 
 
-def _fill_up(opened: list[streams.Stream]) -> Function:
-    """A function that copies an incomplete block to scratch memory, filled up with its last number."""
-    sizes = _item_sizes(opened)
-    memory = streams.scratch(types.uint8, 4 * BLOCK * len(sizes))
+def _fill_up(sizes: tuple[int, ...]) -> Function:
+    """A function that copies an incomplete block to other memory, filled up with its last number."""
 
-    def fill_up(addresses, start, left):
+    def fill_up(addresses, start, left, filled):
         if left < BLOCK:
-            filled = memory()
             for row in range(len(sizes)):
                 size, target = sizes[row], streams.address_of(filled) + 4 * BLOCK * row
                 numbers, copies = streams.uint8s(addresses[row] + size * start), streams.uint8s(target)
@@ -225,9 +228,8 @@ def _fill_up(opened: list[streams.Stream]) -> Function:
     return inlined(fill_up)
 
 
-def _take_back(opened: list[streams.Stream]) -> Function:
-    """A function that copies the new numbers of an incomplete block back from scratch memory."""
-    sizes = _item_sizes(opened)
+def _take_back(sizes: tuple[int, ...]) -> Function:
+    """A function that copies the new numbers of an incomplete block back from there."""
 
     def take_back(addresses, table, tensors, tensor, start, left):
         if left < BLOCK:

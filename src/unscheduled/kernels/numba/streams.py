@@ -35,7 +35,8 @@ Python, since they double the time of compilation."""
 class Stream(NamedTuple):
     """The functions with which the kernel reads and writes a tensor.
 
-    ``open(addresses, start)`` returns the state of the stream, ``own``, for a range of elements from ``start`` on.
+    ``open(addresses, start, values)`` returns the state of the stream, ``own``, for a range of elements from ``start`` on;
+    the numbers of a block that is to be encoded wait in ``values``.
     ``load(own, _, i)`` returns number i of the range, and ``store(own, number, i)`` stores it and returns the next
     state. A stream with codes encodes a whole block after that: ``scale(own, _, start)`` computes its scale and returns
     the next state, and ``encode(own, random, i)`` encodes each number.
@@ -94,18 +95,22 @@ int16s = _pointer_to(types.int16)
 uint8s = _pointer_to(types.uint8)
 
 
-def scratch(number: Any, count: int) -> Function:
-    """A function that allocates memory for ``count`` numbers on the stack, to which no other pointer points."""
+def scratch(number: Any, count: int, pieces: int = 1) -> Function:
+    """A function that returns pieces of memory for ``count`` numbers each: on the stack, where nothing else points to.
+
+    They belong to the function that calls it, and end with it, also where that one is inlined.
+    """
 
     @intrinsic
     def memory(typing_context):
         def generate(context, builder, signature, arguments):
             with builder.goto_entry_block():
-                pointer = builder.alloca(context.get_value_type(number), count)
-            pointer.align = 64
-            return pointer
+                pointers = [builder.alloca(context.get_value_type(number), count) for _ in range(pieces)]
+            for pointer in pointers:
+                pointer.align = 64
+            return context.make_tuple(builder, signature.return_type, pointers)
 
-        return types.CPointer(number)(), generate
+        return types.UniTuple(types.CPointer(number), pieces)(), generate
 
     return memory
 
@@ -186,7 +191,7 @@ def _float32(row: int) -> Stream:
         return own
 
     return Stream(
-        open=inlined(lambda addresses, start: floats(addresses[row] + 4 * start)),
+        open=inlined(lambda addresses, start, values: floats(addresses[row] + 4 * start)),
         load=inlined(lambda own, _, i: own[i]),
         store=store,
         scale=_nothing,
@@ -198,7 +203,7 @@ def _float32(row: int) -> Stream:
 def _bfloat16(row: int) -> Stream:
     """A stream of bfloat16 numbers that are only read."""
     return Stream(
-        open=inlined(lambda addresses, start: int16s(addresses[row] + 2 * start)),
+        open=inlined(lambda addresses, start, values: int16s(addresses[row] + 2 * start)),
         load=inlined(lambda own, _, i: _as_float(np.int32(np.int32(own[i]) << np.int32(16)))),
         store=_nothing,
         scale=_nothing,
@@ -211,7 +216,7 @@ def _split(row: int, low_row: int) -> Stream:
     """A stream of split weights: bfloat16 parameters, and the rest of their float32 bits in ``low``."""
 
     @inlined
-    def opened(addresses, start):
+    def opened(addresses, start, values):
         return int16s(addresses[row] + 2 * start), int16s(addresses[low_row] + 2 * start)
 
     @inlined
@@ -246,12 +251,11 @@ def hashed(place, seed):
 
 def _int16(row: int, scale_row: int) -> Stream:
     """A stream of int16 codes: multiples of 1/32767 of the largest number of the block."""
-    memory = scratch(types.float32, BLOCK)
 
     @inlined
-    def opened(addresses, start):
+    def opened(addresses, start, values):
         scale = floats(addresses[scale_row])[start // BLOCK]
-        return int16s(addresses[row] + 2 * start), floats(addresses[scale_row]), memory(), scale, np.int32(0)
+        return int16s(addresses[row] + 2 * start), floats(addresses[scale_row]), values, scale, np.int32(0)
 
     @inlined
     def load(own, _, i):
@@ -284,15 +288,14 @@ def _int16(row: int, scale_row: int) -> Stream:
 
 def _uint8(row: int, scale_row: int) -> Stream:
     """A stream of uint8 codes: 256 values, evenly spaced in the bits of the float, between the ends of the block."""
-    memory = scratch(types.int32, BLOCK)
 
     @inlined
-    def opened(addresses, start):
+    def opened(addresses, start, values):
         ends = int32s(addresses[scale_row] + 8 * (start // BLOCK))
         low, high = ends[0], ends[1]
         step = np.float32(np.int32(high - low)) / np.float32(255.0)
         smallest, largest = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
-        return uint8s(addresses[row] + start), ends, memory(), low, step, smallest, largest
+        return uint8s(addresses[row] + start), ends, values, low, step, smallest, largest
 
     @inlined
     def load(own, _, i):
@@ -302,7 +305,7 @@ def _uint8(row: int, scale_row: int) -> Stream:
     @inlined
     def store(own, value, i):
         codes, ends, values, low, step, smallest, largest = own
-        bits = values[i] = _as_int(value)
+        values[i], bits = value, _as_int(value)
         return codes, ends, values, low, step, min(smallest, bits), max(largest, bits)
 
     @inlined
@@ -316,7 +319,7 @@ def _uint8(row: int, scale_row: int) -> Stream:
     @inlined
     def encode(own, random, i):
         codes, ends, values, low, inverse, smallest, largest = own
-        steps = _nearest(np.float32(np.int32(values[i] - low)) * inverse)
+        steps = _nearest(np.float32(np.int32(_as_int(values[i]) - low)) * inverse)
         code = np.uint32(np.uint32(np.uint32(steps) + random) >> np.uint32(16))
         codes[i] = np.uint8(min(code, np.uint32(255)))
         return own
