@@ -133,7 +133,8 @@ def on_lists(direction: Direction) -> ForeachDirection:
         if any(found is each for each in (*given, *next_buffers)):  # the caller writes to it
             found = found * 1.0
         for tensors, values in zip(buffers, next_buffers, strict=True):
-            torch._foreach_copy_(tensors, values.tensors)
+            for tensor, value in zip(tensors, values.tensors, strict=True):  # torch._foreach_copy_ refuses DTensors
+                tensor.copy_(value)
         return found.tensors
 
     return foreach_direction

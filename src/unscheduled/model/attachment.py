@@ -1,8 +1,9 @@
 """An attached model: its ``training`` flag switches the parameters, and its state dict holds the average x.
 
-The attached module gets a subclass of its class whose ``training`` is a descriptor that hears when it is set, so that
-the parameters follow the flag whichever way it is set, without cost in the forward pass. Through hooks on its modules, ``state_dict`` returns x
-in either mode and ``load_state_dict`` sets the new x: see :mod:`unscheduled.model.module_hooks`.
+The attached module gets a subclass of its class whose ``training`` is a descriptor that hears when the flag is set, so
+that the parameters follow it whichever way it is set, without cost in the forward pass. Through hooks on its modules,
+``state_dict`` returns x in either mode and ``load_state_dict`` sets the new x: see
+:mod:`unscheduled.model.module_hooks`.
 """
 
 from __future__ import annotations
