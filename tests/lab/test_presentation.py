@@ -201,7 +201,7 @@ def test_the_time_left_is_of_all_that_is_to_come(monkeypatch: pytest.MonkeyPatch
     watch.finished(Path("one"))
     clock.now = 30.0
     watch.stop()
-    assert file.getvalue().splitlines()[-1] == "title: 1 of 2 runs, 2:00 left"
+    assert file.getvalue().rstrip().splitlines()[-1] == "title: 1 of 2 runs, 2:00 left"
 
 
 def test_while_rates_are_tuned_the_race_is_counted_too(tiny_task: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numba import njit  # pyright: ignore[reportPrivateImportUsage]
+from numba import njit, types  # pyright: ignore[reportPrivateImportUsage]
 from numpy.typing import NDArray
 from problems import equal, make_params, train
 from registry import OptimizerInfo, implementations, optimizers
@@ -290,18 +290,21 @@ def through(row: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """What a stream reads and writes, a block at a time; the sizes are multiples of the block."""
     stream = streams.of(torch.bfloat16, torch.float32, CODES)[row]
     open_one, load_one, store_one, scale_one, encode_one = stream[:5]
+    memory = streams.scratch(types.float32, 128)
 
     @njit
     def load(addresses, target):
+        (block,) = memory()
         for start in range(0, len(target), 128):
-            own = open_one(addresses, start)
+            own = open_one(addresses, start, block)
             for i in range(128):
                 target[start + i] = load_one(own, own, i)
 
     @njit
     def save(addresses, values, random):
+        (block,) = memory()
         for start in range(0, len(values), 128):
-            own = open_one(addresses, start)
+            own = open_one(addresses, start, block)
             for i in range(128):
                 own = store_one(own, values[start + i], i)
             scaled = scale_one(own, own, start)
