@@ -37,7 +37,7 @@ from unscheduled.state import device_math, param_groups
 
 PLUS = pytest.param(partial(ScheduleFreePlus, step_size=ConstantStep()), id="ScheduleFreePlus")
 CAPTURABLE = [*(info.cls for info in OPTIMIZERS if info.capturable), PLUS]
-RULES = {info.cls: info.rules for info in OPTIMIZERS}
+RULES = {PLUS.values[0]: 1} | {info.cls: info.rules for info in OPTIMIZERS}
 CASES = [
     pytest.param(info, configuration, id=f"{info.cls.__name__}-{configuration.desc}")
     for info in OPTIMIZERS

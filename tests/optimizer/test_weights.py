@@ -269,7 +269,8 @@ def test_a_model_that_is_attached_moves_its_follower() -> None:
     assert moved == ["follow"]
     assert attachments.flags() == [False]
     assert attachments.wanted_averages(params) == set(params)
-    assert attachments.names() == {model.weight: "weight", model.bias: "bias"}
+    assert attachments.names([{"params": params}]) == {model.weight: "weight", model.bias: "bias"}
+    assert attachments.names([{"params": [*params, nn.Parameter(torch.zeros(1))]}]) == {}
     attachments.detach()
     model.train()
     assert moved == ["follow"]

@@ -27,7 +27,8 @@ def test_every_optimizer_is_in_the_registry() -> None:
 @pytest.mark.parametrize("cls", DEFAULTS_OF)
 def test_a_class_of_other_defaults_has_nothing_of_its_own(cls: type[ScheduleFreeOptimizer]) -> None:
     assert cls.__bases__ == (DEFAULTS_OF[cls],)
-    assert [name for name, value in vars(cls).items() if inspect.isfunction(value)] == ["__init__"]
+    own = {name for name, value in vars(cls).items() if inspect.isfunction(value)}
+    assert own - {"step"} == {"__init__"}  # torch puts its wrapper of step() into the class of an optimizer
 
 
 @optimizers

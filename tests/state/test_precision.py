@@ -10,7 +10,7 @@ import torch
 from numba import njit, types  # pyright: ignore[reportPrivateImportUsage]
 from numpy.typing import NDArray
 from problems import equal, make_params, train
-from registry import OptimizerInfo, implementations, optimizers
+from registry import OptimizerInfo, compactable, implementations
 from torch import Tensor
 
 from unscheduled import AdamWScheduleFree, ScheduleFreeOptimizer
@@ -185,7 +185,7 @@ def test_random_numbers_of_successive_steps_are_spread_evenly() -> None:
         assert float(sums.abs().max()) < 6.0  # by chance 32 and more
 
 
-@optimizers
+@compactable
 @implementations
 def test_no_generator_is_touched_and_replicas_agree(info: OptimizerInfo, implementation: str) -> None:
     runs: list[list[Tensor]] = []
