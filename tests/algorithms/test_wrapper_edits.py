@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bases import BASES, Base, dtypes, kept, same
+from bases import BASES, Base, CapturableSGD, dtypes, kept, same
 from features import needs_adagrad_to_make_its_state_in_a_step
 from problems import copies, equal, make_params, set_gradients, train
 from torch import Tensor
@@ -355,3 +355,34 @@ def test_if_the_base_refuses_a_parameter_all_is_as_before() -> None:
     optimizer.param_groups[0]["params"].pop()
     assert same(kept(optimizer), before)
     train(optimizer, [2])
+
+
+class SeesWhatItMoves(SGD):
+    """Knows its parameters by what they are, as optimizers do that keep a table of their own beside their state."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.moved: list[list[int]] = []
+
+    def step(self, closure: Any = None) -> Any:
+        self.moved.append([id(param) for group in self.param_groups for param in group["params"]])
+        return super().step(closure)
+
+
+def test_the_base_sees_the_same_parameters_after_a_load() -> None:
+    params = [Parameter(torch.ones(3, dtype=torch.bfloat16))]
+    base = SeesWhatItMoves(params, lr=0.1)
+    optimizer = ScheduleFreeWrapper(base)
+    train(optimizer, range(2))
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(optimizer, range(2, 4))
+    assert base.moved == [base.moved[0]] * 4
+
+
+@pytest.mark.parametrize("of_base", [{}, {"capturable": False}], ids=["default", "given"])
+def test_an_added_group_has_to_be_capturable_in_the_base_too(of_base: dict[str, Any]) -> None:
+    groups = [{"params": make_params(), "capturable": True}]
+    optimizer = ScheduleFreeWrapper(CapturableSGD(groups, lr=0.1, capturable=False), capturable=True)
+    with pytest.raises(ValueError, match="the base CapturableSGD keeps numbers of its step on the host"):
+        optimizer.add_param_group({"params": make_params(), "base": of_base})
+    assert (len(optimizer.param_groups), len(optimizer.base.param_groups)) == (1, 1)

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
+from unscheduled import ScheduleFreeOptimizer
 from unscheduled.formulas.iterates import Coefficients
 from unscheduled.formulas.primitives import clip, maximum, minimum, sign, sqrt, where
 from unscheduled.formulas.rule import Rule
@@ -205,3 +207,44 @@ def test_a_direction_may_give_what_it_was_given(direction: Any) -> None:
         [ours.grads, ours.gaps, *ours.buffers], [reference.grads, reference.gaps, *reference.buffers], strict=True
     ):
         torch.testing.assert_close(some, other, equal_nan=True)
+
+
+def branching(grad: Any, kept: Any) -> Any:
+    return max(grad, kept), kept
+
+
+def test_a_direction_that_branches_on_an_element_is_refused_on_lists() -> None:
+    with pytest.raises(TypeError, match="a direction branches on an element, as if, min and max do: use where"):
+        on_lists(branching)([torch.ones(2)], [torch.ones(2)])
+
+
+def shifting(grad: Any, newest: Any, before: Any) -> Any:
+    return before + newest, grad, newest
+
+
+@pytest.mark.parametrize("implementation", ["loop", "foreach", "fused"])
+def test_a_buffer_may_move_on_into_another(implementation: str) -> None:
+    """The second buffer is the gradient of two steps ago."""
+    rule = Rule(shifting, ("newest", "before"), on_lists(shifting))
+
+    class Shifting(ScheduleFreeOptimizer):
+        def _rule(self, group: Any, param: Any = None) -> Rule:
+            return rule
+
+        def _rule_scalars(self, group: Any, rule: Rule, step: Any) -> dict[str, float]:
+            return {}
+
+        def _beta(self, group: Any) -> float:
+            return 0.0
+
+        def _check_rule(self, group: Any) -> None:
+            pass
+
+    param = Parameter(torch.zeros(3))
+    optimizer = Shifting([param], lr=1.0, weight_decay=0.0, warmup_steps=0, implementation=implementation)
+    for value in (1.0, 2.0, 4.0):
+        param.grad = torch.full((3,), value)
+        optimizer.step()
+    state = optimizer.state[param]
+    assert (state["newest"].tolist(), state["before"].tolist()) == ([4.0] * 3, [2.0] * 3)
+    assert optimizer.iterates(param).z.tolist() == [-4.0] * 3  # 0, then 1, then 2 + 1

@@ -827,3 +827,22 @@ def test_what_a_replay_would_do_wrong_is_refused_in_a_capture(monkeypatch: pytes
     assert not device_math.is_capturing(torch.device("cpu"))
     train(plain, [2])
     assert_equal(ours, plain)
+
+
+def test_a_group_without_parameters_loads() -> None:
+    optimizer = SGDScheduleFree(make_params(), lr=torch.tensor(0.1), capturable=True)
+    optimizer.add_param_group({"params": [], "lr": torch.tensor(0.2)})
+    train(optimizer, range(2))
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(optimizer, [2])
+    assert optimizer.metrics()["group1/lr"] == pytest.approx(0.2)
+
+
+def test_a_group_that_is_added_in_a_capture_is_refused_and_nothing_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = SGDScheduleFree(make_params(), lr=0.1, capturable=True)
+    train(optimizer, range(2))
+    for module in ("state.param_groups", "state.device_math"):
+        monkeypatch.setattr(f"unscheduled.{module}.is_capturing", lambda _: True)
+    with pytest.raises(RuntimeError, match="while"):
+        optimizer.add_param_group({"params": make_params()})
+    assert len(optimizer.param_groups) == 1

@@ -187,11 +187,10 @@ def test_what_moves_z_in_place_of_the_rule_has_a_factor_and_gives_the_moves() ->
     assert param.item() == 4.0 - 1.5 * 2.0
 
 
-def test_other_states_after_loading_are_looked_up_anew() -> None:
+def test_a_new_stepper_goes_on_from_the_states() -> None:
     param, stepper, states = with_gradient(), Stepper(), dict[Tensor, State]()
     groups = [group_of(param)]
     step(stepper, Plain(), groups, states)
     states[param] = {"step": 7, "gap": torch.tensor([2.0])}
-    stepper.forget()
-    step(stepper, Plain(), groups, states)
+    step(Stepper(), Plain(), groups, states)
     assert states[param]["step"] == 8

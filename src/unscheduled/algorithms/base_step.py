@@ -32,14 +32,21 @@ class BaseStep:
         started: the parameters that have a state in the wrapper.
     """
 
-    def __init__(
-        self, base: torch.optim.Optimizer, wrapper: str, capturable: bool, started: Iterable[Tensor] = ()
-    ) -> None:
+    def __init__(self, base: torch.optim.Optimizer, wrapper: str, capturable: bool, started: Iterable[Tensor]) -> None:
         self._base, self._wrapper, self._capturable = base, wrapper, capturable
         self._given = agreement.given(base)
         self._started = set(started)  # those that have had a state in the wrapper
         self._initialised: set[Tensor] = set()  # those whose state of the base is only a form, see moves
         self._stand_ins: dict[Tensor, Parameter] = {}
+
+    def reload(self, started: Iterable[Tensor]) -> None:
+        """A state of the base was loaded: note what it has now, and which parameters have a state in the wrapper.
+
+        The stand-ins stay, since the base may know its parameters by what they are.
+        """
+        self._given = agreement.given(self._base)
+        self._initialised.clear()
+        self._started = set(started)
 
     # The groups.
 

@@ -64,7 +64,8 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         fused: True is ``implementation="fused"``, False is ``"foreach"``.
         capturable: whether a step may be captured in a CUDA graph and replayed, see
             :mod:`unscheduled.optimizer.capture`; only over a base that was made with ``capturable=True`` itself. Its
-            learning rate becomes a tensor, of float32 unless it is one already, and is given to it without being read.
+            learning rate becomes a tensor, of float32 unless it is one already, and is given to it without being read:
+            what somebody else writes to it is overwritten, and not refused as it is without ``capturable``.
 
     Groups may differ in ``lr``, ``momentum``, ``weight_decay`` (``weight_decay_at_y`` for one that is added),
     ``warmup_steps``, ``averaging`` and ``interpolation``. A group that is added later may have the base's own options
@@ -111,11 +112,9 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
     ) -> None:
         _check_base(base)
         _check_decay(weight_decay_at_y)
-        if capturable is True and not all(group.get("capturable") is True for group in base.param_groups):
-            raise ValueError(
-                f"capturable = True, but the base {type(base).__name__} keeps numbers of its step on the host: make it "
-                "with capturable=True, if it has that, or use capturable=False"
-            )
+        if capturable is True:
+            for group in base.param_groups:
+                _check_capturable(base, group)
         self.base = base
         for group in base.param_groups:  # one tensor may be that of several groups, and of the defaults
             group["lr"] = _copied(group["lr"])
@@ -142,13 +141,12 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         for param in self._params():  # should it have made steps already
             if base.state.get(param):
                 self.state[param].update(fresh_state(param, GIVEN, state_precision == "compact"))
-        self._base_step = self._mover = self._new_base_step()
+        self._base_step = self._mover = BaseStep(base, type(self).__name__, capturable, self._started())
         widen(base, self._params())
 
-    def _new_base_step(self) -> BaseStep:
-        """The part that makes the base's steps; what has a state here has had one in the base."""
-        started = (param for param in self._params() if self.state.get(param))
-        return BaseStep(self.base, type(self).__name__, self.capturable, started)
+    def _started(self) -> list[Tensor]:
+        """The parameters that have a state here, and so have had one in the base."""
+        return [param for param in self._params() if self.state.get(param)]
 
     def _check_groups(self) -> None:
         """Give the base the parameters of the groups, should these have been edited."""
@@ -185,6 +183,8 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         base_group["lr"] = _copied(base_group["lr"])
         ours = _shared_with_base(base_group) | {"lr": group.get("lr", _copied(self.defaults["lr"]))}
         try:
+            if self.capturable:
+                _check_capturable(self.base, base_group)
             super().add_param_group({**group, **ours})
         except BaseException:
             del self.base.param_groups[-1]
@@ -251,15 +251,14 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         nested.load(base_state, self.base, self._params())
 
     def _loaded(self, training: bool, weights: dict[Tensor, Tensor]) -> None:
+        self._base_step.reload(self._started())
         super()._loaded(training, weights)
-        self._base_step = self._mover = self._new_base_step()
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {
             "base": self.base,
             "_base_step": self._base_step,
             "_mover": self._base_step,
-            "_is_made": True,
         }
 
 
@@ -284,6 +283,15 @@ def _check_base(base: Any) -> None:
         raise ValueError(f"base = {name} is schedule-free already: use it as it is, or wrap a plain optimizer")
     if "lr" not in base.defaults or any("lr" not in group for group in base.param_groups):
         raise ValueError(f"base = {name} has no learning rate 'lr' in its groups, by which z's are weighted")
+
+
+def _check_capturable(base: torch.optim.Optimizer, base_group: Group) -> None:
+    """Raise ValueError if the base keeps numbers of a group's step on the host."""
+    if base_group.get("capturable") is not True:
+        raise ValueError(
+            f"capturable = True, but the base {type(base).__name__} keeps numbers of its step on the host: make it "
+            "with capturable=True, if it has that, or use capturable=False"
+        )
 
 
 def _check_decay(weight_decay_at_y: Any) -> None:

@@ -61,30 +61,6 @@ def encode(
                 state_dict["state"][key] = states[param]
 
 
-def decode(
-    state_dict: dict[str, Any],
-    groups: list[Group],
-    options: Group,
-    rule: Callable[..., Rule],
-    check: Callable[[Group], None],
-    state_precision: StatePrecision,
-) -> Loaded:
-    """What a state dict of this optimizer, or of one that is recognised, has for these groups.
-
-    Args:
-        state_dict: in the order and the groups of the optimizer.
-        groups: those to load it into.
-        options: what each group has, with the defaults of the class.
-        rule: returns the rule of a group, or of a parameter in a group.
-        check: raises ValueError if an option of a group is out of its range.
-        state_precision: how the buffers are to be stored, whatever they are in the state dict.
-
-    Raises:
-        ValueError: if they do not fit; the message names the parameter.
-    """
-    return checked(recognised(state_dict, groups, rule), groups, options, rule, check, state_precision)
-
-
 def refuse_one_memory(state_dict: dict[str, Any], groups: list[Group]) -> None:
     """Raise ValueError if DCP has read x and y of a file into the memory of a parameter, one over the other."""
     for saved, group in zip(state_dict["param_groups"], groups, strict=False):
@@ -122,30 +98,28 @@ def class_defaults(cls: type, defaults: Group) -> Group:
 NO_DEFAULTS = (None, inspect.Parameter.empty)
 
 
-def checked(
+def decode(
     state_dict: dict[str, Any],
     groups: list[Group],
     options: Group,
-    rule: Callable[[Group, Tensor], Rule],
+    rule: Callable[..., Rule],
     check: Callable[[Group], None],
     state_precision: StatePrecision,
 ) -> Loaded:
-    """Check a state dict against the groups of an optimizer.
+    """What a state dict of this optimizer, or of one that is recognised, has for these groups.
 
     Args:
-        state_dict: the state dict, as ``state_dict()`` returns it.
-        groups: the groups of the optimizer.
-        options: the options of a group with the defaults of the class.
-        rule: returns the rule of a parameter in a group.
+        state_dict: in the order and the groups of the optimizer.
+        groups: those to load it into.
+        options: what each group has, with the defaults of the class.
+        rule: returns the rule of a group, or of a parameter in a group.
         check: raises ValueError if an option of a group is out of its range.
-        state_precision: the precision in which the optimizer stores buffers, which may differ in the state dict.
-
-    Returns:
-        The checked groups, states and mode; ``state_dict`` and ``groups`` do not change.
+        state_precision: how the buffers are to be stored, whatever they are in the state dict.
 
     Raises:
-        ValueError: if the state dict does not fit; the message names the parameter.
+        ValueError: if they do not fit; the message names the parameter.
     """
+    state_dict = recognised(state_dict, groups, rule)
     saved_groups = groups_of(state_dict)
     if len(saved_groups) != len(groups):
         raise ValueError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -111,6 +111,12 @@ class Lists:
     def __ne__(self, other: object) -> Lists:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self._each(operator.ne, other)
 
+    def __bool__(self) -> NoReturn:
+        raise TypeError(
+            "a direction branches on an element, as if, min and max do: use where, minimum and maximum of "
+            "unscheduled.formulas.primitives"
+        )
+
     def __invert__(self) -> Lists:
         return self._each(torch.logical_not)
 
@@ -132,6 +138,8 @@ def on_lists(direction: Direction) -> ForeachDirection:
         found, *next_buffers = direction(Lists(grads), *given, **scalars)
         if any(found is each for each in (*given, *next_buffers)):  # the caller writes to it
             found = found * 1.0
+        # a buffer may move on into another, which must not see its next value
+        next_buffers = [each * 1.0 if any(each is one for one in given) else each for each in next_buffers]
         for tensors, values in zip(buffers, next_buffers, strict=True):
             for tensor, value in zip(tensors, values.tensors, strict=True):  # torch._foreach_copy_ refuses DTensors
                 tensor.copy_(value)

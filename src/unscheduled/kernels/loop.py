@@ -23,5 +23,7 @@ def update(rule: Rule, batch: Batch, scalars: Scalars) -> None:
         next_y, next_gap = iterates.advance(y, gap, move, *scalars.coefficients)
         param.copy_(next_y)
         gap.copy_(next_gap)
+        # a buffer may move on into another, which must not see its next value
+        next_buffers = [each.clone() if any(each is one for one in buffers) else each for each in next_buffers]
         for buffer, next_buffer in zip(buffers, next_buffers, strict=True):
             buffer.copy_(next_buffer)

@@ -118,7 +118,9 @@ class Algorithm(ABC):
     # The end of a run.
 
     def _plain(self, gammas: list[float]) -> torch.optim.Optimizer:
-        """The optimizer of torch that goes on, with the learning rates by which z moves; nothing is changed here.
+        """The optimizer of torch that goes on, with the learning rates by which z moves.
+
+        If it refuses, nothing is changed.
 
         Args:
             gammas: the last effective learning rate of each group.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,9 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
             :mod:`unscheduled.optimizer.capture`.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``: for code written for ``schedulefree``.
         fused: True is ``implementation="fused"``, False is the fastest other: for code written for ``torch.optim``.
-        options: the defaults of the groups, see :mod:`unscheduled.state.param_groups`, and the algorithm's own.
+        decay_at: the point that weight decay is proportional to, ``"y"`` or ``"z"``.
+        maximize: follow the gradient upwards.
+        options: the other defaults of the groups, see :mod:`unscheduled.state.param_groups`, and the algorithm's own.
 
     Raises:
         ValueError: if an option is out of its range, at construction or in :meth:`add_param_group`.
@@ -98,11 +100,13 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         self,
         params: ParamsT,
         *,
-        implementation: Implementation,
-        foreach: bool | None,
+        implementation: Implementation = "auto",
+        foreach: bool | None = None,
         fused: bool | None = None,
         state_precision: StatePrecision = "float32",
         capturable: bool = False,
+        decay_at: Literal["y", "z"] = "y",
+        maximize: bool = False,
         **options: Any,
     ) -> None:
         if not isinstance(capturable, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -113,7 +117,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         self.state_precision = state_precision
         self.capturable = capturable
         self.implementation = self._chosen[0]
-        defaults = param_groups.resolved(options, defaults={})
+        defaults = param_groups.resolved(options | {"decay_at": decay_at, "maximize": maximize}, defaults={})
         self._check(defaults)
         if fused is False and foreach is None and not capturable:  # captured steps are not made by the fused kernel
             self.implementation = kernels.unfused(self._rule(defaults))
@@ -154,9 +158,12 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         counters = param_groups.fresh_counters(next_beta(self, group, 0), training)
         for name in NORM_AVERAGE if self.param_groups else ():  # which all groups share
             counters[name] = on_host(self.param_groups[0][name])
-        super().add_param_group(group | counters)
-        if self.capturable:
-            capture.bring_to_device(self.param_groups[-1], (), ())
+        added = group | counters
+        if self.capturable:  # while a step is captured this is refused, before anything is changed
+            added["params"] = params
+            capture.bring_to_device(added, (), ())
+            added["params"] = group["params"]
+        super().add_param_group(added)
         if not training:
             self._weights.note(self._weights.averaged.union(self.param_groups[-1]["params"]))
         self._attachments.look_again()
@@ -312,12 +319,12 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
                     self._end(self._run(plans, compiling=False))
 
     def _begin(self, loss: Loss | None, grad_norm: Number | None, compiling: bool) -> Begun:
-        """Plan the step, and make it, but for what is to be compiled."""
+        """Plan the step and make it; within ``torch.compile``, return the arguments of the loop."""
         self._attachments.take_over(self, self._params)
         return self._run(self._plan(loss, grad_norm), compiling)
 
     def _plan(self, loss: Loss | None, grad_norm: Number | None) -> list[Plan]:
-        """The plans of all groups. Until they are there, the step may be refused, and nothing is changed."""
+        """The plans of all groups. Until they are there, the step may be refused; no weight or counter changes."""
         if self._mover is not None:
             self._mover.check_groups(self.param_groups, self.state, self._check)
         self._weights.check_before_step(self._entries, self._name)
@@ -329,7 +336,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         return self._stepper.plan(self, gathered, loss, grad_norm)
 
     def _run(self, plans: list[Plan], compiling: bool) -> Begun:
-        """Make a planned step, but for what is to be compiled."""
+        """Make a planned step; within ``torch.compile``, return the arguments of the loop."""
         self._weights.reconciliation.close(self.state)
         begun = self._stepper.run(self, plans, self.state, compiling)
         if any(plan.only_initialises and plan.params for plan in plans):  # as if a file had been loaded
@@ -598,8 +605,10 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
     @torch.no_grad()
     def _averages(self) -> Callable[[Tensor], Tensor | None]:
         """A function that returns a snapshot of x of a parameter, or None: see :meth:`Weights.average_reader`."""
+        entries = self._entries()
+        self._weights.reconciliation.settle_state(entries, self._weights.averaged)
         self._notice_replaced(self._params())
-        return self._weights.average_reader(self._entries())
+        return self._weights.average_reader(entries)
 
     # Looking at it.
 
@@ -823,10 +832,11 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
                 if not own[0]:
                     self._weights.live.outdate()
                 self.state.update(loaded[0].state)
-                self._stepper.forget()
+                self._stepper = Stepper()
                 for group in self.param_groups if self.capturable else ():
-                    if isinstance(group["lr"], Tensor):  # as of a file that was read on the CPU
-                        group["lr"] = group["lr"].to(group["params"][0].device)
+                    for param in group["params"][:1]:
+                        if isinstance(group["lr"], Tensor):  # as of a file that was read on the CPU
+                            group["lr"] = group["lr"].to(param.device)
                     started = [param for param in group["params"] if param in self.state]
                     capture.bring_to_device(group, started, [self.state[param] for param in started])
                 self._loaded(loaded[0].training, weights)

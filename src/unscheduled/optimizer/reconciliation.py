@@ -26,7 +26,7 @@ from unscheduled.state.split_weights import narrowed
 class Reconciliation:
     """What is known of loaded weights and loaded states until the next step, which makes them belong together.
 
-    Each method is given the entries of the optimizer, and the parameters that hold the average x.
+    Methods that move weights are given the entries of the optimizer, and the parameters that hold the average x.
     """
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ LAYOUT, STEP = attrgetter("layout"), itemgetter("step")
 
 
 class Begun(NamedTuple):
-    """A step that is made but for what is to be compiled."""
+    """A step that is made, but for the loop whose arguments are here if it is compiled."""
 
     plans: list[Plan]
     traceable: list[Traceable]
@@ -51,10 +51,6 @@ class Stepper:
         self._known_entries: frozenset[str] = frozenset()  # of groups
         self._tried: dict[int, list[Any]] = {}  # formulas of each group that do not branch, with capturable=True
 
-    def forget(self) -> None:
-        """Other states were loaded: look at all anew."""
-        self.__init__()
-
     # The plan.
 
     def gather(
@@ -68,9 +64,11 @@ class Stepper:
             states: the state of each parameter that has one.
             name: what to call a parameter in an error.
 
+        With ``capturable=True`` the counters are brought to the device here; no value is changed.
+
         Raises:
-            RuntimeError: if a gradient is sparse, a parameter holds x, or the step cannot be captured. Nothing is
-                changed.
+            RuntimeError: if a gradient is sparse, a parameter holds x, or the step cannot be captured.
+            ValueError: if, with ``capturable=True``, the learning rate is a tensor elsewhere.
         """
         self._known_states.refresh(states)
         was_stepped = algorithm.capturable and any(state and "y" not in state for state in states.values())
@@ -120,7 +118,8 @@ class Stepper:
 
         Raises:
             ValueError: if a group has an entry that is no option, a number is out of its range, or a state is that of
-                another rule. Nothing is changed.
+                another rule.
+            RuntimeError: if somebody else changed the learning rate of what moves z. Nothing is changed.
         """
         factor, average = polyak_factor(algorithm, gathered, loss, grad_norm)
         plans: list[Plan] = []
@@ -168,7 +167,10 @@ class Stepper:
     # The step.
 
     def run(self, algorithm: Algorithm, plans: list[Plan], states: dict[Tensor, State], compiling: bool) -> Begun:
-        """Make a planned step, but, where it is compiled, for what is to be compiled. Missing buffers are made."""
+        """Make a planned step, and the buffers that are missing.
+
+        Within ``torch.compile``, return the arguments of the loop, which the caller runs in the graph.
+        """
         works: dict[Rule, list[Work]] = {}
         for index, plan in enumerate(plans if algorithm._mover is None else algorithm._mover.moves(plans)):
             for part, (rule, some) in enumerate(divided(algorithm, plan)):

@@ -32,7 +32,8 @@ from unscheduled.state.parameter import (
 class Weights:
     """The modes of the parameters of an optimizer, and what is known of the weights in them.
 
-    Each method is given the entries of the optimizer: its parameters that have a state, the states, and the betas.
+    Methods that move weights are given the entries of the optimizer: its parameters that have a state, the states, and
+    the betas.
     """
 
     def __init__(self) -> None:
@@ -123,9 +124,9 @@ class Weights:
     def average_reader(self, entries: list[Entry]) -> Callable[[Tensor], Tensor | None]:
         """A function that returns a snapshot of x of a parameter, each time the same tensor; None if it has no state.
 
-        Call this before anything is changed. The function may be called while weights are loaded, as by a user's hook.
+        Call this after the state was settled and before anything is changed. The function may be called while weights
+        are loaded, as by a user's hook.
         """
-        self.reconciliation.settle_state(entries, self.averaged)
         known = {entry.param: entry for entry in entries}
         found: dict[Tensor, Tensor] = {}
 

@@ -6,10 +6,8 @@ from torch import Tensor
 from unscheduled.formulas import scalar_math
 
 
-def as_tensor(number: float | Tensor, device: torch.device) -> Tensor:
+def as_tensor(number: float, device: torch.device) -> Tensor:
     """A number, or a condition as 0 or 1, in float64 on a device: filled there, since a copy would wait for it."""
-    if isinstance(number, Tensor):
-        return number.to(torch.float64)
     return torch.full((), number, dtype=torch.float64, device=device)
 
 
