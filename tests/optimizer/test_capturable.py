@@ -846,3 +846,16 @@ def test_a_group_that_is_added_in_a_capture_is_refused_and_nothing_is_added(monk
     with pytest.raises(RuntimeError, match="while"):
         optimizer.add_param_group({"params": make_params()})
     assert len(optimizer.param_groups) == 1
+
+
+def test_counters_that_were_set_by_hand_stay_apart_when_averaging_is_restarted() -> None:
+    """A plain number in a group must not become the tensor of another counter."""
+    ours, plain = pair(SGDScheduleFree, averaging=PolynomialAveraging(r=1.0))
+    for optimizer in (ours, plain):
+        train(optimizer, range(2))
+        for group in optimizer.param_groups:
+            group["averaging_start"] = 0
+        optimizer.restart_averaging()
+        train(optimizer, range(2, 5))
+    assert_equal(ours, plain)
+    assert [int(group["averaging_start"]) for group in ours.param_groups] == [2] * len(ours.param_groups)

@@ -19,7 +19,7 @@ def sqrt(value: Any) -> Any:
         >>> sqrt(0.25)
         0.5
     """
-    return value.sqrt() if hasattr(value, "sqrt") else math.sqrt(value)
+    return math.sqrt(value) if isinstance(value, (int, float)) else value.sqrt()
 
 
 def where(condition: Any, some: Any, other: Any) -> Any:
@@ -36,7 +36,7 @@ def where(condition: Any, some: Any, other: Any) -> Any:
     """
     if isinstance(condition, bool):
         return some if condition else other
-    return some.where(condition, other) if hasattr(some, "where") else other.where(~condition, some)
+    return other.where(~condition, some) if isinstance(some, (int, float)) else some.where(condition, other)
 
 
 def sign(value: Any) -> Any:

@@ -693,9 +693,10 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
 
         For a cool-down: after a restart x is the mean over the last stretch of the run alone.
         """
-        for group in self.param_groups:
-            restarted = {"averaging_start": group["step"], "averaging_state": "restarting"}
-            param_groups.put(group, restarted | {"weight_sum": 0.0, "lr_max": 0.0})
+        with Deferred():
+            for group in self.param_groups:
+                restarted = {"averaging_start": group["step"], "averaging_state": "restarting"}
+                param_groups.put(group, restarted | {"weight_sum": 0.0, "lr_max": 0.0})
 
     def freeze_averaging(self, frozen: bool = True) -> None:
         """Leave x where it is from now on (c = 0), while z and y go on; with ``frozen=False``, average again.
@@ -742,9 +743,10 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
             >>> type(plain).__name__, round(plain.param_groups[0]["lr"], 6)
             ('AdamW', 0.1)
         """
+        counters = list(map(counters_on_host, self.param_groups))
         plain = self._plain([last_lr(group) for group in self.param_groups])
         self.eval().detach()
-        for group, ours in zip(plain.param_groups, map(counters_on_host, self.param_groups), strict=True):
+        for group, ours in zip(plain.param_groups, counters, strict=True):
             move_in_y = coefficients(ours["c"], ours["beta"], ours["beta"]).move_in_y
             param_groups.put_lr(group, move_in_y * float(group["lr"]))
         return plain

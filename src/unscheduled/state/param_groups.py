@@ -161,8 +161,8 @@ def put(group: Group, counters: Group) -> None:
     for name, number in counters.items():
         if isinstance(group[name], Tensor):
             group[name].fill_(AVERAGING_STATES.index(number) if isinstance(number, str) else number)
-        else:
-            group[name] = number
+        else:  # a tensor of another counter would be changed with it
+            group[name] = number.clone() if isinstance(number, Tensor) else number
 
 
 def counters_on_host(group: Group) -> Group:
