@@ -54,7 +54,7 @@ class Loan:
         return iterates.base(bits.to(state_dtype(y)), wide(self._state, "gap"), self._beta).to(state_dtype(y))
 
     def move(self) -> Tensor:
-        """What the base has subtracted from z, in the precision of the state; where z is plain, it takes its memory.
+        """Return what the base has subtracted from z, in the precision of the state; a plain z lends it its memory.
 
         Raises:
             RuntimeError: if the base has written to a parameter for which another stands in.

@@ -114,7 +114,7 @@ def decode(
         options: what each group has, with the defaults of the class.
         rule: returns the rule of a group, or of a parameter in a group.
         check: raises ValueError if an option of a group is out of its range.
-        state_precision: how the buffers are to be stored, whatever they are in the state dict.
+        state_precision: how the optimizer stores its buffers; the state dict may store them otherwise.
 
     Raises:
         ValueError: if they do not fit; the message names the parameter.

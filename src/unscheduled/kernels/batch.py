@@ -34,7 +34,7 @@ def real(tensor: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Kept:
-    """What the fused kernel makes of a batch when it first meets it, and needs again."""
+    """The results of the first step of a batch that the fused kernel uses in later steps."""
 
     fit: bool = False  # all but the gradients can be taken as they are
     singles: list[int] | None = None  # where single numbers are, once it was looked at
@@ -104,7 +104,7 @@ class KnownStates:
 
 
 class Facts(NamedTuple):
-    """What has to be the same for batches to be used again, beside the tensors themselves."""
+    """The facts that must be the same, besides the tensors themselves, for batches to be used again."""
 
     rule: Rule
     offsets: list[int] | None  # how many gradients more than the first each has seen; None if all have seen as many
@@ -177,7 +177,7 @@ class Batches:
 
 
 def _column(states: list[State], name: str) -> list[Tensor]:
-    """What is kept under a name in these states, some of which may lack it."""
+    """The entries with this name in these states; states without one are skipped."""
     try:
         return list(map(itemgetter(name), states))
     except KeyError:

@@ -1,6 +1,6 @@
 """The one shell round every Schedule-Free algorithm: everything public, and the order of a step.
 
-What it does, its parts do: :class:`~unscheduled.optimizer.weights.Weights` knows what the parameters hold,
+Its parts do the work: :class:`~unscheduled.optimizer.weights.Weights` knows what the parameters hold,
 :class:`~unscheduled.optimizer.attachments.Attachments` the models, and
 :class:`~unscheduled.optimizer.stepper.Stepper` makes the steps. They are given the groups and the states, which torch
 replaces when a state dict is loaded.
@@ -361,7 +361,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
 
     @untraced
     def train(self, mode: bool = True) -> Self:
-        """Put y into the parameters, where gradients are to be taken; with ``mode=False``, do :meth:`eval`.
+        """Put y, the gradient point, into the parameters; with ``mode=False``, do :meth:`eval`.
 
         The bits of y are those from before :meth:`eval`. But if weights were written in the meantime, as by loading a
         checkpoint, what was written is the new x, and y is formed from it and the gap.

@@ -1,7 +1,7 @@
 """The only collectives, over all processes that train one model: none of them is called for a switch between the modes.
 
-There are those of DTensors of which the whole is to be known (the matrices of Muon, the norm of the gaps), and those of
-the Polyak step, which are its sums and its loss:
+There are those of DTensors whose whole is needed (the matrices of Muon, the norm of the gaps), and those of the Polyak
+step, for its sums and its loss:
 
 - Plain parameters (one process, or DDP, where the processes hold the same ones): the sums are here already, and the
   loss is averaged over the default process group.
@@ -37,7 +37,7 @@ DIFFERENCE = 1e-3  # of the sums of processes, relative to the largest; the same
 def local(tensor: Tensor) -> tuple[Tensor, Sharding]:
     """The part of a tensor that this process has, and how the whole lies on the processes.
 
-    Where a DTensor is to be added up over the processes, that is done, so that all have to call this.
+    A DTensor is added up over the processes, so all of them have to call this.
     """
     if type(tensor) is Tensor or not dist.is_available():
         return tensor, WHOLE

@@ -1,4 +1,4 @@
-"""What the Polyak step is made of: the loss at y, and sums over the gradients of all parameters."""
+"""The Polyak step, from the loss at y and from sums over the gradients of all parameters."""
 # torch publishes its foreach operations under names with an underscore:
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 

@@ -24,7 +24,7 @@ from unscheduled.state.split_weights import narrowed
 
 
 class Reconciliation:
-    """What is known of loaded weights and loaded states until the next step, which makes them belong together.
+    """Knows which weights and states were loaded since the last step; the next step makes them belong together.
 
     Methods that move weights are given the entries of the optimizer, and the parameters that hold the average x.
     """
@@ -100,7 +100,7 @@ class Reconciliation:
 
     @torch.no_grad()
     def weights_before_switches(self, entries: list[Entry], averaged: set[Tensor]) -> dict[Tensor, Tensor]:
-        """What was in the parameters before they were switched to x; where it was a new x, that is put back at once."""
+        """Return the weights from before the switch to x; weights that were a new x are put back at once."""
         found: dict[Tensor, Tensor] = {}
         for entry in entries:
             param, state, beta = entry
@@ -132,7 +132,7 @@ class Reconciliation:
         self.file_training = training
 
     def average_in_place_of_y(self, entries: list[Entry]) -> Tensor | None:
-        """A parameter whose weights, loaded after the state, are x where y was to be trained; None if there is none."""
+        """Return a parameter whose weights were loaded after the state and are x in place of y, or None."""
         if self.file_training is not None:
             for param, state, beta in entries:
                 if holds_loaded_average(param, state, beta, self.file_training):

@@ -146,7 +146,7 @@ class Weights:
         return {entry.param: live_y(*entry, entry.param not in self.averaged) for entry in entries}
 
     def given_out(self, entries: list[Entry]) -> Mapping[Tensor, Mapping[str, Any]]:
-        """What is saved of each parameter; its tensors are the optimizer's own, and follow y from now on."""
+        """Return the saved state of each parameter: its tensors are the optimizer's own, and follow y from now on."""
         ys = self.live_ys(entries)
         states = {param: without_y(state) | ys[param] for param, state, _ in entries}
         for state in states.values():

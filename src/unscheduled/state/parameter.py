@@ -1,6 +1,6 @@
-"""What is kept for one parameter, and how it moves between y and x.
+"""The state of one parameter, and how the parameter moves between y and x.
 
-| key | what it is |
+| key | meaning |
 |---|---|
 | ``step`` | the number of gradients that the parameter has seen |
 | ``gap`` | z - x |

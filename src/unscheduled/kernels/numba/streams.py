@@ -36,7 +36,7 @@ class Stream(NamedTuple):
     """The functions with which the kernel reads and writes a tensor.
 
     ``open(addresses, start, values)`` returns the state of the stream, ``own``, for a range of elements from ``start``
-    on; the numbers of a block that is to be encoded wait in ``values``. ``load(own, _, i)`` returns number i of the
+    on; ``values`` holds the numbers of a block until they are encoded. ``load(own, _, i)`` returns number i of the
     range, and ``store(own, number, i)`` stores it and returns the next state. A stream with codes encodes a whole block
     after that: ``scale(own, _, start)`` computes its scale and returns the next state, and ``encode(own, random, i)``
     encodes each number.
