@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from unscheduled.algorithms import agreement
 from unscheduled.algorithms.loan import Loan, lent, widen
+from unscheduled.checkpoints import nested
 from unscheduled.kernels import all_same
 from unscheduled.optimizer import takeover
 from unscheduled.optimizer.plan import Plan, all_contiguous
@@ -38,15 +39,6 @@ class BaseStep:
         self._started = set(started)  # those that have had a state in the wrapper
         self._initialised: set[Tensor] = set()  # those whose state of the base is only a form, see moves
         self._stand_ins: dict[Tensor, Parameter] = {}
-
-    def reload(self, started: Iterable[Tensor]) -> None:
-        """A state of the base was loaded: note what it has now, and which parameters have a state in the wrapper.
-
-        The stand-ins stay, since the base may know its parameters by what they are.
-        """
-        self._given = agreement.given(self._base)
-        self._initialised.clear()
-        self._started = set(started)
 
     # The groups.
 
@@ -140,6 +132,33 @@ class BaseStep:
             grads = [next(moves) for _ in plan.params]
             with_moves.append(plan._replace(grads=grads, contiguous=all_contiguous(grads)))
         return with_moves
+
+    # Saving and loading.
+
+    def nest(self, state_dict: dict[str, Any]) -> None:
+        """Put the state of the base into the state dict of the wrapper."""
+        nested.nest(state_dict, self._base)
+
+    def separated(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A state dict of the wrapper without that of the base, and that.
+
+        Raises:
+            ValueError: if it was made over another kind of optimizer.
+        """
+        return nested.separated(state_dict, self._base)
+
+    def load(self, its_state: dict[str, Any], params: list[Tensor]) -> None:
+        """Load into the base what :meth:`separated` returned; ``params`` are those of the wrapper, in order."""
+        nested.load(its_state, self._base, params)
+
+    def reload(self, started: list[Tensor]) -> None:
+        """Note what the base has after a load, and which parameters have a state in the wrapper.
+
+        The stand-ins stay, since the base may know its parameters by what they are.
+        """
+        self._given = agreement.given(self._base)
+        self._initialised.clear()
+        self._started = set(started)
 
     def _give_lrs(self, plans: list[Plan]) -> None:
         """Give the base the learning rates of this step."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from unscheduled.algorithms.base_step import BaseStep
 from unscheduled.algorithms.loan import narrow, widen
-from unscheduled.checkpoints import nested
 from unscheduled.formulas.averaging import Averaging
 from unscheduled.formulas.interpolation import Interpolation
 from unscheduled.formulas.rule import GIVEN, Rule
@@ -138,19 +137,11 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
             fused=fused,
             capturable=capturable,
         )
-        for param in self._params():  # should it have made steps already
-            if base.state.get(param):
-                self.state[param].update(fresh_state(param, GIVEN, state_precision == "compact"))
-        self._base_step = self._mover = BaseStep(base, type(self).__name__, capturable, self._started())
+        started = [param for param in self._params() if base.state.get(param)]  # should it have made steps already
+        for param in started:
+            self.state[param].update(fresh_state(param, GIVEN, state_precision == "compact"))
+        self._base_step = self._mover = BaseStep(base, type(self).__name__, capturable, started)
         widen(base, self._params())
-
-    def _started(self) -> list[Tensor]:
-        """The parameters that have a state here, and so have had one in the base."""
-        return [param for param in self._params() if self.state.get(param)]
-
-    def _check_groups(self) -> None:
-        """Give the base the parameters of the groups, should these have been edited."""
-        self._base_step.check_groups(self.param_groups, self.state, self._check)
 
     # Groups.
 
@@ -166,7 +157,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         """
         if not isinstance(param_group, dict) or not self._is_made:  # pyright: ignore[reportUnnecessaryIsInstance]
             return super().add_param_group(param_group)  # which refuses it, or has it from the base at construction
-        self._check_groups()
+        self._check_mover()
         group = {name: value for name, value in param_group.items() if name != "base"}
         params, of_base = group["params"], cast(Group, param_group.get("base", {}))
         if "weight_decay_at_y" in group:
@@ -226,7 +217,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
                     f"parameter group {index}: weight_decay = {group['weight_decay']} at y is none of the base's: make "
                     "it 0, and give the base a decay of its own"
                 )
-        self._check_groups()  # the base has all parameters then
+        self._check_mover()  # the base has all parameters then
         self.eval().detach()
         narrow(self.base, self._params())
         for group, base_group in zip(self.param_groups, self.base.param_groups, strict=True):
@@ -234,25 +225,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
                 param_groups.put_lr(base_group, float(group["lr"]))
         return self.base
 
-    # Saving and loading.
-
-    def _nest(self, state_dict: dict[str, Any]) -> None:
-        self._check_groups()
-        nested.nest(state_dict, self.base)
-
-    def _without_nested(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        try:
-            self._check_groups()
-        except RuntimeError as error:
-            raise ValueError(str(error)) from None
-        return nested.separated(state_dict, self.base)
-
-    def _load_nested(self, base_state: dict[str, Any]) -> None:
-        nested.load(base_state, self.base, self._params())
-
-    def _loaded(self, training: bool, weights: dict[Tensor, Tensor]) -> None:
-        self._base_step.reload(self._started())
-        super()._loaded(training, weights)
+    # Copies.
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {

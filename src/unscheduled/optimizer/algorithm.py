@@ -36,6 +36,22 @@ class Mover(Protocol):
         """Make its step, and return the plans with its moves in place of the gradients."""
         ...
 
+    def nest(self, state_dict: dict[str, Any]) -> None:
+        """Put its state into a state dict."""
+        ...
+
+    def separated(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A state dict without its state, and its state; a ValueError refuses one of another kind."""
+        ...
+
+    def load(self, its_state: dict[str, Any], params: list[Tensor]) -> None:
+        """Load its state, of these parameters."""
+        ...
+
+    def reload(self, started: list[Tensor]) -> None:
+        """Note that states were loaded, and which parameters have one."""
+        ...
+
 
 class Algorithm(ABC):
     """The contract of an algorithm: its rule, the numbers that the rule gets, and where its options have their ranges.

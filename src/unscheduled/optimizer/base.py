@@ -24,17 +24,17 @@ from unscheduled.formulas.iterates import coefficients
 from unscheduled.formulas.validation import require_count
 from unscheduled.kernels import Implementation, loop, untraced
 from unscheduled.model.follower import Follower
-from unscheduled.optimizer import capture, collectives
+from unscheduled.optimizer import capture, checks, collectives
 from unscheduled.optimizer.algorithm import Algorithm
 from unscheduled.optimizer.attachments import Attachments
-from unscheduled.optimizer.counters import next_beta, next_counters
+from unscheduled.optimizer.counters import next_beta
 from unscheduled.optimizer.plan import Plan
 from unscheduled.optimizer.planning import NORM_AVERAGE, only_initialises
 from unscheduled.optimizer.polyak import Loss, Number
 from unscheduled.optimizer.stepper import Begun, Stepper
 from unscheduled.optimizer.weights import Weights
-from unscheduled.state import memory, param_groups
-from unscheduled.state.buffers import StatePrecision, check_precision, wide
+from unscheduled.state import param_groups
+from unscheduled.state.buffers import StatePrecision, wide
 from unscheduled.state.device_math import on_host
 from unscheduled.state.interruption import Deferred
 from unscheduled.state.param_groups import Group, counters_on_host
@@ -122,7 +122,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         if fused is False and foreach is None and not capturable:  # captured steps are not made by the fused kernel
             self.implementation = kernels.unfused(self._rule(defaults))
         super().__init__(params, defaults)
-        self._check_memory(())
+        checks.check_memory(self._params(), (), self._name)
         self._is_made = True
 
     # Groups.
@@ -147,7 +147,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
             param_groups.refuse_unknown(group, self.defaults)
             self._check(group, params)
             if self._is_made:  # else all are looked at once, when all are there
-                self._check_memory(params)
+                checks.check_memory(self._params(), params, self._name)
             if group["step_size"] != self.defaults["step_size"]:
                 raise ValueError(
                     f"step_size = {group['step_size']} in a group: it is for all groups, so give it to the constructor"
@@ -168,50 +168,9 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
             self._weights.note(self._weights.averaged.union(self.param_groups[-1]["params"]))
         self._attachments.look_again()
 
-    def _check_memory(self, params: Sequence[Tensor]) -> None:
-        """Raise ValueError if two of the parameters, or of these that are to come, share memory."""
-        own = self._params()
-        every = [*own, *params]
-        found = memory.overlapping(every)
-        if found is not None:
-            first, second = (
-                self._find(every[at])[1] if at < len(own) else f"one to add (shape {tuple(every[at].shape)})"
-                for at in found
-            )
-            raise ValueError(
-                f"{first} and {second} share memory, so that each would be moved twice and have no average of its own: "
-                "share the Parameter itself, as in head.weight = embedding.weight, and give it once"
-            )
-
     def _check(self, group: Group, params: Sequence[Tensor] = ()) -> None:
-        param_groups.check(group, self._written_as)
-        self._check_rule(group)
-        rule = self._rule(group)
-        rule.ordered(self._rule_scalars(group, rule, 1))
-        implementation, written = self._chosen
-        written = written if self.implementation == implementation else ""
-        kernels.check(self.implementation, rule, params, written)
-        self._check_step_size(group)
-        check_precision(self.state_precision, params, rule.compact is not None)
-        self._check_beta(group)
-        if self.capturable:
-            kernels.check_capturable(self.implementation, written)
-            self._check_capturable(group, params)
-
-    def _check_beta(self, group: Group) -> None:
-        """Raise ValueError if the interpolation of a group does not take its beta."""
-        try:
-            next_beta(self, group, 0)
-        except ValueError as error:
-            given = [f"{name} = {group[name]}" for name in ("momentum", "betas", "interpolation") if name in group]
-            raise ValueError(f"{', '.join(given)}: {error}") from None
-
-    def _check_capturable(self, group: Group, params: Sequence[Tensor]) -> None:
-        """Raise ValueError if a step of a group cannot be captured."""
-        if self.state_precision == "compact":
-            raise ValueError("capturable = True, state_precision = 'compact' exclude each other: use 'float32'")
-        capture.check(group, params)
-        capture.refuse_branches(group, lambda group, factor: next_counters(self, group, factor))
+        """Raise ValueError if an option of a group is out of its range, or the group cannot have these parameters."""
+        checks.check_group(self, group, params, self._chosen)
 
     # The step.
 
@@ -325,8 +284,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
 
     def _plan(self, loss: Loss | None, grad_norm: Number | None) -> list[Plan]:
         """The plans of all groups. Until they are there, the step may be refused; no weight or counter changes."""
-        if self._mover is not None:
-            self._mover.check_groups(self.param_groups, self.state, self._check)
+        self._check_mover()
         self._weights.check_before_step(self._entries, self._name)
         gathered = self._stepper.gather(self, self.param_groups, self.state, self._name)
         if not any(plan.grads for plan in gathered):
@@ -334,6 +292,11 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         self._attachments.was_copied = False
         self._settle()
         return self._stepper.plan(self, gathered, loss, grad_norm)
+
+    def _check_mover(self) -> None:
+        """Raise unless the optimizer that moves z in place of a rule can make a step for the groups as they are."""
+        if self._mover is not None:
+            self._mover.check_groups(self.param_groups, self.state, self._check)
 
     def _run(self, plans: list[Plan], compiling: bool) -> Begun:
         """Make a planned step; within ``torch.compile``, return the arguments of the loop."""
@@ -773,7 +736,9 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
             training = self.training and not self._attachments.models
             names = self._attachments.names(self.param_groups)
             optimizer_state.encode(state_dict, self.param_groups, states, names, training)
-            self._nest(state_dict)
+            if self._mover is not None:
+                self._check_mover()
+                self._mover.nest(state_dict)
 
         hook = self.register_state_dict_post_hook(describe, prepend=True)  # before the hooks of users
         try:
@@ -811,7 +776,10 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
                 own.append(self._weights.live.has(state_dict["state"]))
                 names = self._attachments.names(self.param_groups)
                 state_dict = matching.regrouped(state_dict, self.param_groups, names)
-                state_dict, base_state = self._without_nested(state_dict)
+                nested: dict[str, Any] = {}
+                if self._mover is not None:
+                    self._check_mover_for_load()
+                    state_dict, nested = self._mover.separated(state_dict)
                 options = optimizer_state.class_defaults(type(self), self.defaults)
                 found = optimizer_state.decode(
                     state_dict, self.param_groups, options, self._rule, self._check, self.state_precision
@@ -819,7 +787,8 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
                 if self.training and not found.training and not self._attachments.models:
                     optimizer_state.refuse_one_memory(state_dict, self.param_groups)
                 loaded.append(found)
-                self._load_nested(base_state)
+                if self._mover is not None:
+                    self._mover.load(nested, self._params())
             except torch.OutOfMemoryError:
                 raise
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # of another form
@@ -853,19 +822,18 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _nest(self, state_dict: dict[str, Any]) -> None:
-        """Put the state of a wrapped optimizer into a state dict."""
-
-    def _without_nested(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A state dict without the state of a wrapped optimizer, and that, in the order of the parameters."""
-        return state_dict, {}
-
-    def _load_nested(self, base_state: dict[str, Any]) -> None:
-        """Load the state of a wrapped optimizer."""
+    def _check_mover_for_load(self) -> None:
+        """Raise ValueError, as for a state dict that does not fit, where :meth:`_check_mover` raises RuntimeError."""
+        try:
+            self._check_mover()
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
 
     def _loaded(self, training: bool, weights: dict[Tensor, Tensor]) -> None:
         """A state was loaded that belongs to weights of that mode: to those that are there, or that were before."""
         entries, is_attached = self._entries(), bool(self._attachments.models)
+        if self._mover is not None:
+            self._mover.reload([entry.param for entry in entries])
         self._weights.reconciliation.adopt(training, entries, weights, is_attached)
         self._weights.note(() if training else self._params())
         self._settle()
