@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from oracle import Oracle, Vector
-from registry import Configuration, OptimizerInfo, configurations, implementations
+from registry import ALL, IMPLEMENTATIONS, Configuration, OptimizerInfo, configurations, implementations
 from torch import Tensor
 
 SHAPES = [(3, 4), (), (5,)]
@@ -33,9 +33,17 @@ def test_x_y_z_equal_the_oracle_at_every_step(
                 np.testing.assert_allclose(ours, truth, rtol=1e-9, atol=1e-12)
 
 
+LONG = [
+    pytest.param(info, configuration, implementation, id=f"{info.cls.__name__}-{configuration.desc}-{implementation}")
+    for info in ALL
+    for place, configuration in enumerate(info.configurations())
+    for implementation in (IMPLEMENTATIONS if place == 0 else [each for each in IMPLEMENTATIONS if each != "foreach"])
+]
+"""The long runs take seconds each: ``foreach`` makes them in the first configuration of each algorithm, and above in all."""
+
+
 @pytest.mark.slow
-@configurations
-@implementations
+@pytest.mark.parametrize(("info", "configuration", "implementation"), LONG)
 def test_the_average_of_20000_float32_steps(
     info: OptimizerInfo, configuration: Configuration, implementation: str
 ) -> None:
