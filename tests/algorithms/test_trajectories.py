@@ -39,7 +39,7 @@ LONG = [
     for place, configuration in enumerate(info.configurations())
     for implementation in (IMPLEMENTATIONS if place == 0 else [each for each in IMPLEMENTATIONS if each != "foreach"])
 ]
-"""The long runs take seconds each: ``foreach`` makes them in the first configuration of each algorithm, and above in all."""
+"""The long runs of ``foreach`` are in the first configuration of each algorithm; the short ones above are in all."""
 
 
 @pytest.mark.slow
