@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unscheduled.kernels import all_same
-from unscheduled.state.param_groups import Group
+from unscheduled.state.param_groups import Group, params_of
 from unscheduled.state.parameter import State
 
 
@@ -66,7 +66,7 @@ def edited(wrapper: str, groups: list[Group], base: torch.optim.Optimizer, befor
             )
         found.append(index)
     if found:
-        params = [param for group in groups for param in group["params"]]
+        params = params_of(groups)
         if len(set(params)) < len(params):
             raise ValueError("a parameter stands twice in param_groups: remove it from one place")
     return found
@@ -114,7 +114,7 @@ def give(base: torch.optim.Optimizer, groups: list[Group], begins_anew: Collecti
         del base.param_groups[count:]
         for group, params in zip(base.param_groups, lists, strict=True):
             group["params"] = params
-        for param in {param for group in groups for param in group["params"]} - known:
+        for param in set(params_of(groups)) - known:
             base.state.pop(param, None)
         base.state.update(dropped)
         raise

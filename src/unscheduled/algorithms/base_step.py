@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class BaseStep:
             agreement.refuse_elsewhere(self._base, problem)
             agreement.give(self._base, groups, dropped)
             self._started -= dropped
-            widen(self._base, [param for group in groups for param in cast(list[Tensor], group["params"])])
+            widen(self._base, param_groups.params_of(groups))
         if edited or len(self._given) != len(groups) or not self._has_what_was_given():
             self.realign()
 
@@ -133,6 +133,15 @@ class BaseStep:
             with_moves.append(plan._replace(grads=grads, contiguous=all_contiguous(grads)))
         return with_moves
 
+    def _give_lrs(self, plans: list[Plan]) -> None:
+        """Give the base the learning rates of this step."""
+        for index, (plan, base_group) in enumerate(zip(plans, self._base.param_groups, strict=True)):
+            if self._capturable:
+                _make_tensor_of_lr(base_group)
+            param_groups.put_lr(base_group, param_groups.warm_lr(plan.group, plan.counters["step"]))
+            if not self._capturable:
+                self._given[index] = self._given[index]._replace(lr=float(base_group["lr"]))
+
     # Saving and loading.
 
     def nest(self, state_dict: dict[str, Any]) -> None:
@@ -159,15 +168,6 @@ class BaseStep:
         self._given = agreement.given(self._base)
         self._initialised.clear()
         self._started = set(started)
-
-    def _give_lrs(self, plans: list[Plan]) -> None:
-        """Give the base the learning rates of this step."""
-        for index, (plan, base_group) in enumerate(zip(plans, self._base.param_groups, strict=True)):
-            if self._capturable:
-                _make_tensor_of_lr(base_group)
-            param_groups.put_lr(base_group, param_groups.warm_lr(plan.group, plan.counters["step"]))
-            if not self._capturable:
-                self._given[index] = self._given[index]._replace(lr=float(base_group["lr"]))
 
 
 def _check_edited(group: Group, index: int, check: Callable[[Group, list[Tensor]], None]) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,8 +51,7 @@ def encode(
     """
     state_dict["version"] = VERSION
     if names:  # beside the groups: in them, DCP would look for them in the files of unattached optimizers
-        params = (param for group in groups for param in cast(list[Tensor], group["params"]))
-        state_dict["param_names"] = dict(enumerate(names[param] for param in params))
+        state_dict["param_names"] = dict(enumerate(names[param] for param in param_groups.params_of(groups)))
     for group, saved in zip(groups, state_dict["param_groups"], strict=True):
         saved.update(param_groups.described_axes(group), **param_groups.counters_on_host(group))
         saved["training"] = training

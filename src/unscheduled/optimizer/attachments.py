@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from unscheduled.model import attaching
 from unscheduled.model.attachment import AttachedModel, Clock
 from unscheduled.model.follower import Follower
 from unscheduled.optimizer import takeover
-from unscheduled.state.param_groups import Group
+from unscheduled.state.param_groups import Group, params_of
 
 
 class Attachments:
@@ -118,5 +118,4 @@ class Attachments:
                 names.setdefault(param, plain_name(name))
         for group in groups:
             names.update(zip(group["params"], map(plain_name, group.get("param_names", ())), strict=False))
-        params = (param for group in groups for param in cast(list[Tensor], group["params"]))
-        return names if all(param in names for param in params) else {}
+        return names if all(param in names for param in params_of(groups)) else {}

@@ -29,7 +29,7 @@ from unscheduled.optimizer.algorithm import Algorithm
 from unscheduled.optimizer.attachments import Attachments
 from unscheduled.optimizer.counters import next_beta
 from unscheduled.optimizer.plan import Plan
-from unscheduled.optimizer.planning import NORM_AVERAGE, only_initialises
+from unscheduled.optimizer.planning import NORM_AVERAGE, only_initialises, was_stepped
 from unscheduled.optimizer.polyak import Loss, Number
 from unscheduled.optimizer.stepper import Begun, Stepper
 from unscheduled.optimizer.weights import Weights
@@ -255,8 +255,8 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
 
     def _only_initialises(self) -> bool:
         """Whether this is how torch.distributed.checkpoint makes the buffers: a first step, all zero, at lr = 0."""
-        was_stepped = any(state and "y" not in state for state in self.state.values())
-        return all(only_initialises(group, self.capturable, was_stepped) for group in self.param_groups)
+        stepped = was_stepped(self.state)
+        return all(only_initialises(group, self.capturable, stepped) for group in self.param_groups)
 
     def _update(self, loss: Loss | None, grad_norm: Number | None) -> None:
         """Make a step as a whole: if it is interrupted, tensors and numbers are of the same step afterwards.
@@ -527,7 +527,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
     # Parameters.
 
     def _params(self) -> list[Tensor]:
-        return [param for group in self.param_groups for param in cast(list[Tensor], group["params"])]
+        return param_groups.params_of(self.param_groups)
 
     def _entries(self) -> list[Entry]:
         """The parameters that have a state, with it and the beta that formed their y."""

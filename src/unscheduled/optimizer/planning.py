@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 from torch import Tensor
@@ -16,19 +17,25 @@ from unscheduled.optimizer.plan import Plan
 from unscheduled.optimizer.polyak import Loss, Number, Part, polyak_step
 from unscheduled.state.buffers import wide
 from unscheduled.state.param_groups import Group
+from unscheduled.state.parameter import State
 
 NORM_AVERAGE = ("norm_average", "norm_weight")
 
 
-def only_initialises(group: Group, capturable: bool, was_stepped: bool) -> bool:
+def was_stepped(states: Mapping[Tensor, State]) -> bool:
+    """Whether a step was made since the buffers were made or loaded, which the states tell without a device."""
+    return any(state and "y" not in state for state in states.values())
+
+
+def only_initialises(group: Group, capturable: bool, stepped: bool) -> bool:
     """Whether a step makes the buffers alone: a first step, all zero, at lr = 0, as torch's DCP makes it.
 
     Args:
         group: of parameters, perhaps with gradients.
         capturable: whether its counters are on the device.
-        was_stepped: whether a step was made since the buffers were made or loaded.
+        stepped: whether a step was made since, see :func:`was_stepped`.
     """
-    if capturable and (_is_positive(group["lr"]) or was_stepped):
+    if capturable and (_is_positive(group["lr"]) or stepped):
         return False  # which is known without waiting for the device
     gradients = (param.grad for param in cast(list[Tensor], group["params"]) if param.grad is not None)
     return group["step"] == 0 and float(group["lr"]) == 0.0 and not any(map(_any_of_whole, gradients))

@@ -23,7 +23,7 @@ from unscheduled.optimizer import capture
 from unscheduled.optimizer.algorithm import Algorithm
 from unscheduled.optimizer.counters import next_counters
 from unscheduled.optimizer.plan import Plan, all_contiguous
-from unscheduled.optimizer.planning import divided, only_initialises, polyak_factor
+from unscheduled.optimizer.planning import divided, only_initialises, polyak_factor, was_stepped
 from unscheduled.optimizer.polyak import Loss, Number
 from unscheduled.state import param_groups
 from unscheduled.state.buffers import names_of_buffers
@@ -71,10 +71,8 @@ class Stepper:
             ValueError: if, with ``capturable=True``, the learning rate is a tensor elsewhere.
         """
         self._known_states.refresh(states)
-        was_stepped = algorithm.capturable and any(state and "y" not in state for state in states.values())
-        return [
-            self._gathered(algorithm, index, group, states, name, was_stepped) for index, group in enumerate(groups)
-        ]
+        stepped = algorithm.capturable and was_stepped(states)
+        return [self._gathered(algorithm, index, group, states, name, stepped) for index, group in enumerate(groups)]
 
     def _gathered(
         self,
@@ -83,7 +81,7 @@ class Stepper:
         group: Group,
         states: dict[Tensor, State],
         name: Callable[[Tensor], str],
-        was_stepped: bool,
+        stepped: bool,
     ) -> Plan:
         params, grads = with_gradients(group["params"])
         contiguous = all_contiguous(grads)  # which sparse tensors never are
@@ -108,7 +106,7 @@ class Stepper:
             seen = [0] * len(here)
         else:
             seen = list(map(STEP, here)) if here is found else [state.get("step", 0) for state in here]
-        initial = only_initialises(group, algorithm.capturable, was_stepped)
+        initial = only_initialises(group, algorithm.capturable, stepped)
         return Plan(group, params, grads, contiguous, here, seen, initial)
 
     def plan(

@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from unscheduled.kernels import untraced
 from unscheduled.model import attaching
 from unscheduled.model.attachment import Clock
+from unscheduled.state.param_groups import params_of
 
 CALLER = 5
 """How many calls lie between the warning of a step and the line that made the step."""
@@ -39,7 +40,7 @@ class Watch:
         self._seen[optimizer] = len(optimizer.param_groups)
         if self.is_base or hasattr(optimizer, "averaged_parameters"):
             return
-        params = {param for group in optimizer.param_groups for param in group["params"]}
+        params = set(params_of(optimizer.param_groups))
         for other in attaching.owners_of(params):
             package, name = type(optimizer).__module__.partition(".")[0], type(optimizer).__name__
             its = type(other.optimizer).__name__

@@ -106,6 +106,11 @@ def tensors(params: Any) -> list[Tensor]:
     return [tensor for tensor in found if isinstance(tensor, Tensor)]
 
 
+def params_of(groups: Iterable[Group]) -> list[Tensor]:
+    """All parameters of these groups, in order."""
+    return [param for group in groups for param in cast(list[Tensor], group["params"])]
+
+
 def fresh_counters(beta: float, training: bool) -> Group:
     """The numbers that a group keeps from step to step, before the first one.
 
