@@ -2,6 +2,7 @@
 
 from unscheduled.algorithms.adamw import AdamWScheduleFree as AdamWScheduleFree
 from unscheduled.algorithms.adopt import ADOPTScheduleFree as ADOPTScheduleFree
+from unscheduled.algorithms.auto import AutoScheduleFree as AutoScheduleFree
 from unscheduled.algorithms.lion import LionScheduleFree as LionScheduleFree
 from unscheduled.algorithms.muon import MuonScheduleFree as MuonScheduleFree
 from unscheduled.algorithms.radam import RAdamScheduleFree as RAdamScheduleFree
@@ -14,6 +15,7 @@ from unscheduled.formulas.averaging import Averaging as Averaging
 from unscheduled.formulas.averaging import ExponentialAveraging as ExponentialAveraging
 from unscheduled.formulas.averaging import NoAveraging as NoAveraging
 from unscheduled.formulas.averaging import PolynomialAveraging as PolynomialAveraging
+from unscheduled.formulas.distance import DistanceStep as DistanceStep
 from unscheduled.formulas.interpolation import AnnealedInterpolation as AnnealedInterpolation
 from unscheduled.formulas.interpolation import ConstantInterpolation as ConstantInterpolation
 from unscheduled.formulas.interpolation import GrowingInterpolation as GrowingInterpolation

@@ -98,7 +98,7 @@ def with_gradient(value: float = 4.0, grad: float | None = 1.0) -> Parameter:
 @torch.no_grad()
 def step(stepper: Stepper, algorithm: Algorithm, groups: list[Group], states: dict[Tensor, State]) -> None:
     gathered = stepper.gather(algorithm, groups, states, lambda _: "the weight")
-    stepper.count(stepper.run(algorithm, stepper.plan(algorithm, gathered, None, None), states, False), states)
+    stepper.count(stepper.run(algorithm, stepper.plan(algorithm, gathered, states, None, None), states, False), states)
 
 
 def test_two_steps_by_hand() -> None:

@@ -18,6 +18,7 @@ from unscheduled import (
     AdamWScheduleFree,
     ADOPTScheduleFree,
     AnnealedInterpolation,
+    AutoScheduleFree,
     ExponentialAveraging,
     GrowingInterpolation,
     LionScheduleFree,
@@ -358,7 +359,10 @@ WRAPPED = WrappedInfo(
 )
 ALL = (*OPTIMIZERS, WRAPPED)
 
-DEFAULTS_OF: dict[type[ScheduleFreeOptimizer], type[ScheduleFreeOptimizer]] = {ScheduleFreePlus: AdamWScheduleFree}
+DEFAULTS_OF: dict[type[ScheduleFreeOptimizer], type[ScheduleFreeOptimizer]] = {
+    AutoScheduleFree: AdamWScheduleFree,
+    ScheduleFreePlus: AdamWScheduleFree,
+}
 """Classes that only give other defaults to one of these."""
 
 optimizers = pytest.mark.parametrize("info", ALL, ids=lambda info: info.cls.__name__)

@@ -14,8 +14,8 @@ from unscheduled.formulas.averaging import Averaging
 from unscheduled.formulas.interpolation import Interpolation
 from unscheduled.formulas.iterates import Array
 from unscheduled.formulas.primitives import sqrt
-from unscheduled.formulas.rule import Rule
-from unscheduled.formulas.step_size import PolyakStep, StepSize
+from unscheduled.formulas.rule import Norm, Rule
+from unscheduled.formulas.step_size import StepSize, default_lr
 from unscheduled.formulas.validation import require_within
 from unscheduled.kernels import Implementation, Tensors
 from unscheduled.optimizer.base import ScheduleFreeOptimizer
@@ -24,12 +24,22 @@ from unscheduled.state.buffers import StatePrecision
 from unscheduled.state.param_groups import Group
 
 
+def second_moment(grad: Array, exp_avg_sq: Array, beta2: float, one_minus_beta2: float) -> Array:
+    """The moving average of the squared gradient, v = beta2 v + (1 - beta2) g^2."""
+    return beta2 * exp_avg_sq + one_minus_beta2 * (grad * grad)
+
+
+def adam_denominator(exp_avg_sq: Array, inverse_bias_correction2: float, eps: float) -> Array:
+    """The denominator of Adam, h = sqrt(v / (1 - beta2^t)) + eps."""
+    return sqrt(inverse_bias_correction2 * exp_avg_sq) + eps
+
+
 def adam_direction(
     grad: Array, exp_avg_sq: Array, beta2: float, one_minus_beta2: float, inverse_bias_correction2: float, eps: float
 ) -> tuple[Array, Array]:
     """The direction of Adam without momentum, d = g / (sqrt(v / (1 - beta2^t)) + eps)."""
-    exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * (grad * grad)
-    return grad / (sqrt(inverse_bias_correction2 * exp_avg_sq) + eps), exp_avg_sq
+    exp_avg_sq = second_moment(grad, exp_avg_sq, beta2, one_minus_beta2)
+    return grad / adam_denominator(exp_avg_sq, inverse_bias_correction2, eps), exp_avg_sq
 
 
 def direction_with_momentum(
@@ -46,8 +56,9 @@ def direction_with_momentum(
 ) -> tuple[Array, Array, Array]:
     """The direction of Adam, d = (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)."""
     exp_avg = inner_momentum * exp_avg + one_minus_inner_momentum * grad
-    exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * (grad * grad)
-    return inverse_bias_correction1 * exp_avg / (sqrt(inverse_bias_correction2 * exp_avg_sq) + eps), exp_avg, exp_avg_sq
+    exp_avg_sq = second_moment(grad, exp_avg_sq, beta2, one_minus_beta2)
+    denominator = adam_denominator(exp_avg_sq, inverse_bias_correction2, eps)
+    return inverse_bias_correction1 * exp_avg / denominator, exp_avg, exp_avg_sq
 
 
 def foreach_adam_direction(
@@ -123,13 +134,15 @@ def normal_size(grads: Tensors) -> Tensor:
     return math.sqrt(math.pi / 2.0) * torch.stack(list(torch._foreach_norm(grads, 1))).sum()
 
 
-ADAM = Rule(adam_direction, ("exp_avg_sq",), foreach_adam_direction, ("uint8",), normal_size)
+ADAM_NORM = Norm("exp_avg_sq", second_moment, adam_denominator)
+ADAM = Rule(adam_direction, ("exp_avg_sq",), foreach_adam_direction, ("uint8",), normal_size, norm=ADAM_NORM)
 ADAM_WITH_MOMENTUM = Rule(
     direction_with_momentum,
     ("exp_avg", "exp_avg_sq"),
     foreach_direction_with_momentum,
     ("int16", "uint8"),
     normal_size,
+    norm=ADAM_NORM,
 )
 
 
@@ -157,7 +170,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
     Args:
         params: parameters, named parameters or parameter groups.
         lr: learning rate, a float or a tensor of one element, >= 0. Start at 2 to 4 times AdamW's tuned rate. None is
-            0.0025, or 1 with a :class:`PolyakStep`, on which it is a factor.
+            0.0025, or 1 with a :class:`PolyakStep` or :class:`DistanceStep`, on which it is a factor.
         betas: (beta, beta2): the interpolation in [0, 1], and the average of the squared gradient in [0, 1).
         eps: epsilon, >= 1e-30, added to the root.
         weight_decay: lambda, >= 0.
@@ -169,8 +182,8 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
         inner_momentum: beta1, in [0, 1), Adam's own momentum; 0 keeps no buffer for it. For very large batches.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
-        step_size: :class:`PolyakStep` for a step size from the loss, which ``step(loss=loss)`` is given. None is the
-            learning rate itself.
+        step_size: :class:`PolyakStep` for a step size from the loss, which ``step(loss=loss)`` is given, or
+            :class:`DistanceStep` for one from the distance that x has come. None is the learning rate itself.
         corrected_decay: make the weight decay AdamC's, gamma lambda in place of lambda, so that z loses gamma^2 lambda
             w a step. For step sizes that vary; lambda is 5 to 50 with a Polyak step.
         decay_at: the point that weight decay is proportional to, ``"y"`` or ``"z"``.
@@ -229,7 +242,7 @@ class AdamWScheduleFree(ScheduleFreeOptimizer):
     ) -> None:
         super().__init__(
             params,
-            lr=(1.0 if isinstance(step_size, PolyakStep) else 0.0025) if lr is None else lr,
+            lr=default_lr(step_size, 0.0025) if lr is None else lr,
             betas=betas,
             eps=eps,
             weight_decay=weight_decay,

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from unscheduled.algorithms.adamw import (
+    ADAM_NORM,
     adam_direction,
     adam_scalars,
     check_adam,
@@ -19,7 +20,15 @@ from unscheduled.formulas.interpolation import Interpolation
 from unscheduled.formulas.iterates import Array
 from unscheduled.formulas.primitives import where
 from unscheduled.formulas.rule import Rule
-from unscheduled.formulas.step_size import TOO_SHORT, StepSize, is_rectified, largest_moving_average, rectification
+from unscheduled.formulas.step_size import (
+    TOO_SHORT,
+    DistanceStep,
+    StepSize,
+    default_lr,
+    is_rectified,
+    largest_moving_average,
+    rectification,
+)
 from unscheduled.kernels import Implementation, Tensors
 from unscheduled.optimizer.base import ScheduleFreeOptimizer
 from unscheduled.state.buffers import StatePrecision
@@ -56,7 +65,7 @@ def foreach_radam_direction(
     return grads
 
 
-RADAM = Rule(radam_direction, ("exp_avg_sq",), foreach_radam_direction, ("uint8",))
+RADAM = Rule(radam_direction, ("exp_avg_sq",), foreach_radam_direction, ("uint8",), norm=ADAM_NORM)
 
 
 class RAdamScheduleFree(ScheduleFreeOptimizer):
@@ -76,7 +85,8 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
 
     Args:
         params: parameters, named parameters or parameter groups.
-        lr: learning rate, a float or a tensor of one element, >= 0.
+        lr: learning rate, a float or a tensor of one element, >= 0. None is 0.0025, or 1 with a :class:`DistanceStep`,
+            on which it is a factor.
         betas: (beta, beta2): the interpolation in [0, 1], and the average of the squared gradient in [0, 1), above
             0.6 if ``silent_sgd_phase``.
         eps: epsilon, >= 1e-30, added to the root.
@@ -89,7 +99,8 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
         warmup_steps: steps of linear warmup besides, an integer >= 0.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
-        step_size: :class:`ConstantStep`, as None is; there is no Polyak step for this rule.
+        step_size: :class:`DistanceStep` for a step size from the distance that x has come; it needs
+            ``silent_sgd_phase``. None is the learning rate itself. There is no Polyak step for this rule.
         decay_at: the point that weight decay is proportional to, ``"y"`` or ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see
@@ -123,7 +134,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 0.0025,
+        lr: float | Tensor | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -145,7 +156,7 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
     ) -> None:
         super().__init__(
             params,
-            lr=lr,
+            lr=default_lr(step_size, 0.0025) if lr is None else lr,
             betas=betas,
             eps=eps,
             weight_decay=weight_decay,
@@ -183,6 +194,11 @@ class RAdamScheduleFree(ScheduleFreeOptimizer):
     def _check_rule(self, group: Group) -> None:
         check_adam(group)
         beta2 = group["betas"][1]
+        if isinstance(group["step_size"], DistanceStep) and not group["silent_sgd_phase"]:
+            raise ValueError(
+                f"silent_sgd_phase = False, step_size = {group['step_size']} exclude each other, since the norm of "
+                "the first steps d = g is not that of the others: use silent_sgd_phase=True"
+            )
         if group["silent_sgd_phase"] and largest_moving_average(beta2) <= TOO_SHORT:
             raise ValueError(
                 f"betas[1] = {beta2} is outside (0.6, 1): its moving average is too short to be rectified, so nothing "

@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from unscheduled.formulas.averaging import Averaging
 from unscheduled.formulas.interpolation import Interpolation
-from unscheduled.formulas.rule import GIVEN, Rule
+from unscheduled.formulas.rule import GIVEN, Norm, Rule
 from unscheduled.formulas.step_size import StepSize
 from unscheduled.formulas.validation import require_within
 from unscheduled.kernels import Implementation
@@ -19,7 +19,7 @@ from unscheduled.state import param_groups
 from unscheduled.state.buffers import StatePrecision
 from unscheduled.state.param_groups import Group
 
-SGD = dataclasses.replace(GIVEN, size=squares, degree=2)
+SGD = dataclasses.replace(GIVEN, size=squares, degree=2, norm=Norm())
 """The direction of SGD is the gradient, d = g, so <g, d> is the square of its norm."""
 
 
@@ -46,8 +46,9 @@ class SGDScheduleFree(ScheduleFreeOptimizer):
         fused: True is ``implementation="fused"``, False is the fastest implementation beside it.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
-        step_size: :class:`PolyakStep` for a step size from the loss, which ``step(loss=loss)`` is given: ``lr`` is a
-            factor on it then. None is the learning rate itself.
+        step_size: :class:`PolyakStep` for a step size from the loss, which ``step(loss=loss)`` is given, or
+            :class:`DistanceStep` for one from the distance that x has come: ``lr`` is a factor on it then. None is the
+            learning rate itself.
         decay_at: the point that weight decay is proportional to, ``"y"`` or ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see

@@ -12,7 +12,7 @@ from unscheduled.algorithms.loan import narrow, widen
 from unscheduled.formulas.averaging import Averaging
 from unscheduled.formulas.interpolation import Interpolation
 from unscheduled.formulas.rule import GIVEN, Rule
-from unscheduled.formulas.step_size import PolyakStep, StepSize
+from unscheduled.formulas.step_size import ConstantStep, StepSize
 from unscheduled.formulas.validation import require_within
 from unscheduled.kernels import Implementation
 from unscheduled.optimizer.base import ScheduleFreeOptimizer
@@ -54,8 +54,8 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         warmup_steps: steps of linear warmup, an integer >= 0.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
-        step_size: :class:`ConstantStep` or None: the learning rate. :class:`PolyakStep` is refused, since only the base
-            knows its direction.
+        step_size: :class:`ConstantStep` or None: the learning rate. Others are refused, since only the base knows its
+            direction.
         implementation: of what is added to the base: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or
             ``"fused"``, see :mod:`unscheduled.kernels`.
         state_precision: how the gap is stored: ``"float32"``, or ``"compact"`` in 2.03 bytes a parameter.
@@ -198,7 +198,7 @@ class ScheduleFreeWrapper(ScheduleFreeOptimizer):
         require_within("[0, 1]", "momentum", group["momentum"], "it is the interpolation beta: use 0.9")
 
     def _check_step_size(self, group: Group) -> None:
-        if isinstance(group["step_size"], PolyakStep):
+        if not isinstance(group["step_size"], ConstantStep):
             raise ValueError(
                 f"step_size = {group['step_size']} is not there for {type(self).__name__}, since only the base knows "
                 "its direction, which that is computed from: use ConstantStep() and the learning rate of the base, or "

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unscheduled.formulas.averaging import PolynomialAveraging
 from unscheduled.formulas.interpolation import ConstantInterpolation
-from unscheduled.formulas.step_size import PolyakStep
+from unscheduled.formulas.step_size import ConstantStep
 from unscheduled.state.buffers import wide_state
 from unscheduled.state.device_math import on_host
 from unscheduled.state.param_groups import Group, counters_on_host, named, put_lr
@@ -45,8 +45,8 @@ def export_schedulefree_state_dict(optimizer: Exported) -> dict[str, Any]:
     Raises:
         ValueError: if the package has no counterpart: an interpolation that changes, another averaging than the
             polynomial over the running maximum, an averaging that is restarted, frozen or cools down, a warmup of the
-            averaging or of RAdam that is not over, a Polyak step, decay at z or AdamC's, ``maximize``, an inner
-            momentum, beta = 0 (or, in SGD, 1), or a beta that was changed since y was formed.
+            averaging or of RAdam that is not over, a Polyak or distance step, decay at z or AdamC's, ``maximize``, an
+            inner momentum, beta = 0 (or, in SGD, 1), or a beta that was changed since y was formed.
 
     Example:
         >>> import torch
@@ -104,8 +104,8 @@ def export_adamw_state_dict(optimizer: Exported) -> dict[str, Any]:
     moments and the count of gradients of each parameter. The first moments are those of the inner momentum; without one
     they are 0, and AdamW's first steps are small, since the bias correction assumes that they contain all gradients. It
     has the options ``lr``, ``eps``, ``weight_decay``, ``maximize`` and beta2; beta1 is the inner momentum, or 0.9. The
-    other options are AdamW's defaults. With a Polyak step, ``lr`` is the last one. AdamC's decay becomes gamma lambda,
-    where gamma is the last effective learning rate.
+    other options are AdamW's defaults. With a Polyak or distance step, ``lr`` is the last one. AdamC's decay becomes
+    gamma lambda, where gamma is the last effective learning rate.
 
     ``optimizer.load_state_dict`` of this package loads it too, to start a new run from x.
 
@@ -113,7 +113,8 @@ def export_adamw_state_dict(optimizer: Exported) -> dict[str, Any]:
         optimizer: an :class:`AdamWScheduleFree` or :class:`RAdamScheduleFree`; it does not change.
 
     Raises:
-        ValueError: if a parameter has no second moments, or the optimizer has a Polyak step but has made no step.
+        ValueError: if a parameter has no second moments, or the optimizer has a Polyak or distance step but has
+            made none.
 
     Example:
         >>> import torch
@@ -147,7 +148,7 @@ def export_adamw_state_dict(optimizer: Exported) -> dict[str, Any]:
     for group, saved in zip(optimizer.param_groups, exported["param_groups"], strict=True):
         adamw = torch.optim.AdamW(  # its group has all entries of this version of torch
             [torch.zeros(1, device="cpu")],
-            lr=last_lr(group) if isinstance(group["step_size"], PolyakStep) else float(saved["lr"]),
+            lr=float(saved["lr"]) if isinstance(group["step_size"], ConstantStep) else last_lr(group),
             betas=(_inner_momentum(saved) or 0.9, saved["betas"][1]),
             eps=saved["eps"],
             weight_decay=saved["weight_decay"] * (last_lr(group) if saved.get("corrected_decay") else 1.0),
@@ -177,11 +178,11 @@ def last_lr(group: Group) -> float:
     """The last effective learning rate of a group, or its ``lr`` if the last one was 0.
 
     Raises:
-        ValueError: if the group has a Polyak step that was 0, or has made no step.
+        ValueError: if the group's step size takes the place of ``lr``, and was 0 or has made no step.
     """
     lr = on_host(group["effective_lr"])
-    if lr == 0.0 and isinstance(group["step_size"], PolyakStep):
-        raise ValueError("effective_lr = 0.0 is no learning rate for AdamW: make a Polyak step above 0 before")
+    if lr == 0.0 and not isinstance(group["step_size"], ConstantStep):
+        raise ValueError("effective_lr = 0.0 is no learning rate for AdamW: make a step above 0 before")
     return lr or float(group["lr"])
 
 
@@ -197,7 +198,7 @@ def _check_expressible(group: Group, index: int, training: bool) -> None:
         (getattr(averaging, "cooldown_start", None) is not None, "averaging", "make its cooldown_start None"),
         (group["averaging_state"] != "running", "averaging_state", "train until it is 'running'"),
         (group["averaging_start"] > 0, "averaging_start", "its averages begin at the first step"),
-        (isinstance(group["step_size"], PolyakStep), "step_size", "give it a learning rate"),
+        (not isinstance(group["step_size"], ConstantStep), "step_size", "give it a learning rate"),
         (group.get("corrected_decay", False), "corrected_decay", "make it False"),
         (step < getattr(averaging, "warmup_steps", 0), "averaging", warmup),
         ("silent_sgd_phase" in group and step < group["warmup_steps"], "warmup_steps", warmup),

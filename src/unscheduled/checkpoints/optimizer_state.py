@@ -135,7 +135,8 @@ def decode(
                 f"the state dict is of another kind of optimizer: parameter group {index} has no {missing[0]!r}"
             )
         _check_count(saved, group, index)
-        described = options | param_groups.described_axes(options) | param_groups.fresh_counters(0.0, loaded.training)
+        fresh = param_groups.fresh_counters(0.0, loaded.training, group["step_size"])
+        described = options | param_groups.described_axes(options) | fresh
         try:
             saved = described | _known(saved, options)
             param_groups.check_counters(saved)
@@ -149,7 +150,8 @@ def decode(
         for position, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
             state = state_dict["state"].get(key)
             if state:
-                dtypes = stored_dtypes(param, rule(options_of_group, param), compact)
+                of_step = options_of_group["step_size"].buffers
+                dtypes = stored_dtypes(param, rule(options_of_group, param), compact, of_step)
                 name = param_name(group, index, position)
                 _check_state(state, set(dtypes), param, name, is_new=options_of_group["step"] == 0)
                 loaded.state[param] = _placed(state, dtypes, param)

@@ -1,15 +1,16 @@
-"""The step size gamma: warmup, RAdam's rectification and the Polyak step, as factors on the learning rate.
+"""The step size gamma: warmup, RAdam's rectification and the step-size rules, as factors on the learning rate.
 
     gamma_t = lr * warmup_t * rectification_t * s_t
 
-An optimizer has one step-size rule for all its groups, a frozen dataclass: :class:`ConstantStep`, where s_t = 1, or
-:class:`PolyakStep`, which needs the loss.
+An optimizer has one step-size rule for all its groups, a frozen dataclass: :class:`ConstantStep`, where s_t = 1,
+:class:`PolyakStep`, which needs the loss, or :class:`~unscheduled.formulas.distance.DistanceStep`, which needs nothing.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
+from unscheduled.formulas.distance import DistanceStep
 from unscheduled.formulas.scalar_math import maximum, minimum, sqrt, where
 from unscheduled.formulas.validation import require_within
 
@@ -102,6 +103,8 @@ class ConstantStep:
         ConstantStep()
     """
 
+    buffers: ClassVar[tuple[str, ...]] = ()
+
 
 class NormAverage(NamedTuple):
     """A moving average of the size of the gradient, not corrected for its start at 0, and the weight in it."""
@@ -153,6 +156,8 @@ class PolyakStep:
     eps: float = 1e-30
     all_processes: bool = True
 
+    buffers: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
         require_within("(-inf, inf)", "f_star", self.f_star, "give a lower bound of the loss; 0 for cross-entropy")
         require_within("[0, 1)", "norm_beta", self.norm_beta, "use 0, or 0.9 to smooth the step")
@@ -179,4 +184,14 @@ class PolyakStep:
         return min(step, self.max_step), average
 
 
-StepSize: TypeAlias = ConstantStep | PolyakStep
+def default_lr(step_size: "StepSize | None", lr: float) -> float:
+    """The learning rate if none is given: 1 where the step size takes its place, ``lr`` otherwise.
+
+    Example:
+        >>> default_lr(PolyakStep(), 0.0025), default_lr(ConstantStep(), 0.0025), default_lr(None, 0.0025)
+        (1.0, 0.0025, 0.0025)
+    """
+    return lr if step_size is None or isinstance(step_size, ConstantStep) else 1.0
+
+
+StepSize: TypeAlias = ConstantStep | PolyakStep | DistanceStep

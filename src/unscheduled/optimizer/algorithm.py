@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from unscheduled.formulas.averaging import NoAveraging
 from unscheduled.formulas.rule import Rule
-from unscheduled.formulas.step_size import PolyakStep
+from unscheduled.formulas.step_size import DistanceStep, PolyakStep
 from unscheduled.kernels import Implementation
 from unscheduled.optimizer.plan import Plan
 from unscheduled.state.buffers import StatePrecision
@@ -110,14 +111,16 @@ class Algorithm(ABC):
         """gamma and lambda of the move gamma (d + lambda w), at a step of the size ``lr``."""
         return lr, group["weight_decay"]
 
-    # The Polyak step.
+    # The step size.
 
     def _has_polyak_step(self, group: Group) -> bool:
         """Whether there is a Polyak step for the rule of a group."""
         return self._rule(group).size is not None
 
     def _check_step_size(self, group: Group) -> None:
-        """Raise ValueError if a group is to have a Polyak step that it cannot have."""
+        """Raise ValueError if a group is to have a step size that it cannot have."""
+        if isinstance(group["step_size"], DistanceStep):
+            self._check_distance_step(group)
         if not isinstance(group["step_size"], PolyakStep):
             return
         if self.capturable:
@@ -129,6 +132,19 @@ class Algorithm(ABC):
             raise ValueError(
                 f"step_size = {group['step_size']} is not there for {type(self).__name__}: "
                 "use AdamWScheduleFree or SGDScheduleFree, or ConstantStep() and a learning rate"
+            )
+
+    def _check_distance_step(self, group: Group) -> None:
+        if self._rules_differ or self._rule(group).norm is None:
+            raise ValueError(
+                f"step_size = {group['step_size']} is not there for {type(self).__name__}, whose direction is not "
+                "g / h with the h of a norm: use AdamWScheduleFree, RAdamScheduleFree or SGDScheduleFree, or "
+                "ConstantStep() and a learning rate"
+            )
+        if isinstance(group["averaging"], NoAveraging):
+            raise ValueError(
+                f"averaging = NoAveraging(), step_size = {group['step_size']} exclude each other, since that measures "
+                "how far the average has come: use PolynomialAveraging(), or ConstantStep() and a learning rate"
             )
 
     # The end of a run.

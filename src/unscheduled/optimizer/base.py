@@ -20,6 +20,7 @@ from torch.optim.optimizer import ParamsT
 from unscheduled import kernels
 from unscheduled.checkpoints import matching, optimizer_state
 from unscheduled.checkpoints.exporting import last_lr
+from unscheduled.formulas.distance import DistanceStep
 from unscheduled.formulas.iterates import coefficients
 from unscheduled.formulas.validation import require_count
 from unscheduled.kernels import Implementation, loop, untraced
@@ -29,7 +30,7 @@ from unscheduled.optimizer.algorithm import Algorithm
 from unscheduled.optimizer.attachments import Attachments
 from unscheduled.optimizer.counters import next_beta
 from unscheduled.optimizer.plan import Plan
-from unscheduled.optimizer.planning import NORM_AVERAGE, only_initialises, was_stepped
+from unscheduled.optimizer.planning import SHARED, only_initialises, was_stepped
 from unscheduled.optimizer.polyak import Loss, Number
 from unscheduled.optimizer.stepper import Begun, Stepper
 from unscheduled.optimizer.weights import Weights
@@ -155,9 +156,10 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         except ValueError as error:
             raise ValueError(f"parameter group {len(self.param_groups)}: {error}") from None
         training = self.training
-        counters = param_groups.fresh_counters(next_beta(self, group, 0), training)
-        for name in NORM_AVERAGE if self.param_groups else ():  # which all groups share
-            counters[name] = on_host(self.param_groups[0][name])
+        counters = param_groups.fresh_counters(next_beta(self, group, 0), training, group["step_size"])
+        for name in SHARED if self.param_groups else ():
+            if name in counters:
+                counters[name] = on_host(self.param_groups[0][name])
         added = group | counters
         if self.capturable:  # while a step is captured this is refused, before anything is changed
             added["params"] = params
@@ -291,7 +293,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
             self._attachments.look_for_other_parameters()
         self._attachments.was_copied = False
         self._settle()
-        return self._stepper.plan(self, gathered, loss, grad_norm)
+        return self._stepper.plan(self, gathered, self.state, loss, grad_norm)
 
     def _check_mover(self) -> None:
         """Raise unless the optimizer that moves z in place of a rule can make a step for the groups as they are."""
@@ -591,7 +593,8 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         ``c``, the weight of the newest z in the average; ``window`` = 1/c, the steps that the average spans;
         ``gap_norm``, the Euclidean norm of z - x, which is not finite once a gradient was not. With sharded
         parameters (DTensors) it is the norm over all shards, so all processes have to call this, not only the one that
-        logs.
+        logs. With a :class:`DistanceStep` also ``distance``, the root mean square distance R of x from its start, and
+        ``gamma``, the step that R gave.
 
         Args:
             closure: computes a loss from the parameters as they are. It is called at x and at y, without gradient, for
@@ -629,6 +632,8 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
                 "window": 1.0 / counters["c"] if counters["c"] > 0.0 else float("inf"),
                 "gap_norm": collectives.norm(gaps),
             }
+            if isinstance(group["step_size"], DistanceStep):
+                values |= {"gamma": counters["distance_gamma"], "distance": counters["distance_reached"]}
             metrics.update((prefix + name, value) for name, value in values.items())
         return metrics
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from unscheduled.state import param_groups
-from unscheduled.state.param_groups import NUMBERS, Group
+from unscheduled.state.param_groups import Group, numbers_of
 from unscheduled.state.parameter import State
 
 
@@ -39,7 +39,7 @@ def bring_to_device(group: Group, params: Iterable[Tensor], states: Iterable[Sta
     """
     for param in group["params"][:1]:
         check_lr(group["lr"], param.device)
-        param_groups.put_on_device(group, NUMBERS, param.device)
+        param_groups.put_on_device(group, numbers_of(group), param.device)
     for param, state in zip(params, states, strict=True):
         if state:
             param_groups.put_on_device(state, ("step",), param.device)
@@ -73,7 +73,7 @@ def refuse_branches(group: Group, counters_after: Callable[[Group, float], Any])
     """
     unknown = torch.zeros((), dtype=torch.float64, device="meta")
     try:
-        counters_after(group | dict.fromkeys(NUMBERS, unknown) | {"lr": 1.0}, 1.0)
+        counters_after(group | dict.fromkeys(param_groups.NUMBERS, unknown) | {"lr": 1.0}, 1.0)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             "an averaging or an interpolation decides by if, min or max, or with a function of Python, on a number of "

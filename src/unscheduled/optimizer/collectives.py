@@ -1,7 +1,7 @@
 """The only collectives, over all processes that train one model: none of them is called for a switch between the modes.
 
-There are those of DTensors whose whole is needed (the matrices of Muon, the norm of the gaps), and those of the Polyak
-step, for its sums and its loss:
+There are those of DTensors whose whole is needed (the matrices of Muon, the norm of the gaps), those of the distance
+step, for its sums, and those of the Polyak step, for its sums and its loss:
 
 - Plain parameters (one process, or DDP, where the processes hold the same ones): the sums are here already, and the
   loss is averaged over the default process group.
@@ -107,6 +107,19 @@ def summed(vector: Tensor, sharding: Sharding) -> Tensor:
     return vector
 
 
+def added_up(sums: Mapping[Sharding, Tensor], partitioned: bool = False) -> Tensor:
+    """The sums over the shards of all processes, on the device of the first.
+
+    Args:
+        sums: for each sharding, a vector of sums over the local parts of the tensors that lie so.
+        partitioned: whether each process of the default group has other plain parameters.
+    """
+    vectors = [summed(vector, sharding) for sharding, vector in sums.items()]
+    if partitioned and WHOLE in sums and dist.is_available() and dist.is_initialized():
+        dist.all_reduce(sums[WHOLE])
+    return torch.stack([vector.to(vectors[0].device) for vector in vectors]).sum(0)
+
+
 def totals(sums: Mapping[Sharding, Tensor], loss: float, all_processes: bool) -> list[float]:
     """The mean loss, and the sums over the shards of all processes.
 
@@ -119,8 +132,7 @@ def totals(sums: Mapping[Sharding, Tensor], loss: float, all_processes: bool) ->
         ValueError: if the processes have other sums, as of other parameters, or of gradients that are not reduced.
     """
     meshes = [sharding.mesh for sharding in sums if sharding.mesh is not None]
-    vectors = [summed(vector, sharding) for sharding, vector in sums.items()]
-    total = torch.stack([vector.to(vectors[0].device) for vector in vectors]).sum(0)
+    total = added_up(sums)
     together = torch.cat([total.new_tensor([loss]), total])
     if meshes:
         mesh = max(meshes, key=lambda mesh: mesh.ndim)

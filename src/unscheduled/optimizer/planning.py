@@ -1,4 +1,4 @@
-"""What a plan is made of: whether a step only makes the buffers, the rules of a group, and the Polyak step."""
+"""What a plan is made of: whether a step only makes the buffers, the rules of a group, and the step size."""
 # What an algorithm states is for the optimizer's parts alone, so its names begin with an underscore:
 # pyright: reportPrivateUsage=false
 
@@ -10,16 +10,19 @@ from typing import cast
 from torch import Tensor
 
 from unscheduled.formulas.rule import Rule
-from unscheduled.formulas.step_size import NormAverage, PolyakStep
+from unscheduled.formulas.step_size import ConstantStep, DistanceStep, NormAverage
 from unscheduled.optimizer import collectives
 from unscheduled.optimizer.algorithm import Algorithm
+from unscheduled.optimizer.distance import distance_factor
 from unscheduled.optimizer.plan import Plan
 from unscheduled.optimizer.polyak import Loss, Number, Part, polyak_step
 from unscheduled.state.buffers import wide
-from unscheduled.state.param_groups import Group
+from unscheduled.state.param_groups import DISTANCE, Group
 from unscheduled.state.parameter import State
 
 NORM_AVERAGE = ("norm_average", "norm_weight")
+SHARED = (*NORM_AVERAGE, *DISTANCE)
+"""The counters that all groups have alike."""
 
 
 def was_stepped(states: Mapping[Tensor, State]) -> bool:
@@ -73,10 +76,14 @@ def divided(algorithm: Algorithm, plan: Plan) -> list[tuple[Rule, Plan]]:
     return parts
 
 
-def polyak_factor(
-    algorithm: Algorithm, plans: list[Plan], loss: Loss | None, grad_norm: Number | None
-) -> tuple[float, Group]:
-    """The step size's factor on every learning rate, and what the groups keep of it.
+def step_factor(
+    algorithm: Algorithm,
+    plans: list[Plan],
+    states: Mapping[Tensor, State],
+    loss: Loss | None,
+    grad_norm: Number | None,
+) -> tuple[float, list[Group]]:
+    """The step size's factor on every learning rate, and what each group keeps of it.
 
     Raises:
         ValueError: if the groups have different step sizes, or the step cannot be computed.
@@ -85,9 +92,11 @@ def polyak_factor(
     step_size = first["step_size"]
     if any(plan.group["step_size"] is not step_size and plan.group["step_size"] != step_size for plan in plans):
         raise ValueError(f"step_size = {step_size} in group 0, but another in some group: give all the same")
-    if not isinstance(step_size, PolyakStep) or all(plan.only_initialises for plan in plans):
-        return 1.0, {}
+    if isinstance(step_size, ConstantStep) or all(plan.only_initialises for plan in plans):
+        return 1.0, [{}] * len(plans)
     algorithm._check_step_size(first)
+    if isinstance(step_size, DistanceStep):
+        return distance_factor(step_size, algorithm, plans, states)
     parts = [
         Part(
             plan.grads,
@@ -100,4 +109,4 @@ def polyak_factor(
     ]
     before = NormAverage(*(first[name] for name in NORM_AVERAGE))
     factor, average = polyak_step(step_size, parts, algorithm._rule(first).degree, loss, grad_norm, before)
-    return factor, dict(zip(NORM_AVERAGE, average, strict=True))
+    return factor, [dict(zip(NORM_AVERAGE, average, strict=True))] * len(plans)

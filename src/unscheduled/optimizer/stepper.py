@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from itertools import repeat
 from operator import attrgetter, contains, itemgetter
@@ -17,13 +17,15 @@ from torch import Tensor, strided
 from unscheduled import kernels
 from unscheduled.formulas.iterates import coefficients
 from unscheduled.formulas.rule import Rule
+from unscheduled.formulas.step_size import DistanceStep
 from unscheduled.kernels import Scalars, Traceable, Work
 from unscheduled.kernels.batch import Batches, KnownStates, all_same, with_gradients
 from unscheduled.optimizer import capture
 from unscheduled.optimizer.algorithm import Algorithm
 from unscheduled.optimizer.counters import next_counters
+from unscheduled.optimizer.distance import average_gradients
 from unscheduled.optimizer.plan import Plan, all_contiguous
-from unscheduled.optimizer.planning import divided, only_initialises, polyak_factor, was_stepped
+from unscheduled.optimizer.planning import SHARED, divided, only_initialises, step_factor, was_stepped
 from unscheduled.optimizer.polyak import Loss, Number
 from unscheduled.state import param_groups
 from unscheduled.state.buffers import names_of_buffers
@@ -110,7 +112,12 @@ class Stepper:
         return Plan(group, params, grads, contiguous, here, seen, initial)
 
     def plan(
-        self, algorithm: Algorithm, gathered: list[Plan], loss: Loss | None, grad_norm: Number | None
+        self,
+        algorithm: Algorithm,
+        gathered: list[Plan],
+        states: Mapping[Tensor, State],
+        loss: Loss | None,
+        grad_norm: Number | None,
     ) -> list[Plan]:
         """The plans with the numbers of the step.
 
@@ -119,19 +126,20 @@ class Stepper:
                 another rule.
             RuntimeError: if somebody else changed the learning rate of what moves z. Nothing is changed.
         """
-        factor, average = polyak_factor(algorithm, gathered, loss, grad_norm)
+        for index, plan in enumerate(gathered):
+            self._refuse_other_rules(algorithm, index, plan)
+        factor, of_step = step_factor(algorithm, gathered, states, loss, grad_norm)
         plans: list[Plan] = []
         for index, plan in enumerate(gathered):
             own_factor = factor if algorithm._mover is None else factor * algorithm._mover.factor(index)
             try:
-                self._refuse_other_rules(algorithm, index, plan)
                 self._refuse_unknown_entries(plan.group, algorithm)
                 if algorithm.capturable:
                     self._refuse_branches(algorithm, index, plan.group)
                 warm_lr, counters = next_counters(algorithm, plan.group, own_factor)
             except ValueError as error:
                 raise ValueError(f"parameter group {index}: {error}") from None
-            plans.append(plan._replace(warm_lr=warm_lr, beta=plan.group["beta"], counters=counters | average))
+            plans.append(plan._replace(warm_lr=warm_lr, beta=plan.group["beta"], counters=counters | of_step[index]))
         return plans
 
     def _refuse_other_rules(self, algorithm: Algorithm, index: int, plan: Plan) -> None:
@@ -139,14 +147,17 @@ class Stepper:
         parts = divided(algorithm, plan)
         for rule, some in parts:
             known = self._batches.get((index, 0)) if len(parts) == 1 else None
-            if known is not None and known.rule is rule:
+            of_step = plan.group["step_size"].buffers
+            has_all = all(name in state for state in some.states[:1] for name in of_step)
+            if known is not None and known.rule is rule and has_all:
                 continue
             for state in filter(None, some.states):
                 kept = names_of_buffers(state) - {"step", "kept", "low", "y", "z"}
-                if kept != {"gap", *rule.buffers}:
+                asked = {"gap", *rule.buffers, *of_step}
+                if kept != asked:
                     raise ValueError(
-                        f"the state of a parameter has {sorted(kept)}, but the options of the group ask for "
-                        f"{sorted({'gap', *rule.buffers})}: set them back, or make a new optimizer with them"
+                        f"parameter group {index}: the state of a parameter has {sorted(kept)}, but the options of the "
+                        f"group ask for {sorted(asked)}: set them back, or make a new optimizer with them"
                     )
 
     def _refuse_unknown_entries(self, group: Group, algorithm: Algorithm) -> None:
@@ -173,6 +184,8 @@ class Stepper:
         for index, plan in enumerate(plans if algorithm._mover is None else algorithm._mover.moves(plans)):
             for part, (rule, some) in enumerate(divided(algorithm, plan)):
                 works.setdefault(rule, []).extend(self._works(algorithm, (index, part), rule, some, states))
+            if isinstance(plan.group["step_size"], DistanceStep) and not plan.only_initialises:
+                average_gradients(plan.group["step_size"], plan)
         begun = Begun(plans, [], ExitStack())
         for rule, work in works.items():
             implementation = algorithm.implementation
@@ -191,7 +204,8 @@ class Stepper:
         if not all(plan.states):
             for param, state in zip(plan.params, plan.states, strict=True):
                 if not state:
-                    state.update(fresh_state(param, rule, algorithm.state_precision == "compact"))
+                    of_step = plan.group["step_size"].buffers
+                    state.update(fresh_state(param, rule, algorithm.state_precision == "compact", of_step))
                     if algorithm.capturable:
                         state["step"] = as_tensor(state["step"], param.device)
                     states[param] = state
@@ -213,6 +227,8 @@ class Stepper:
         for plan in begun.plans:
             if not plan.only_initialises:
                 _count(plan, states)
+            else:
+                param_groups.put(plan.group, {name: plan.counters[name] for name in SHARED if name in plan.counters})
         for place in [place for place in self._batches if place[0] >= len(begun.plans)]:  # of groups that are gone
             del self._batches[place]
 

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from unscheduled.formulas.averaging import PolynomialAveraging
+from unscheduled.formulas.distance import DistanceStep, Estimates
 from unscheduled.formulas.interpolation import ConstantInterpolation
 from unscheduled.formulas.scalar_math import where
-from unscheduled.formulas.step_size import ConstantStep, PolyakStep, linear_warmup
+from unscheduled.formulas.step_size import ConstantStep, PolyakStep, StepSize, linear_warmup
 from unscheduled.formulas.validation import require_count, require_within
 from unscheduled.state.device_math import as_tensor, is_capturing, on_host
 
@@ -111,15 +112,23 @@ def params_of(groups: Iterable[Group]) -> list[Tensor]:
     return [param for group in groups for param in cast(list[Tensor], group["params"])]
 
 
-def fresh_counters(beta: float, training: bool) -> Group:
+DISTANCE = tuple(f"distance_{name}" for name in Estimates._fields)
+"""The counters of a :class:`DistanceStep` that all groups have alike, in the order of its :class:`Estimates`."""
+
+PROGRESS = "distance_progress"
+"""Its counter that each group has of its own, N."""
+
+
+def fresh_counters(beta: float, training: bool, step_size: StepSize | None = None) -> Group:
     """The numbers that a group keeps from step to step, before the first one.
 
     ``step`` counts the calls of ``step()``; ``weight_sum``, ``lr_max``, ``averaging_state`` and ``averaging_start``,
     the step before the first one that the averaging counts, belong to the averaging; ``norm_average`` and
     ``norm_weight`` to the step size; ``beta`` is the one that formed the present y; ``c`` and ``effective_lr`` are
     those of the last step. ``training`` is a copy of the optimizer's mode, for checkpoints. With ``capturable=True``
-    the numbers are tensors, see :func:`put_on_device`.
+    the numbers are tensors, see :func:`put_on_device`. Groups with a :class:`DistanceStep` have its estimates, too.
     """
+    of_step = dict(zip(DISTANCE, step_size.begin(), strict=True)) if isinstance(step_size, DistanceStep) else {}
     return {
         "step": 0,
         "weight_sum": 0.0,
@@ -132,15 +141,22 @@ def fresh_counters(beta: float, training: bool) -> Group:
         "c": 0.0,
         "effective_lr": 0.0,
         "training": training,
+        **of_step,
+        **({PROGRESS: 0.0} if of_step else {}),
     }
 
 
-COUNTERS = frozenset(fresh_counters(0.0, training=True))
+COUNTERS = frozenset((*fresh_counters(0.0, training=True), *DISTANCE, PROGRESS))
 NUMBERS = tuple(name for name in fresh_counters(0.0, training=True) if name != "training")
 """The counters that are on the device with ``capturable=True``: float64 tensors of no dimensions."""
 
 COUNTS = ("step", "averaging_start")
 """Those that are integers on the host."""
+
+
+def numbers_of(group: Group) -> list[str]:
+    """The counters of a group that are on the device with ``capturable=True``."""
+    return [name for name in (*NUMBERS, *DISTANCE, PROGRESS) if name in group]
 
 
 def put_on_device(numbers: dict[str, Any], names: Iterable[str], device: torch.device) -> None:
@@ -164,7 +180,7 @@ def put_on_device(numbers: dict[str, Any], names: Iterable[str], device: torch.d
 def put(group: Group, counters: Group) -> None:
     """Set counters of a group; one on a device stays the tensor that it is."""
     for name, number in counters.items():
-        if isinstance(group[name], Tensor):
+        if isinstance(group.get(name), Tensor):
             group[name].fill_(AVERAGING_STATES.index(number) if isinstance(number, str) else number)
         else:  # a tensor of another counter would be changed with it
             group[name] = number.clone() if isinstance(number, Tensor) else number
@@ -172,7 +188,10 @@ def put(group: Group, counters: Group) -> None:
 
 def counters_on_host(group: Group) -> Group:
     """The counters of a group as plain numbers, as they stand in files."""
-    return {name: _on_host(name, group[name]) if isinstance(group[name], Tensor) else group[name] for name in NUMBERS}
+    return {
+        name: _on_host(name, group[name]) if isinstance(group[name], Tensor) else group[name]
+        for name in numbers_of(group)
+    }
 
 
 def _on_host(name: str, number: Tensor) -> float | str:
@@ -234,7 +253,7 @@ def check(group: Group, written_as: Mapping[str, str] = MappingProxyType({})) ->
     for axis in AXES:
         if isinstance(group[axis], type):
             raise ValueError(f"{axis} = {group[axis].__name__} is a class: make an object of it, with parentheses")
-        known = isinstance(group[axis], (ConstantStep, PolyakStep)) if axis == "step_size" else callable(group[axis])
+        known = isinstance(group[axis], StepSize) if axis == "step_size" else callable(group[axis])
         if not (dataclasses.is_dataclass(group[axis]) and known):
             raise ValueError(
                 f"{axis} = {group[axis]!r} is no {axis}: use an object of a class of unscheduled.formulas.{axis}"
@@ -324,6 +343,10 @@ def check_counters(group: Group) -> None:
     require_within("[0, 1]", "beta", group["beta"], remedy)
     require_within("[0, 1]", "c", group["c"], remedy)
     require_within("[0, inf)", "effective_lr", group["effective_lr"], remedy)
+    for name in DISTANCE if PROGRESS in group else ():
+        require_within("[0, inf)", name, group[name], remedy)
+    if PROGRESS in group:
+        require_within("(-inf, inf)", PROGRESS, group[PROGRESS], remedy)
 
 
 def described_axes(group: Group) -> Group:

@@ -8,6 +8,8 @@
 | ``kept`` | y, bit for bit, kept aside while the parameter holds x; of one of 16 bits, what it held beside ``low`` |
 | ``y`` | after loading until the first step: the y that belongs to the state |
 | ``z`` | after loading from the ``schedulefree`` package until the first step: z, from which the gap is made |
+| ``z0`` | with a :class:`DistanceStep`: the weights before the first gradient, in the parameter's dtype |
+| ``grad_avg`` | likewise: a moving average of the gradient |
 | others | the buffers of the rule |
 
 A buffer that is stored as codes has its scales beside it, as ``gap_scale``: see :mod:`unscheduled.state.buffers`. y by
@@ -16,7 +18,7 @@ itself has the parameter's dtype, or float32 where that has 16 bits.
 A parameter without state has seen no gradient: x = y = z.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -65,25 +67,28 @@ def state_dtype(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
 
 
-def fresh_state(param: Tensor, rule: Rule, compact: bool) -> State:
-    """The state before the first gradient: everything is 0."""
+def fresh_state(param: Tensor, rule: Rule, compact: bool, of_step: Sequence[str] = ()) -> State:
+    """The state before the first gradient: everything is 0, but for z0, which the parameter holds."""
     state: State = {"step": 0}
-    for name, dtype in stored_dtypes(param, rule, compact).items():
+    for name, dtype in stored_dtypes(param, rule, compact, of_step).items():
         state |= fresh_buffer(param, name, dtype)
+    if "z0" in state:
+        state["z0"].copy_(param)
     if is_split(param.dtype):
         state["low"] = _nothing_below(param)
     return state
 
 
-def stored_dtypes(param: Tensor, rule: Rule, compact: bool) -> dict[str, torch.dtype]:
-    """How the gap and the buffers of a parameter are stored."""
+def stored_dtypes(param: Tensor, rule: Rule, compact: bool, of_step: Sequence[str] = ()) -> dict[str, torch.dtype]:
+    """How the gap, the buffers of a parameter and those of its step size are stored."""
     names = ("gap", *rule.buffers)
     dtypes = (
         tuple(CODES[code] for code in ("int16", *(rule.compact or ())))
         if compact
         else (state_dtype(param),) * len(names)
     )
-    return dict(zip(names, dtypes, strict=True))
+    others = {name: param.dtype if name == "z0" else state_dtype(param) for name in of_step}
+    return dict(zip(names, dtypes, strict=True)) | others
 
 
 # y.

@@ -1,0 +1,217 @@
+"""The sums of the distance step, over all parameters: before a step, since it needs them."""
+# torch publishes its foreach operations under names with an underscore, and so are the names that an algorithm states:
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from unscheduled.formulas.distance import DistanceStep, Estimates, Sums, from_start, inverse_of_squared_weights
+from unscheduled.formulas.rule import Norm, Rule
+from unscheduled.formulas.scalar_math import maximum, where
+from unscheduled.kernels import real
+from unscheduled.kernels.foreach import Lists
+from unscheduled.optimizer.algorithm import Algorithm
+from unscheduled.optimizer.collectives import Sharding, added_up, local
+from unscheduled.optimizer.plan import Plan
+from unscheduled.state.buffers import wide
+from unscheduled.state.param_groups import DISTANCE, PROGRESS, Group
+from unscheduled.state.parameter import State, fresh_state, state_dtype, whole_y
+from unscheduled.state.split_weights import shard
+
+PIECE = 1 << 22
+"""The numbers of parameters whose sums are formed together: there are temporaries of some times their size."""
+
+
+class Known(NamedTuple):
+    """A parameter of a group with a state, or with a gradient that is its first, on this process."""
+
+    grad: Tensor | None
+    param: Tensor
+    state: State
+    sharding: Sharding
+
+
+def distance_factor(
+    step_size: DistanceStep, algorithm: Algorithm, plans: list[Plan], states: Mapping[Tensor, State]
+) -> tuple[float, list[Group]]:
+    """The step gamma, and the counters of each group after it.
+
+    Raises:
+        ValueError: if a gradient is not finite, which is not looked at with ``capturable=True``.
+    """
+    sums: dict[Sharding, Tensor] = {}
+    for index, plan in enumerate(plans):
+        if not plan.only_initialises:
+            rule = algorithm._rule(plan.group)
+            for sharding, vector in _sums_of_group(step_size, algorithm, plan, rule, states):
+                own = vector.new_zeros(len(Sums._fields) + len(plans))
+                own[: len(Sums._fields)] = vector[:-1]
+                own[len(Sums._fields) + index] = vector[-1]
+                sums[sharding] = sums[sharding] + own.to(sums[sharding].device) if sharding in sums else own
+    start = torch.zeros(len(Sums._fields) + len(plans), dtype=torch.float64, device="cpu")
+    total = added_up(sums or {Sharding(): start}, step_size.partitioned)
+    numbers = cast("list[float]", list(total.unbind()) if algorithm.capturable else cast(Any, total).tolist())
+    finite = _is_finite(sum(numbers[1:], numbers[0]))
+    if finite is False:
+        raise ValueError("the gradient or a weight is not finite: call zero_grad() and leave this step out")
+    groups, count = [plan.group for plan in plans], len(Sums._fields)
+    progress = [_progress(group, moved) for group, moved in zip(groups, numbers[count:], strict=True)]
+    first = step_size.begin()._asdict()
+    here = {field: groups[0].get(name, first[field]) for field, name in zip(first, DISTANCE, strict=True)}
+    before = Estimates(**here)
+    factor, after = step_size(Sums(*numbers[:count]), sum(progress[1:], progress[0]), before)
+    shared = {
+        name: where(finite, new, old) if algorithm.capturable else new
+        for name, new, old in zip(DISTANCE, after, before, strict=True)
+    }
+    own = [
+        where(finite, new, group.get(PROGRESS, 0.0)) if algorithm.capturable else new
+        for group, new in zip(groups, progress, strict=True)
+    ]
+    return factor, [{**shared, PROGRESS: number} for number in own]
+
+
+def _is_finite(number: float | Tensor) -> bool | Tensor:
+    """Whether a number, of the host or a device, is neither infinite nor NaN."""
+    return number.isfinite() if isinstance(number, Tensor) else math.isfinite(number)
+
+
+def _progress(group: Group, moved: float) -> float:
+    """N of a group: what it was, less what entered the average, and gamma <g, z_0 - z> with its own last gamma."""
+    sign = -1.0 if group["maximize"] else 1.0
+    return (1.0 - group["c"]) * group.get(PROGRESS, 0.0) + sign * group["effective_lr"] * moved
+
+
+def average_gradients(step_size: DistanceStep, plan: Plan) -> None:
+    """Take the gradients up into m."""
+    if step_size.noise_beta is None or not plan.grads:
+        return
+    averages = [real(shard(state["grad_avg"])) for state in plan.states]
+    grads = [local(real(grad))[0].to(average.dtype) for grad, average in zip(plan.grads, averages, strict=True)]
+    torch._foreach_lerp_(averages, grads, 1.0 - step_size.noise_beta)
+
+
+def _sums_of_group(
+    step_size: DistanceStep, algorithm: Algorithm, plan: Plan, rule: Rule, states: Mapping[Tensor, State]
+) -> Iterator[tuple[Sharding, Tensor]]:
+    """Vectors of the :class:`Sums` and <g, z_0 - z> over some parameters of a group, each of one sharding."""
+    norm = cast(Norm, rule.norm)
+    compact = algorithm.state_precision == "compact"
+    kinds: dict[tuple[Sharding, torch.device, bool], list[Known]] = {}
+    moved = set(plan.params)
+    entries = [*zip(plan.grads, plan.params, plan.states, strict=True)]
+    entries += [
+        (None, param, states[param]) for param in plan.group["params"] if param not in moved and states.get(param)
+    ]
+    for grad, param, state in entries:
+        grad, sharding = (None, local(param.detach())[1]) if grad is None else local(real(grad))
+        known = Known(grad, param, state or fresh_state(param, rule, compact, step_size.buffers), sharding)
+        kinds.setdefault((sharding, param.device, grad is None), []).append(known)
+    for (sharding, _, _), known in kinds.items():
+        for piece in _pieces(known):
+            yield sharding, _sums(step_size, algorithm, plan, rule, norm, piece)
+
+
+def _pieces(known: list[Known]) -> Iterator[list[Known]]:
+    """The same in lists of not too many numbers, so that there is no copy of all parameters at once."""
+    piece: list[Known] = []
+    numbers = 0
+    for each in known:
+        if piece and numbers + each.param.numel() > PIECE:
+            yield piece
+            piece, numbers = [], 0
+        piece.append(each)
+        numbers += each.param.numel()
+    yield piece
+
+
+def _sums(
+    step_size: DistanceStep, algorithm: Algorithm, plan: Plan, rule: Rule, norm: Norm, known: list[Known]
+) -> Tensor:
+    """The vector of some parameters, all with a gradient or all without one."""
+
+    def lists(tensor: Callable[[Known], Tensor]) -> Lists:
+        return Lists([real(shard(tensor(each))).to(state_dtype(real(shard(each.param)))) for each in known])
+
+    beta = plan.group["beta"]
+    y = lists(lambda each: whole_y(each.state, each.param.detach()))
+    start, gap = lists(lambda each: each.state["z0"]), lists(lambda each: wide(each.state, "gap"))
+    ones = Lists([torch.ones_like(tensor) for tensor in gap.tensors])
+    seen = [each.state["step"] for each in known]
+
+    before, now = (_scalars(algorithm, plan.group, rule, seen, new) for new in (False, True))
+    buffer = lists(lambda each: wide(each.state, cast(str, norm.buffer))) if norm.buffer else ones
+    previous = _called(norm.denominator, before, buffer) if norm.denominator else ones
+    away = from_start(y, start, gap, beta - 1.0)
+    vector = {"square": _sizes(previous * away * away), "previous_scale": _sizes(previous)}
+    if known[0].grad is None:
+        return _vector(vector | {"gap": _sizes(previous * gap)}, gap)
+    grads = lists(lambda each: cast(Tensor, each.grad))
+    h = ones
+    if norm.average is not None and norm.denominator is not None:
+        h = _called(norm.denominator, now, _called(norm.average, now, grads, buffer))
+    scale = _sizes(h)
+    vector |= {
+        "gap": _sizes(h * gap),
+        "scale": scale,
+        "energy": _sizes(grads * grads) if norm.buffer is None else scale,
+    }
+    if step_size.noise_beta is not None:
+        b = step_size.noise_beta
+        average = b * lists(lambda each: each.state["grad_avg"]) + (1.0 - b) * grads
+        weight = Lists(cast(Any, [inverse_of_squared_weights(b, count + 1) for count in seen]))
+        vector["noise"] = _sizes(average * average / h * weight)
+    away = from_start(y, start, gap, beta)
+    vector["progress"] = [-tensor.sum(dtype=torch.float64) for tensor in (grads * away).tensors]
+    return _vector(vector, gap)
+
+
+def _sizes(tensors: Lists) -> list[Tensor]:
+    """The sums of the absolute values of the elements."""
+    return list(torch._foreach_norm(tensors.tensors, 1))
+
+
+def _vector(sums: Mapping[str, list[Tensor]], like: Lists) -> Tensor:
+    """The totals of these sums, in order and in float64; those that are not there are 0."""
+    nothing = torch.zeros((), dtype=torch.float64, device=like.tensors[0].device)
+    names = (*Sums._fields, "progress")
+    return torch.stack(
+        [torch.stack(sums[name]).sum(dtype=torch.float64) if name in sums else nothing for name in names]
+    )
+
+
+@cache
+def _arguments(definition: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(definition).parameters)
+
+
+def _called(definition: Callable[..., Any], scalars: Mapping[str, Any], *arrays: Lists) -> Any:
+    """What a definition makes of arrays and of its scalars, which follow them."""
+    return definition(*arrays, *(scalars[name] for name in _arguments(definition)[len(arrays) :]))
+
+
+def _scalars(algorithm: Algorithm, group: Group, rule: Rule, seen: list[Any], new: bool) -> dict[str, Any]:
+    """The scalars of a rule for parameters that have seen so many gradients, and (``new``) one more.
+
+    One that depends on that is a list with a number for each. Before the first gradient, it is that after it.
+    """
+    if isinstance(seen[0], Tensor):
+        counts = torch.stack(seen)
+        found = algorithm._rule_scalars(group, rule, counts + 1.0 if new else maximum(counts, 1.0))
+        return {
+            name: Lists(list(number.unbind())) if isinstance(number, Tensor) and number.dim() else number
+            for name, number in found.items()
+        }
+    counts = [count + 1 if new else max(count, 1) for count in seen]
+    each = {count: algorithm._rule_scalars(group, rule, count) for count in set(counts)}
+    if len(each) == 1:
+        return each[counts[0]]
+    return {name: Lists(cast(Any, [each[count][name] for count in counts])) for name in each[counts[0]]}
