@@ -9,7 +9,7 @@ from registry import ALL, DEFAULTS_OF, GRADIENTS, OptimizerInfo, implementations
 from torch import Tensor
 
 import unscheduled
-from unscheduled import PolyakStep, ScheduleFreeOptimizer, to_torch
+from unscheduled import DistanceStep, PolyakStep, ScheduleFreeOptimizer, to_torch
 
 EXPORTED = {
     value
@@ -51,6 +51,17 @@ def test_whether_it_has_a_polyak_step(info: OptimizerInfo) -> None:
     else:
         with pytest.raises(ValueError, match=r"step_size = PolyakStep\(.*\) is not there for"):
             info.make(make_params(), step_size=PolyakStep())
+
+
+@optimizers
+def test_whether_it_has_a_distance_step(info: OptimizerInfo) -> None:
+    if info.distance:
+        optimizer = info.make(make_params(), lr=1.0, step_size=DistanceStep())
+        train(optimizer, range(8))
+        assert optimizer.metrics()["effective_lr"] > 0.0
+    else:
+        with pytest.raises(ValueError, match=r"step_size = DistanceStep\(.*\) is not there for"):
+            info.make(make_params(), step_size=DistanceStep())
 
 
 @optimizers

@@ -44,6 +44,8 @@ class Oracle:
     t: int = 0
     lr_max: float = 0.0
     weight_sum: float = 0.0
+    gamma: float = 0.0
+    c: float = 0.0
     x: Vector = field(init=False)
     y: Vector = field(init=False)
     z: Vector = field(init=False)
@@ -122,6 +124,7 @@ class Oracle:
             self.weight_sum += w
             c = w / self.weight_sum
         self.x = (1 - c) * self.x + c * self.z
+        self.gamma, self.c = gamma, c
 
         # y' = (1 - beta) z' + beta x'
         if gamma == 0:
@@ -162,3 +165,77 @@ class PolyakOracle:
         for g, oracle in zip(gradients, self.oracles, strict=True):
             oracle.step(g, s)
         return s
+
+
+@dataclass
+class DistanceOracle:
+    """The distance step of several parameters with one rule; its sums are over all parameters."""
+
+    oracles: list[Oracle]
+    factor: float = 2.5
+    start: float = 3e-4
+    growth: float = 1.1
+    dual_factor: float | None = 1.5
+    noise_beta: float | None = 0.95
+    least_noise: float = 0.1
+
+    t: int = 0
+    mean_square: float = 0.0  # of the gradients of SGD
+    noise: float = 0.0
+    energy: float = 0.0
+    z0: list[Vector] = field(init=False)
+    m: list[Vector] = field(init=False)
+    n: list[float] = field(init=False)  # of each parameter
+
+    def __post_init__(self) -> None:
+        self.z0 = [oracle.start.copy() for oracle in self.oracles]
+        self.m = [np.zeros_like(start) for start in self.z0]
+        self.n = [0.0] * len(self.z0)
+        self.r = self.start
+        self.dual = self.gamma = self.factor * self.start
+
+    def step(self, gradients: list[Vector]) -> float:
+        """Make one step of all parameters, and return the step size, without the learning rates."""
+        self.t += 1
+        t = self.t
+        gs = [-g if o.maximize else g for g, o in zip(gradients, self.oracles, strict=True)]
+        is_sgd = self.oracles[0].rule == "sgd"
+        hs = [np.ones_like(g) if is_sgd else self.denominator(o, g) for g, o in zip(gs, self.oracles, strict=True)]
+        sum_h = sum(float(h.sum()) for h in hs)
+        sum_g = sum(float((g**2).sum()) for g in gs) if is_sgd else sum_h
+        bound = self.factor * self.r / sqrt(t)
+
+        # D-adaptation
+        for i, (g, o) in enumerate(zip(gs, self.oracles, strict=True)):
+            self.n[i] += o.gamma * float((g * (self.z0[i] - o.z)).sum())
+        sum_gap = sum(float((h * abs(o.z - o.x)).sum()) for h, o in zip(hs, self.oracles, strict=True))
+        if self.dual_factor is not None:
+            if sum_gap > 0:
+                self.dual = max(self.dual, min(self.growth * self.dual, self.dual_factor * sum(self.n) / sum_gap))
+            bound = sqrt(bound * min(bound, self.dual))
+
+        # The noise
+        if self.noise_beta is not None:
+            b = self.noise_beta
+            self.m = [b * m + (1 - b) * g for m, g in zip(self.m, gs, strict=True)]
+            phi = (1 - b) / (1 + b) * (1 - b ** (2 * t)) / (1 - b**t) ** 2
+            m_hat = [m / (1 - b**t) for m in self.m]
+            noise = sum(float((m**2 / h).sum()) for m, h in zip(m_hat, hs, strict=True)) / phi
+            self.noise = b * self.noise + (1 - b) * noise
+            self.energy = b * self.energy + (1 - b) * sum_g
+            bound /= sqrt(min(1.0, max(self.least_noise, self.noise / self.energy)))
+
+        self.gamma = min(self.growth * self.gamma, bound)
+        self.mean_square += (sum_g / sum_h - self.mean_square) / t
+        step = self.gamma / sqrt(self.mean_square) if is_sgd else self.gamma
+        for i, (g, o) in enumerate(zip(gradients, self.oracles, strict=True)):
+            o.step(g, step)
+            self.n[i] *= 1 - o.c
+        away = sum(float((h * (o.x - z0) ** 2).sum()) for h, o, z0 in zip(hs, self.oracles, self.z0, strict=True))
+        self.r = max(self.r, sqrt(away / sum_h))
+        return step
+
+    @staticmethod
+    def denominator(oracle: Oracle, g: Vector) -> Vector:
+        v = oracle.beta2 * oracle.v + (1 - oracle.beta2) * g**2
+        return np.asarray(np.sqrt(v / (1 - oracle.beta2 ** (oracle.t + 1))) + oracle.eps)

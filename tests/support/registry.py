@@ -84,6 +84,7 @@ class OptimizerInfo:
     # What it can do.
     capturable: bool = True
     polyak: bool = False  # there is a Polyak step for its direction
+    distance: bool = False  # and a distance step
     compact: float | None = 3.2  # more than the bytes a parameter of its compact state; None if there is none
     counterpart: type[torch.optim.Optimizer] | None = None  # what to_torch hands its runs over to
     reads: frozenset[str] = frozenset()  # whose files it reads, and can be exported to: "schedulefree", "AdamW"
@@ -224,6 +225,7 @@ OPTIMIZERS = (
         buffers=frozenset({"gap"}),
         by_hand=GRADIENTS,
         polyak=True,
+        distance=True,
         compact=2.1,
         counterpart=torch.optim.SGD,
         reads=frozenset({"schedulefree"}),
@@ -250,6 +252,7 @@ OPTIMIZERS = (
         buffers=frozenset({"gap", "exp_avg_sq"}),
         by_hand=ADAM_BY_HAND,
         polyak=True,
+        distance=True,
         counterpart=torch.optim.AdamW,
         reads=frozenset({"schedulefree", "AdamW"}),
         with_all_buffers={"inner_momentum": 0.9},
@@ -275,6 +278,7 @@ OPTIMIZERS = (
         by_hand=(0.0, 0.0, 0.0, 0.0),
         counterpart=torch.optim.AdamW,
         reads=frozenset({"schedulefree", "AdamW"}),
+        distance=True,
         silent_steps=4,
         phases=2,
     ),
@@ -366,6 +370,9 @@ DEFAULTS_OF: dict[type[ScheduleFreeOptimizer], type[ScheduleFreeOptimizer]] = {
 """Classes that only give other defaults to one of these."""
 
 optimizers = pytest.mark.parametrize("info", ALL, ids=lambda info: info.cls.__name__)
+with_distance_step = pytest.mark.parametrize(
+    "info", [info for info in ALL if info.distance], ids=lambda info: info.cls.__name__
+)
 built_in = pytest.mark.parametrize("info", OPTIMIZERS, ids=lambda info: info.cls.__name__)
 compactable = pytest.mark.parametrize(
     "info", [info for info in ALL if info.compact], ids=lambda info: info.cls.__name__

@@ -165,7 +165,7 @@ class DistanceStep:
         """The step gamma_t, and the estimates after it.
 
         Args:
-            sums: over all parameters; none may be infinite or NaN.
+            sums: over all parameters; none may be infinite or NaN. If all are 0, there is no gradient, and no step.
             progress: N_t, of all groups.
             before: the estimates after the step before.
         """
@@ -183,7 +183,10 @@ class DistanceStep:
             energy = self.noise_beta * before.energy + (1.0 - self.noise_beta) * sums.energy
             bound = bound / sqrt(minimum(maximum(_ratio(noise, energy), self.least_noise), 1.0))
         gamma = minimum(self.growth * before.gamma, bound)
-        return _ratio(gamma, sqrt(size)), Estimates(steps, gamma, reached, dual, noise, energy, size)
+        after = Estimates(steps, gamma, reached, dual, noise, energy, size)
+        moves = sums.scale > 0.0
+        after = Estimates(*(where(moves, new, old) for new, old in zip(after, before, strict=True)))
+        return where(moves, _ratio(gamma, sqrt(size)), 0.0), after
 
 
 def _ratio(some: float, other: float) -> float:

@@ -22,6 +22,7 @@ from unscheduled.optimizer.algorithm import Algorithm
 from unscheduled.optimizer.collectives import Sharding, added_up, local
 from unscheduled.optimizer.plan import Plan
 from unscheduled.state.buffers import wide
+from unscheduled.state.device_math import as_tensor
 from unscheduled.state.param_groups import DISTANCE, PROGRESS, Group
 from unscheduled.state.parameter import State, fresh_state, state_dtype, whole_y
 from unscheduled.state.split_weights import shard
@@ -58,30 +59,20 @@ def distance_factor(
                 sums[sharding] = sums[sharding] + own.to(sums[sharding].device) if sharding in sums else own
     start = torch.zeros(len(Sums._fields) + len(plans), dtype=torch.float64, device="cpu")
     total = added_up(sums or {Sharding(): start}, step_size.partitioned)
-    numbers = cast("list[float]", list(total.unbind()) if algorithm.capturable else cast(Any, total).tolist())
-    finite = _is_finite(sum(numbers[1:], numbers[0]))
-    if finite is False:
-        raise ValueError("the gradient or a weight is not finite: call zero_grad() and leave this step out")
+    if algorithm.capturable:
+        total = where(total.isfinite().all(), total, 0.0)  # nothing is known then, as without gradients
+        numbers = cast("list[float]", list(total.unbind()))
+    else:
+        numbers = cast("list[float]", cast(Any, total).tolist())
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("the gradient or a weight is not finite: call zero_grad() and leave this step out")
     groups, count = [plan.group for plan in plans], len(Sums._fields)
     progress = [_progress(group, moved) for group, moved in zip(groups, numbers[count:], strict=True)]
-    first = step_size.begin()._asdict()
-    here = {field: groups[0].get(name, first[field]) for field, name in zip(first, DISTANCE, strict=True)}
-    before = Estimates(**here)
+    first = step_size.begin()
+    before = Estimates(*(groups[0].get(name, number) for name, number in zip(DISTANCE, first, strict=True)))
     factor, after = step_size(Sums(*numbers[:count]), sum(progress[1:], progress[0]), before)
-    shared = {
-        name: where(finite, new, old) if algorithm.capturable else new
-        for name, new, old in zip(DISTANCE, after, before, strict=True)
-    }
-    own = [
-        where(finite, new, group.get(PROGRESS, 0.0)) if algorithm.capturable else new
-        for group, new in zip(groups, progress, strict=True)
-    ]
-    return factor, [{**shared, PROGRESS: number} for number in own]
-
-
-def _is_finite(number: float | Tensor) -> bool | Tensor:
-    """Whether a number, of the host or a device, is neither infinite nor NaN."""
-    return number.isfinite() if isinstance(number, Tensor) else math.isfinite(number)
+    shared = dict(zip(DISTANCE, after, strict=True))
+    return factor, [shared | {PROGRESS: number} for number in progress]
 
 
 def _progress(group: Group, moved: float) -> float:
@@ -113,8 +104,10 @@ def _sums_of_group(
     ]
     for grad, param, state in entries:
         grad, sharding = (None, local(param.detach())[1]) if grad is None else local(real(grad))
-        known = Known(grad, param, state or fresh_state(param, rule, compact, step_size.buffers), sharding)
-        kinds.setdefault((sharding, param.device, grad is None), []).append(known)
+        if not state:
+            state = fresh_state(param, rule, compact, step_size.buffers)
+            state["step"] = as_tensor(0, param.device) if algorithm.capturable else 0
+        kinds.setdefault((sharding, param.device, grad is None), []).append(Known(grad, param, state, sharding))
     for (sharding, _, _), known in kinds.items():
         for piece in _pieces(known):
             yield sharding, _sums(step_size, algorithm, plan, rule, norm, piece)
@@ -167,7 +160,7 @@ def _sums(
     if step_size.noise_beta is not None:
         b = step_size.noise_beta
         average = b * lists(lambda each: each.state["grad_avg"]) + (1.0 - b) * grads
-        weight = Lists(cast(Any, [inverse_of_squared_weights(b, count + 1) for count in seen]))
+        weight = [inverse_of_squared_weights(b, count + 1) for count in seen]
         vector["noise"] = _sizes(average * average / h * weight)
     away = from_start(y, start, gap, beta)
     vector["progress"] = [-tensor.sum(dtype=torch.float64) for tensor in (grads * away).tensors]
@@ -207,11 +200,11 @@ def _scalars(algorithm: Algorithm, group: Group, rule: Rule, seen: list[Any], ne
         counts = torch.stack(seen)
         found = algorithm._rule_scalars(group, rule, counts + 1.0 if new else maximum(counts, 1.0))
         return {
-            name: Lists(list(number.unbind())) if isinstance(number, Tensor) and number.dim() else number
+            name: list(number.unbind()) if isinstance(number, Tensor) and number.dim() else number
             for name, number in found.items()
         }
     counts = [count + 1 if new else max(count, 1) for count in seen]
     each = {count: algorithm._rule_scalars(group, rule, count) for count in set(counts)}
     if len(each) == 1:
         return each[counts[0]]
-    return {name: Lists(cast(Any, [each[count][name] for count in counts])) for name in each[counts[0]]}
+    return {name: [each[count][name] for count in counts] for name in each[counts[0]]}
