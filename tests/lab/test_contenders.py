@@ -65,9 +65,9 @@ def test_sgd_has_the_momentum_of_the_task() -> None:
         assert model.weight.item() == pytest.approx(3.0 - LR * moved)
 
 
-@pytest.mark.parametrize("name", [name for name in CONTENDERS if name not in ("plus", "radam")])
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if name not in ("plus", "radam", "distance")])
 def test_warmup_is_the_same_for_all(name: str) -> None:
-    """But for the two that have a step size of their own at first."""
+    """But for those that have a step size of their own at first."""
     model = OneWeight()
     training = CONTENDERS[name].prepare(model, LR, {"weight_decay": 0.0}, WARMUP_STEPS, HORIZON)
     (group,) = training.optimizer.param_groups
@@ -85,6 +85,19 @@ def test_plus_takes_the_polyak_step() -> None:
     model.weight.grad = torch.ones_like(model.weight)
     training.step(torch.tensor(3.0))
     assert training.optimizer.param_groups[0]["effective_lr"] == pytest.approx(3.0 / math.sqrt(math.pi / 2))
+
+
+def test_distance_takes_its_own_step() -> None:
+    """gamma is 2.5 R at first, with neither the learning rates of the task nor its warmup and its betas."""
+    model = OneWeight()
+    options = {"weight_decay": 0.1, "betas": (0.8, 0.999)}
+    training = CONTENDERS["distance"].prepare(model, 1.0, options, WARMUP_STEPS, HORIZON)
+    assert CONTENDERS["distance"].lr == 1.0
+    model.weight.grad = torch.ones_like(model.weight)
+    training.step(torch.tensor(3.0))
+    (group,) = training.optimizer.param_groups
+    assert group["effective_lr"] == pytest.approx(2.5 * 3e-4)
+    assert (group["weight_decay"], group["betas"]) == (0.1, (0.9, 0.99))
 
 
 def test_muon_leaves_the_ends_of_a_model_to_adamw() -> None:

@@ -31,7 +31,7 @@ def test_the_examples_run_one_after_the_other() -> None:
         "torch": torch,
     }
     examples = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         exec(example, names)
     assert isinstance(names["plain"], torch.optim.AdamW)

@@ -122,7 +122,7 @@ class DistanceStep:
 
     Example:
         >>> rule = DistanceStep(dual_factor=None, noise_beta=None)
-        >>> before = rule.begin()._replace(steps=3.0, gamma=1.0, reached=0.25)
+        >>> before = rule.begin()._replace(steps=3.0, gamma=1.0, reached=0.25, size=1.0)
         >>> step, _ = rule(Sums(2.0, 8.0, 0.0, 0.0, 8.0, 8.0), 0.0, before)
         >>> round(step, 9)  # 2.5 sqrt(2 / 8) / sqrt(4)
         0.625

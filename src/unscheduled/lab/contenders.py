@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from unscheduled import (
     AdamWScheduleFree,
     AnnealedInterpolation,
+    AutoScheduleFree,
     ExponentialAveraging,
     GrowingInterpolation,
     LionScheduleFree,
@@ -101,6 +102,12 @@ def make_plus(model: nn.Module, lr: float, options: Options, warmup_steps: int) 
     return of(ScheduleFreePlus)(model, lr, own, warmup_steps)
 
 
+def make_distance(model: nn.Module, lr: float, options: Options, warmup_steps: int) -> ScheduleFreeOptimizer:
+    """Schedule-Free AdamW with the distance step and betas of its own, without a warmup."""
+    own = {name: value for name, value in options.items() if name != "betas"}
+    return AutoScheduleFree(model.parameters(), lr, **own)
+
+
 CONTENDERS: dict[str, Contender] = {
     "schedule-free": schedule_free(
         "Schedule-Free AdamW, linear warmup, no decay, judged at the averaged weights: one run for all horizons",
@@ -134,6 +141,9 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "plus": schedule_free(
         "ScheduleFree+: Schedule-Free AdamW with the Polyak step, no learning rate at all", make_plus, lr=1.0
+    ),
+    "distance": schedule_free(
+        "Schedule-Free AdamW with the distance step: no learning rate, no warmup, no loss", make_distance, lr=1.0
     ),
     "radam": schedule_free("Schedule-Free RAdam: the rectification takes the place of the warmup", make_radam),
     "sgd": schedule_free("Schedule-Free SGD, linear warmup", of(SGDScheduleFree), "SGDScheduleFree"),

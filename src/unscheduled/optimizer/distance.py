@@ -87,7 +87,8 @@ def average_gradients(step_size: DistanceStep, plan: Plan) -> None:
         return
     averages = [real(shard(state["grad_avg"])) for state in plan.states]
     grads = [local(real(grad))[0].to(average.dtype) for grad, average in zip(plan.grads, averages, strict=True)]
-    torch._foreach_lerp_(averages, grads, 1.0 - step_size.noise_beta)
+    torch._foreach_mul_(averages, step_size.noise_beta)
+    torch._foreach_add_(averages, grads, alpha=1.0 - step_size.noise_beta)
 
 
 def _sums_of_group(
