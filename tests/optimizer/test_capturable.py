@@ -21,6 +21,7 @@ from unscheduled import (
     AdamWScheduleFree,
     AnnealedInterpolation,
     ConstantStep,
+    DistanceStep,
     PolyakStep,
     PolynomialAveraging,
     ScheduleFreeOptimizer,
@@ -36,8 +37,11 @@ from unscheduled.kernels import compiled
 from unscheduled.state import device_math, param_groups
 
 PLUS = pytest.param(partial(ScheduleFreePlus, step_size=ConstantStep()), id="ScheduleFreePlus")
-CAPTURABLE = [*(info.cls for info in OPTIMIZERS if info.capturable), PLUS]
-RULES = {PLUS.values[0]: 1} | {info.cls: info.rules for info in OPTIMIZERS}
+DISTANCE = pytest.param(
+    partial(AdamWScheduleFree, step_size=DistanceStep(start=0.05, growth=1.5)), id="AdamWScheduleFree, distance step"
+)
+CAPTURABLE = [*(info.cls for info in OPTIMIZERS if info.capturable), PLUS, DISTANCE]
+RULES = {PLUS.values[0]: 1, DISTANCE.values[0]: 1} | {info.cls: info.rules for info in OPTIMIZERS}
 CASES = [
     pytest.param(info, configuration, id=f"{info.cls.__name__}-{configuration.desc}")
     for info in OPTIMIZERS

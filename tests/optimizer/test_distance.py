@@ -638,3 +638,15 @@ def test_it_converges_without_a_learning_rate_whatever_the_scale_of_the_loss(cls
         optimizer.step()
     optimizer.eval()
     assert loss().item() < 1e-2 * first
+
+
+def test_a_run_starts_where_its_weights_are_at_the_first_step() -> None:
+    """Not where they were when torch's DCP had the buffers made, for a file that then did not come."""
+    torch.manual_seed(0)
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    optimizer, reference = AutoScheduleFree(model.parameters()), AutoScheduleFree(other.parameters())
+    get_optimizer_state_dict(model, optimizer)
+    assert "z0" in optimizer.state[model.weight]
+    model.load_state_dict(other.state_dict())
+    assert gammas(optimizer, range(6)) == gammas(reference, range(6))
+    assert equal(model.parameters(), other.parameters())

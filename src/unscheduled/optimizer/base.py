@@ -209,7 +209,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
             RuntimeError: in eval mode without a closure, or if a gradient is sparse; nothing is changed.
             ValueError: if the learning rate or the beta of a group has left its range, a group has an entry that is no
                 option, or, with :class:`PolyakStep`, if the loss is missing, no scalar, not finite or below f*, or the
-                gradient is not finite; nothing is changed.
+                gradient is not finite, as also with :class:`DistanceStep`; nothing is changed.
         """
         if closure is None:
             compiling = torch.compiler.is_compiling()

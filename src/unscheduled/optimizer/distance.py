@@ -19,10 +19,10 @@ from unscheduled.formulas.scalar_math import maximum, where
 from unscheduled.kernels import real
 from unscheduled.kernels.foreach import Lists
 from unscheduled.optimizer.algorithm import Algorithm
-from unscheduled.optimizer.collectives import Sharding, added_up, local
+from unscheduled.optimizer.collectives import WHOLE, Sharding, added_up, local
 from unscheduled.optimizer.plan import Plan
 from unscheduled.state.buffers import wide
-from unscheduled.state.device_math import as_tensor
+from unscheduled.state.device_math import as_tensor, on_host
 from unscheduled.state.param_groups import DISTANCE, PROGRESS, Group
 from unscheduled.state.parameter import State, fresh_state, state_dtype, whole_y
 from unscheduled.state.split_weights import shard
@@ -51,14 +51,21 @@ def distance_factor(
     sums: dict[Sharding, Tensor] = {}
     for index, plan in enumerate(plans):
         if not plan.only_initialises:
+            if algorithm.capturable and plan.group["step"].device != plans[0].group["step"].device:
+                raise ValueError(
+                    f"capturable = True, step_size = {step_size}, but the groups are on several devices: put all "
+                    "parameters on one, or use capturable=False"
+                )
             rule = algorithm._rule(plan.group)
             for sharding, vector in _sums_of_group(step_size, algorithm, plan, rule, states):
                 own = vector.new_zeros(len(Sums._fields) + len(plans))
                 own[: len(Sums._fields)] = vector[:-1]
                 own[len(Sums._fields) + index] = vector[-1]
                 sums[sharding] = sums[sharding] + own.to(sums[sharding].device) if sharding in sums else own
-    start = torch.zeros(len(Sums._fields) + len(plans), dtype=torch.float64, device="cpu")
-    total = added_up(sums or {Sharding(): start}, step_size.partitioned)
+    if not sums:
+        device = plans[0].group["step"].device if algorithm.capturable else "cpu"
+        sums[WHOLE] = torch.zeros(len(Sums._fields) + len(plans), dtype=torch.float64, device=device)
+    total = added_up(sums, step_size.partitioned)
     if algorithm.capturable:
         total = where(total.isfinite().all(), total, 0.0)  # nothing is known then, as without gradients
         numbers = cast("list[float]", list(total.unbind()))
@@ -104,6 +111,8 @@ def _sums_of_group(
         (None, param, states[param]) for param in plan.group["params"] if param not in moved and states.get(param)
     ]
     for grad, param, state in entries:
+        if "y" in state and on_host(state["step"]) == 0:  # a run that starts at weights that were loaded since
+            state["z0"].copy_(param)
         grad, sharding = (None, local(param.detach())[1]) if grad is None else local(real(grad))
         if not state:
             state = fresh_state(param, rule, compact, step_size.buffers)
