@@ -18,6 +18,10 @@ def test_the_sums_are_reduced_over_the_mesh_of_shards(tmp_path: Path) -> None:
     spawn(distance_run.fully_sharded, tmp_path)
 
 
+def test_the_sums_on_other_meshes(tmp_path: Path) -> None:
+    spawn(distance_run.meshes, tmp_path, processes=4)
+
+
 def test_the_sums_are_those_of_all_partitions(tmp_path: Path) -> None:
     spawn(distance_run.partitioned, tmp_path)
 

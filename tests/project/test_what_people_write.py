@@ -17,6 +17,7 @@ from torch.optim import lr_scheduler, swa_utils
 
 from unscheduled import (
     AdamWScheduleFree,
+    AutoScheduleFree,
     ConstantStep,
     MuonScheduleFree,
     PolyakStep,
@@ -111,6 +112,8 @@ MAKERS: dict[str, Callable[[Any], ScheduleFreeOptimizer]] = {
     "a Polyak step": lambda params: AdamWScheduleFree(params, step_size=PolyakStep(norm_beta=0.5)),
     "a Polyak step of SGD": lambda params: SGDScheduleFree(params, step_size=PolyakStep()),
     "ScheduleFreePlus": ScheduleFreePlus,
+    "a distance step": AutoScheduleFree,
+    "a distance step on the device": lambda params: AutoScheduleFree(params, capturable=True),
     "a learning rate that is a tensor": lambda params: AdamWScheduleFree(
         params, lr=torch.tensor(0.01, dtype=torch.float32, device="cpu")
     ),

@@ -4,9 +4,12 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
+from mesh_run import engines
 from polyak_run import WORLD, Gained, sharded
-from processes import Collectives, gathered, same, whole
+from processes import Collectives, Net, assert_close, gathered, same, whole
+from processes import fit as fit_of_engines
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -87,6 +90,20 @@ def fully_sharded(rank: int, folder: str) -> None:
             again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
             step_sizes += fit(resumed, again, range(7, STEPS), rank, resumed.gain)
             assert_one_run(step_sizes, resumed, name)
+
+
+def meshes(rank: int, folder: str) -> None:
+    """HSDP, tensor parallelism, FSDP and both: whichever part of a tensor or of a batch a process has."""
+    for engine in engines(rank).values():
+        model, alone = engine.lay(Net()), Net()
+        optimizer, reference = (AutoScheduleFree(each.parameters(), step_size=EAGER) for each in (model, alone))
+        for step in range(8):
+            fit_of_engines(model, optimizer, [step], engine.part, engine.parts)
+            fit_of_engines(alone, reference, [step])
+            metrics = optimizer.metrics()
+            assert metrics == pytest.approx(reference.metrics(), rel=1e-9)
+            assert gathered(metrics["gamma"]) == [metrics["gamma"]] * 4
+        assert_close(whole(model.named_parameters()), whole(alone.named_parameters()))
 
 
 def partitioned(rank: int, folder: str) -> None:

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from unscheduled import (
     AdamWScheduleFree,
     AnnealedInterpolation,
+    AutoScheduleFree,
     LionScheduleFree,
     MuonScheduleFree,
     PolyakStep,
@@ -43,6 +44,7 @@ OPTIMIZERS: dict[str, Callable[[Any], ScheduleFreeOptimizer]] = {
     "compact loop": lambda params: SGDScheduleFree(params, lr=0.1, implementation="loop", state_precision="compact"),
     "annealed": lambda params: SGDScheduleFree(params, lr=0.1, interpolation=AnnealedInterpolation(0.97, 300)),
     "Polyak": lambda params: SGDScheduleFree(params, lr=1.0, step_size=PolyakStep()),
+    "distance": AutoScheduleFree,
     "Muon": lambda params: MuonScheduleFree(params, lr=0.01),
     "capturable": lambda params: AdamWScheduleFree(params, lr=0.01, capturable=True, implementation="loop"),
     "over SGD": wrapped("SGD"),

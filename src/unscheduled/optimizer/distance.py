@@ -178,17 +178,15 @@ def _sums(
 
 
 def _sizes(tensors: Lists) -> list[Tensor]:
-    """The sums of the absolute values of the elements."""
-    return list(torch._foreach_norm(tensors.tensors, 1))
+    """The sums of the absolute values of the elements, in float64: float32 loses percents of a large tensor."""
+    return list(torch._foreach_norm(tensors.tensors, 1, dtype=torch.float64))
 
 
 def _vector(sums: Mapping[str, list[Tensor]], like: Lists) -> Tensor:
     """The totals of these sums, in order and in float64; those that are not there are 0."""
     nothing = torch.zeros((), dtype=torch.float64, device=like.tensors[0].device)
     names = (*Sums._fields, "progress")
-    return torch.stack(
-        [torch.stack(sums[name]).sum(dtype=torch.float64) if name in sums else nothing for name in names]
-    )
+    return torch.stack([torch.stack(sums[name]).sum() if name in sums else nothing for name in names])
 
 
 @cache
