@@ -63,7 +63,7 @@ class ADOPTScheduleFree(ScheduleFreeOptimizer):
         fused: True is ``implementation="fused"``, False is the fastest implementation beside it.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
-        step_size: :class:`ConstantStep`, as None is; there is no Polyak step for this rule.
+        step_size: :class:`ConstantStep`, as None is; there is no Polyak or distance step for it.
         decay_at: the point that weight decay is proportional to, ``"y"`` or ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see

@@ -93,7 +93,7 @@ class LionScheduleFree(ScheduleFreeOptimizer):
         inner_momentum: beta1, in [0, 1), how much of m is in the sign; 0 keeps no m. Lion has 0.9.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
-        step_size: :class:`ConstantStep`, as None is; there is no Polyak step for this rule.
+        step_size: :class:`ConstantStep`, as None is; there is no Polyak or distance step for it.
         decay_at: the point that weight decay is proportional to, ``"y"`` or ``"z"``.
         maximize: follow the gradient upwards.
         implementation: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or ``"fused"``, see

@@ -106,7 +106,7 @@ class MuonScheduleFree(ScheduleFreeOptimizer):
         use_muon: whether all parameters are trained by Muon (True) or AdamW (False); None: Muon for the matrices.
         averaging: the averaging weight c, instead of ``r`` and ``weight_lr_power``.
         interpolation: how beta changes with the steps; None keeps it constant.
-        step_size: :class:`ConstantStep`, as None is; there is no Polyak step for this rule.
+        step_size: :class:`ConstantStep`, as None is; there is no Polyak or distance step for it.
         decay_at: the point that weight decay is proportional to, ``"z"`` or ``"y"``.
         maximize: follow the gradient upwards.
         implementation: of all but the orthogonal matrices: ``"auto"``, ``"loop"``, ``"foreach"``, ``"compiled"`` or

@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from unscheduled.formulas.averaging import Averaging
 from unscheduled.formulas.interpolation import Interpolation
-from unscheduled.formulas.rule import GIVEN, Norm, Rule
+from unscheduled.formulas.rule import GIVEN, Rule
 from unscheduled.formulas.step_size import StepSize
 from unscheduled.formulas.validation import require_within
 from unscheduled.kernels import Implementation
@@ -19,7 +19,7 @@ from unscheduled.state import param_groups
 from unscheduled.state.buffers import StatePrecision
 from unscheduled.state.param_groups import Group
 
-SGD = dataclasses.replace(GIVEN, size=squares, degree=2, norm=Norm())
+SGD = dataclasses.replace(GIVEN, size=squares, degree=2, norm="euclidean")
 """The direction of SGD is the gradient, d = g, so <g, d> is the square of its norm."""
 
 

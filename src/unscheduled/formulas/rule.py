@@ -16,19 +16,19 @@ Stored: TypeAlias = Literal["int16", "uint8"]
 
 
 class Norm(NamedTuple):
-    """The norm of a rule whose direction is d = g / h: |w|^2 = sum h w^2. Without functions, h = 1.
+    """The norm of a rule whose direction is d = g / h: |w|^2 = sum h w^2.
 
     The functions are definitions, as directions are. The names of their arguments are those of the buffer and of the
     rule's scalars.
     """
 
-    buffer: str | None = None
+    buffer: str
     """That of the rule of which h is made."""
 
-    average: Callable[..., Any] | None = None
+    average: Callable[..., Any]
     """The next buffer, from the gradient, the buffer and scalars."""
 
-    denominator: Callable[..., Any] | None = None
+    denominator: Callable[..., Any]
     """h, from the buffer and scalars."""
 
 
@@ -53,7 +53,8 @@ class Rule:
         elementwise: whether an element of d depends on the same element of the gradient and the buffers alone. If not,
             the directions are computed tensor by tensor, and any implementation does the rest.
         degree: that of the size: the gradient a g has the size a^degree |g|.
-        norm: the norm in which the distance step measures how far x has come; None if there is none.
+        norm: the norm in which the distance step measures how far x has come, ``"euclidean"`` if d = g; None if there
+            is none.
 
     Raises:
         TypeError: if an argument of the direction is none that is given in its place and by its name.
@@ -77,7 +78,7 @@ class Rule:
     size: Callable[[list[Any]], Any] | None = None
     elementwise: bool = True
     degree: int = 1
-    norm: Norm | None = None
+    norm: Norm | Literal["euclidean"] | None = None
     scalars: tuple[str, ...] = field(init=False, compare=False)
     """Names of the scalars: the arguments of the direction after the buffers."""
 

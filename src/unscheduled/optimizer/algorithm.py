@@ -135,6 +135,7 @@ class Algorithm(ABC):
             )
 
     def _check_distance_step(self, group: Group) -> None:
+        """Raise ValueError if a group has a distance step, but no norm or no average to measure the distance of."""
         if self._rules_differ or self._rule(group).norm is None:
             raise ValueError(
                 f"step_size = {group['step_size']} is not there for {type(self).__name__}, whose direction is not "

@@ -102,7 +102,6 @@ def _sums_of_group(
     step_size: DistanceStep, algorithm: Algorithm, plan: Plan, rule: Rule, states: Mapping[Tensor, State]
 ) -> Iterator[tuple[Sharding, Tensor]]:
     """Vectors of the :class:`Sums` and <g, z_0 - z> over some parameters of a group, each of one sharding."""
-    norm = cast(Norm, rule.norm)
     compact = algorithm.state_precision == "compact"
     kinds: dict[tuple[Sharding, torch.device, bool], list[Known]] = {}
     moved = set(plan.params)
@@ -120,7 +119,7 @@ def _sums_of_group(
         kinds.setdefault((sharding, param.device, grad is None), []).append(Known(grad, param, state, sharding))
     for (sharding, _, _), known in kinds.items():
         for piece in _pieces(known):
-            yield sharding, _sums(step_size, algorithm, plan, rule, norm, piece)
+            yield sharding, _sums(step_size, algorithm, plan, rule, piece)
 
 
 def _pieces(known: list[Known]) -> Iterator[list[Known]]:
@@ -136,9 +135,7 @@ def _pieces(known: list[Known]) -> Iterator[list[Known]]:
     yield piece
 
 
-def _sums(
-    step_size: DistanceStep, algorithm: Algorithm, plan: Plan, rule: Rule, norm: Norm, known: list[Known]
-) -> Tensor:
+def _sums(step_size: DistanceStep, algorithm: Algorithm, plan: Plan, rule: Rule, known: list[Known]) -> Tensor:
     """The vector of some parameters, all with a gradient or all without one."""
 
     def lists(tensor: Callable[[Known], Tensor]) -> Lists:
@@ -147,33 +144,31 @@ def _sums(
     beta = plan.group["beta"]
     y = lists(lambda each: whole_y(each.state, each.param.detach()))
     start, gap = lists(lambda each: each.state["z0"]), lists(lambda each: wide(each.state, "gap"))
-    ones = Lists([torch.ones_like(tensor) for tensor in gap.tensors])
+    grads = lists(lambda each: cast(Tensor, each.grad)) if known[0].grad is not None else None
     seen = [each.state["step"] for each in known]
 
-    before, now = (_scalars(algorithm, plan.group, rule, seen, new) for new in (False, True))
-    buffer = lists(lambda each: wide(each.state, cast(str, norm.buffer))) if norm.buffer else ones
-    previous = _called(norm.denominator, before, buffer) if norm.denominator else ones
+    norm = rule.norm
+    if not isinstance(norm, Norm):
+        previous = h = Lists([torch.ones_like(tensor) for tensor in gap.tensors])
+    else:
+        before, now = (_scalars(algorithm, plan.group, rule, seen, new) for new in (False, True))
+        buffer = lists(lambda each: wide(each.state, norm.buffer))
+        previous = h = _called(norm.denominator, before, buffer)
+        if grads is not None:
+            h = _called(norm.denominator, now, _called(norm.average, now, grads, buffer))
+
     away = from_start(y, start, gap, beta - 1.0)
-    vector = {"square": _sizes(previous * away * away), "previous_scale": _sizes(previous)}
-    if known[0].grad is None:
-        return _vector(vector | {"gap": _sizes(previous * gap)}, gap)
-    grads = lists(lambda each: cast(Tensor, each.grad))
-    h = ones
-    if norm.average is not None and norm.denominator is not None:
-        h = _called(norm.denominator, now, _called(norm.average, now, grads, buffer))
-    scale = _sizes(h)
-    vector |= {
-        "gap": _sizes(h * gap),
-        "scale": scale,
-        "energy": _sizes(grads * grads) if norm.buffer is None else scale,
-    }
-    if step_size.noise_beta is not None:
-        b = step_size.noise_beta
-        average = b * lists(lambda each: each.state["grad_avg"]) + (1.0 - b) * grads
-        weight = [inverse_of_squared_weights(b, count + 1) for count in seen]
-        vector["noise"] = _sizes(average * average / h * weight)
-    away = from_start(y, start, gap, beta)
-    vector["progress"] = [-tensor.sum(dtype=torch.float64) for tensor in (grads * away).tensors]
+    vector = {"square": _sizes(previous * away * away), "previous_scale": _sizes(previous), "gap": _sizes(h * gap)}
+    if grads is not None:
+        vector["scale"] = _sizes(h)
+        vector["energy"] = vector["scale"] if isinstance(norm, Norm) else _sizes(grads * grads)
+        away = from_start(y, start, gap, beta)
+        vector["progress"] = [-tensor.sum(dtype=torch.float64) for tensor in (grads * away).tensors]
+        if step_size.noise_beta is not None:
+            b = step_size.noise_beta
+            average = b * lists(lambda each: each.state["grad_avg"]) + (1.0 - b) * grads
+            weight = [inverse_of_squared_weights(b, count + 1) for count in seen]
+            vector["noise"] = _sizes(average * average / h * weight)
     return _vector(vector, gap)
 
 
