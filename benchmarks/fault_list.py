@@ -1,4 +1,4 @@
-"""Faults of many kinds for `benchmarks.faults`: a place in the source, what stands there, and what is put there instead.
+"""Faults of many kinds for `benchmarks.faults`: a place in the source, what stands there, and what is put instead.
 
 Each is what somebody could write by mistake: a sign, a power, a boundary, one number for another, a condition the wrong
 way round, a line that is missing, a copy that is none, a default that moved.
