@@ -10,7 +10,8 @@ import torch.distributed as dist
 import transformers_problem
 from accelerate import Accelerator
 from accelerate_problem import MICRO, STEPS, adamw, fit, plain_loop, prepared
-from small_problem import averages, holds, same
+from problems import same
+from small_problem import averages, holds
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback

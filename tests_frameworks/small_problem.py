@@ -2,9 +2,9 @@
 
 import copy
 from collections.abc import Iterator
-from typing import Any
 
 import torch
+from problems import same
 from torch import Tensor, nn
 
 from unscheduled import ScheduleFreeOptimizer
@@ -43,17 +43,6 @@ class Batches:
 def net() -> nn.Sequential:
     torch.manual_seed(7)
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
-
-
-def same(some: Any, other: Any) -> bool:
-    """Whether two files' contents, or state dicts, are equal, tensors bit for bit."""
-    if isinstance(some, dict):
-        return some.keys() == other.keys() and all(same(some[key], other[key]) for key in some)
-    if isinstance(some, (list, tuple)):
-        return len(some) == len(other) and all(map(same, some, other))
-    if isinstance(some, Tensor):
-        return some.dtype == other.dtype and torch.equal(some, other)
-    return some == other
 
 
 def holds(model: nn.Module, expected: nn.Module | dict[str, Tensor]) -> bool:

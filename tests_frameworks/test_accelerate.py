@@ -20,7 +20,8 @@ from accelerate_problem import (
     prepared,
     wrapped,
 )
-from small_problem import averages, holds, same
+from problems import same
+from small_problem import averages, holds
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unscheduled import ScheduleFreePlus

@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 from lightning_problem import QUIET, Module, plain_loop, trainer
-from problems import equal
+from problems import equal, same
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
-from small_problem import Batches, averages, batch, holds, net, same
+from small_problem import Batches, averages, batch, holds, net
 from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments

@@ -8,8 +8,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning_problem import QUIET, Module, optimizer_of, plain_loop, trainer, weights
-from problems import equal
-from small_problem import Batches, batch, net, same
+from problems import equal, same
+from small_problem import Batches, batch, net
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from small_problem import holds, same
+from problems import same
+from small_problem import holds
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 from transformers_problem import (

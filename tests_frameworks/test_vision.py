@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_problem import average_of, holds, same
+from problems import same
+from small_problem import average_of, holds
 from torch import nn
 
 from unscheduled import AdamWScheduleFree, SGDScheduleFree, update_bn

@@ -93,6 +93,7 @@ def test_the_sign_variant_keeps_no_buffer(implementation: Any) -> None:
     assert set(optimizer.state[param]) == {"step", "gap"}
 
 
+@pytest.mark.covering(2)
 @implementations
 @pytest.mark.parametrize("inner_momentum", [0.0, 0.9])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -85,6 +85,7 @@ def test_schedulefree_divides_by_beta_in_eval(info: OptimizerInfo) -> None:
     assert all(param.isfinite().all() for param in params)
 
 
+@pytest.mark.covering(1)
 @optimizers
 @pytest.mark.parametrize("tensor_lr", [False, True])
 def test_torch_dcp_initialises_a_fresh_optimizer_with_a_step_that_must_not_count(
@@ -140,6 +141,7 @@ def test_pytorch_optimizer_makes_radam_steps_too_small(implementation: str) -> N
         torch.testing.assert_close(before - optimizer.iterates(param).z, torch.full_like(param, expected))
 
 
+@pytest.mark.covering(1)
 @optimizers
 @pytest.mark.parametrize("decay_at", ["y", "z"])
 def test_pytorch_optimizer_moves_x_by_decay(info: OptimizerInfo, decay_at: str) -> None:
@@ -161,6 +163,7 @@ def test_pytorch_optimizer_weighs_by_step_to_the_lr() -> None:
     assert optimizer.metrics()["c"] == pytest.approx(9 / (1 + 4 + 9))
 
 
+@pytest.mark.covering(2)
 @optimizers
 @implementations
 @pytest.mark.parametrize("decay_at", ["y", "z"])
@@ -186,6 +189,7 @@ def test_gpa_adamw_makes_weights_grow_by_decay(info: OptimizerInfo, implementati
     assert all((now <= 1).all() for now in sizes)
 
 
+@pytest.mark.covering(1)
 @optimizers
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_heavyball_walks_at_random_by_switching_modes(info: OptimizerInfo, dtype: torch.dtype) -> None:

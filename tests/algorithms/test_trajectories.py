@@ -10,6 +10,7 @@ from torch import Tensor
 SHAPES = [(3, 4), (), (5,)]
 
 
+@pytest.mark.covering(2)
 @configurations
 @implementations
 def test_x_y_z_equal_the_oracle_at_every_step(

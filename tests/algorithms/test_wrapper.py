@@ -131,6 +131,7 @@ def bytes_of(optimizer: Optimizer) -> int:
     return sum(storage.nbytes() for storage in {tensor.untyped_storage() for tensor in tensors})
 
 
+@pytest.mark.covering(1)
 @bases
 @dtypes
 def test_kept_are_the_state_of_the_base_and_the_gap(base: Base, dtype: torch.dtype) -> None:
@@ -491,6 +492,7 @@ def test_a_parameter_that_is_unfrozen_late_is_new_to_the_base(base: Base) -> Non
     torch.testing.assert_close(z, only.detach())
 
 
+@pytest.mark.covering(1)
 @bases
 @dtypes
 def test_a_base_that_has_made_steps_goes_on(base: Base, dtype: torch.dtype) -> None:

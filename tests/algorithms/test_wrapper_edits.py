@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from bases import BASES, Base, CapturableSGD, dtypes, kept, same
+from bases import BASES, Base, CapturableSGD, dtypes, kept
 from features import needs_adagrad_to_make_its_state_in_a_step
-from problems import copies, equal, make_params, set_gradients, train
+from problems import copies, equal, make_params, same, set_gradients, train
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -48,6 +48,7 @@ EDITS: dict[str, Callable[[list[Tensor], Parameter, Parameter], Any]] = {
 }
 
 
+@pytest.mark.covering(2)
 @bases
 @dtypes
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
@@ -125,6 +126,7 @@ def test_reordered_or_moved_parameters_go_on() -> None:
     assert optimizer.base.state[params[0]]["step"] == 6
 
 
+@pytest.mark.covering(1)
 @bases
 @pytest.mark.parametrize("whole", [True, False])
 def test_where_the_state_was_dropped_that_of_the_base_begins_anew(base: Base, whole: bool) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from bases import BASES, Base, bases, dtypes, kept, same
-from models import through_a_file
-from problems import copies, equal, make_params, train
+from bases import BASES, Base, bases, dtypes, kept
+from problems import copies, equal, make_params, same, through_a_file, train
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn import Parameter
@@ -43,6 +42,7 @@ def tensors_of(optimizer: Optimizer) -> list[Tensor]:
     return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
 
 
+@pytest.mark.covering(2)
 @bases
 @dtypes
 @pytest.mark.parametrize("training", [True, False])
@@ -68,6 +68,7 @@ def test_resume_is_bit_exact(base: Base, dtype: torch.dtype, training: bool, mod
     assert resumed.base.param_groups[0].keys() == optimizer.base.param_groups[0].keys()
 
 
+@pytest.mark.covering(2)
 @bases
 @pytest.mark.parametrize("saved_as", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("loaded_as", [torch.float64, torch.float32, torch.bfloat16])
@@ -234,6 +235,7 @@ def test_parameters_are_found_by_name_in_another_order_and_grouping(training: bo
         back.load_state_dict(resumed.state_dict())
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))], ids=["copy", "pickle"]
 )
@@ -254,6 +256,7 @@ def test_a_copy_goes_on_by_itself(base: Base, duplicate: Callable[[Any], Any], t
     assert equal(others, params)
 
 
+@pytest.mark.covering(1)
 @bases
 @dtypes
 def test_dcp_files_go_into_a_fresh_optimizer(base: Base, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -273,6 +276,7 @@ def test_dcp_files_go_into_a_fresh_optimizer(base: Base, dtype: torch.dtype, tmp
     assert equal(other.parameters(), model.parameters())
 
 
+@pytest.mark.covering(1)
 @bases
 @dtypes
 def test_to_be_asked_for_its_state_by_dcp_before_the_first_step_changes_nothing(base: Base, dtype: torch.dtype) -> None:

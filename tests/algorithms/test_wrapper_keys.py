@@ -73,6 +73,7 @@ class ByLastGradient(Keyed):
 BASES = (Keyed, ByObject, Weakly, ByNote, ByLastGradient)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("make", BASES)

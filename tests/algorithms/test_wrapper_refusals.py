@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import schedulefree
 import torch
-from bases import dtypes, kept, same
-from problems import copies, equal, make_params, set_gradients, train
+from bases import dtypes, kept
+from problems import copies, equal, make_params, same, set_gradients, train
 from torch.nn import Parameter
 from torch.optim import LBFGS, SGD, Adam, Optimizer, SparseAdam, lr_scheduler
 

@@ -12,7 +12,7 @@ import schedulefree
 import torch
 import torch.distributed.checkpoint as dcp
 from commands import run
-from problems import copies, equal
+from problems import copies, equal, same
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
@@ -59,10 +59,6 @@ def average(capsys: pytest.CaptureFixture[str], tmp_path: Path, *arguments: Any)
     assert "are the average x" in out
     assert [path.name for path in tmp_path.glob(".*")] == []
     return load_file(tmp_path / "x.safetensors")
-
-
-def same(some: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return some.keys() == other.keys() and all(torch.equal(some[name], other[name]) for name in some)
 
 
 @pytest.mark.parametrize("attach", [True, False])

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from models import ADAMW, fit, through_a_file, trained
-from problems import copies, equal, make_params, train
+from models import ADAMW, fit, trained
+from problems import copies, equal, make_params, through_a_file, train
 from registry import OptimizerInfo, optimizers
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -58,6 +58,7 @@ class Allocations(TorchDispatchMode):
         return found
 
 
+@pytest.mark.covering(2)
 @optimizers
 @dtypes
 @modes
@@ -87,6 +88,7 @@ def test_saving_takes_no_memory(training: bool, attach: bool) -> None:
     assert memory(state["state"][0]["gap"]) == memory(optimizer.state[model.weight]["gap"])
 
 
+@pytest.mark.covering(2)
 @optimizers
 @dtypes
 @modes
@@ -105,6 +107,7 @@ def test_what_is_written_at_once_resumes_bit_for_bit(info: OptimizerInfo, dtype:
         assert equal(optimizer.iterates(param), resumed.iterates(other))
 
 
+@pytest.mark.covering(2)
 @dtypes
 @pytest.mark.parametrize("made_in", [True, False], ids=["made in train", "made in eval"])
 @pytest.mark.parametrize("switches", [(False,), (False, True), (True,), (True, False), (False, True, False)])
@@ -328,6 +331,7 @@ def read_into(model: nn.Module, optimizer: AdamWScheduleFree, folder: Path) -> N
 KINDS = ["train", "eval", "attached, train", "attached, eval"]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("started", [False, True], ids=["new", "started"])
 @pytest.mark.parametrize("into", KINDS)

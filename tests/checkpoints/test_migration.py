@@ -1,15 +1,13 @@
 """State dicts of the ``schedulefree`` package and of AdamW: taken in, and given out."""
 
 import copy
-import io
-import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 import schedulefree
 import torch
-from problems import copies, equal, make_params, set_gradients, train
+from problems import copies, equal, make_params, same, set_gradients, through_a_file, train
 from registry import OPTIMIZERS, OptimizerInfo
 from torch.nn import Parameter
 
@@ -66,13 +64,6 @@ def exact_params(dtype: torch.dtype = torch.float64) -> list[Parameter]:
     return make_params((4, 3), (7,), (2, 2), dtype=dtype)
 
 
-def through_a_file(value: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 def load(params: list[Parameter], weights: list[torch.Tensor], optimizer: Any, state: Any, model_first: bool) -> None:
     for load_model in (model_first, not model_first):
         if load_model:
@@ -87,17 +78,6 @@ def zeros(params: Iterable[torch.Tensor]) -> list[Parameter]:
     return [Parameter(torch.zeros_like(param)) for param in params]
 
 
-def same(some: Any, other: Any) -> bool:
-    """Whether two state dicts are equal, tensors bit for bit."""
-    if isinstance(some, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(some, other)
-    if isinstance(some, dict):
-        return some.keys() == other.keys() and all(same(some[key], other[key]) for key in some)
-    if isinstance(some, list):
-        return len(some) == len(other) and all(itertools.starmap(same, zip(some, other, strict=True)))
-    return some == other
-
-
 def converted(state: dict[str, Any], optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
     return recognised(state, optimizer.param_groups, optimizer._rule)
 
@@ -105,6 +85,7 @@ def converted(state: dict[str, Any], optimizer: ScheduleFreeOptimizer) -> dict[s
 # From the package.
 
 
+@pytest.mark.covering(2)
 @options
 @modes
 @orders
@@ -141,6 +122,7 @@ def test_a_run_of_the_package_goes_on(
     torch.testing.assert_close(continued, params, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.covering(2)
 @options
 @modes
 def test_a_run_of_the_package_goes_on_in_float32(name: str, arguments: dict[str, Any], training: bool) -> None:
@@ -160,6 +142,7 @@ def test_a_run_of_the_package_goes_on_in_float32(name: str, arguments: dict[str,
     torch.testing.assert_close(continued, params, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.covering(2)
 @options
 @modes
 @orders
@@ -216,6 +199,7 @@ def test_a_file_of_the_silent_phase_counts_no_weight() -> None:
     torch.testing.assert_close(params, plain, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.covering(2)
 @options
 @modes
 def test_the_form_is_ours(name: str, arguments: dict[str, Any], training: bool) -> None:
@@ -327,6 +311,7 @@ def is_read(info: OptimizerInfo, file: str) -> bool:
     return file in info.reads or ("schedulefree" in info.reads and file == info.cls.__name__)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("info", OPTIMIZERS, ids=lambda info: info.cls.__name__)
 def test_files_of_others_are_read_or_refused(info: OptimizerInfo, file: str) -> None:
@@ -433,6 +418,7 @@ def test_another_averaging_is_refused() -> None:
 # To the package.
 
 
+@pytest.mark.covering(2)
 @options
 @modes
 @pytest.mark.parametrize("steps", [3, 10])
@@ -456,6 +442,7 @@ def test_the_package_goes_on_with_our_run(name: str, arguments: dict[str, Any], 
     torch.testing.assert_close(continued, params, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.covering(2)
 @options
 @modes
 def test_there_and_back_is_the_same(name: str, arguments: dict[str, Any], training: bool) -> None:
@@ -567,6 +554,7 @@ def test_an_optimizer_of_another_library_is_not_exported(export: Callable[[Any],
 # From AdamW.
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("adam", TORCH_ADAMS)
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize(

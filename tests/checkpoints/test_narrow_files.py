@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import schedulefree
 import torch
-from models import Net, fit, through_a_file
-from problems import copies, equal, make_params, set_gradients, train
+from models import Net, fit
+from problems import copies, equal, make_params, set_gradients, through_a_file, train
 from registry import NARROW, OptimizerInfo, compactable, implementations, narrow, optimizers
 from safetensors.torch import load_file
 from torch import Tensor
@@ -55,6 +55,7 @@ def put(params: list[Tensor], weights: list[Tensor]) -> None:
 # The same precision.
 
 
+@pytest.mark.covering(2)
 @implementations
 @narrow
 @pytest.mark.parametrize("training", [True, False])
@@ -84,6 +85,7 @@ def test_resume_is_bit_exact(
     assert equal(whole(optimizer), whole(resumed))
 
 
+@pytest.mark.covering(2)
 @narrow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("model_first", [True, False])
@@ -111,6 +113,7 @@ def test_attached_models_resume_bit_for_bit(
     assert equal(model.eval().parameters(), other.eval().parameters())
 
 
+@pytest.mark.covering(2)
 @narrow
 def test_copies_train_on_alike(info: OptimizerInfo, dtype: torch.dtype, state_precision: str) -> None:
     optimizer = info.make(make_params(*SHAPES, dtype=dtype), state_precision=state_precision)
@@ -121,6 +124,7 @@ def test_copies_train_on_alike(info: OptimizerInfo, dtype: torch.dtype, state_pr
     assert equal(whole(optimizer), whole(twin))
 
 
+@pytest.mark.covering(1)
 @compactable
 @implementations
 def test_another_implementation_may_take_over_and_give_back(info: OptimizerInfo, implementation: str) -> None:
@@ -142,6 +146,7 @@ def test_another_implementation_may_take_over_and_give_back(info: OptimizerInfo,
         torch.testing.assert_close(param, reference, rtol=0.02, atol=2 * info.lr)
 
 
+@pytest.mark.covering(1)
 @compactable
 @pytest.mark.parametrize("layout", ["channels last", "permuted", "strided"])
 def test_memory_in_another_order(info: OptimizerInfo, layout: str) -> None:
@@ -177,6 +182,7 @@ def test_memory_in_another_order(info: OptimizerInfo, layout: str) -> None:
 # Another precision.
 
 
+@pytest.mark.covering(1)
 @compactable
 @pytest.mark.parametrize("training", [True, False])
 def test_float32_goes_into_compact_and_back(info: OptimizerInfo, training: bool) -> None:
@@ -208,6 +214,7 @@ def test_float32_goes_into_compact_and_back(info: OptimizerInfo, training: bool)
         train(run.train(), range(8, 10))
 
 
+@pytest.mark.covering(2)
 @optimizers
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("training", [True, False])
@@ -235,6 +242,7 @@ def test_a_float32_run_goes_into_narrow_parameters_and_back(
     train(third.train(), range(8, 10))
 
 
+@pytest.mark.covering(2)
 @optimizers
 @implementations
 @pytest.mark.parametrize("training", [True, False])
@@ -340,6 +348,7 @@ def test_damaged_codes_are_refused_and_nothing_is_changed(
 # Other ways to save.
 
 
+@pytest.mark.covering(2)
 @narrow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("full", [True, False])
@@ -362,6 +371,7 @@ def test_state_dict_functions_of_torch_distributed_fill_a_fresh_optimizer(
     assert equal(whole(optimizer), whole(resumed))
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(("dtype", "state_precision"), NARROW)
 @pytest.mark.parametrize("attach", [True, False])
 @pytest.mark.parametrize("training", [True, False])

@@ -1,7 +1,6 @@
 """Saving and loading: bit for bit in either mode, and nothing is changed by what does not fit."""
 
 import copy
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from problems import copies, equal, make_params, train
+from problems import copies, equal, make_params, through_a_file, train
 from registry import OptimizerInfo, built_in, configurations, optimizers
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -28,13 +27,6 @@ from unscheduled import (
     PolynomialAveraging,
     SGDScheduleFree,
 )
-
-
-def through_a_file(value: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @configurations
@@ -95,6 +87,7 @@ def test_loaded_with_other_weights_they_become_the_average(info: OptimizerInfo) 
         torch.testing.assert_close(resumed.iterates(param).x, x, rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.covering(1)
 @optimizers
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_state_stays_float32_under_narrow_parameters(info: OptimizerInfo, dtype: torch.dtype) -> None:
@@ -564,6 +557,7 @@ def test_a_damaged_state_dict_is_refused_or_harmless(names: bool) -> None:
     assert refused > 100
 
 
+@pytest.mark.covering(1)
 @optimizers
 @pytest.mark.parametrize("training", [True, False])
 def test_parameters_with_names_are_found_in_another_order_and_grouping(info: OptimizerInfo, training: bool) -> None:

@@ -33,6 +33,7 @@ def test_there_is_a_file_of_the_present_format_for_every_optimizer() -> None:
         assert OF_ALL_FORMATS <= {file.stem for file in (FOLDER / number).iterdir()} <= set(SUBJECTS)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("model_first", [True, False])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("number", "name"), FILES)
@@ -57,6 +58,7 @@ def test_a_file_loads_bit_for_bit(number: str, name: str, case: str, model_first
     train(model, optimizer.train(), range(5, 6))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("number", "name"), FILES)
 def test_the_commands_read_the_files(
@@ -162,6 +164,7 @@ def test_a_field_without_a_default_is_needed() -> None:
         optimizer.load_state_dict(state)
 
 
+@pytest.mark.covering(1)
 @optimizers
 @pytest.mark.parametrize(("value", "refused"), [(3, True), (0.0, True), ("z", True), (None, False), (False, False)])
 def test_unknown_options_and_fields_are_refused_by_name_unless_they_are_off(

@@ -17,7 +17,8 @@ import schedulefree
 import torch
 import torch.distributed.checkpoint as dcp
 from commands import run
-from models import at_average, same, trained
+from models import at_average, trained
+from problems import includes
 from registry import OptimizerInfo, optimizers
 from safetensors.torch import save_file
 from torch import nn
@@ -197,6 +198,7 @@ def test_the_name_that_is_refused_is_said(tmp_path: Path, capsys: pytest.Capture
 # torch's DCP.
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("flat", [True, False])
 @optimizers
 def test_a_good_distributed_checkpoint_is_read_as_torch_reads_it(
@@ -219,7 +221,7 @@ def test_a_good_distributed_checkpoint_is_read_as_torch_reads_it(
     assert alike(dcp_files.read(folder), load(tmp_path / "torch.pt"))
     code, _, err = run(capsys, "average", folder, "-o", tmp_path / "x.pt")
     assert (code, err) == (0, "")
-    assert same(load(tmp_path / "x.pt"), x)
+    assert includes(load(tmp_path / "x.pt"), x)
     code, out, _ = run(capsys, "inspect", folder)
     assert "optimizer        unscheduled" in out
 
@@ -386,7 +388,7 @@ def test_weights_in_shards(suffix: str, names: bool, tmp_path: Path, capsys: pyt
         code, out, err = run(capsys, "average", *way, "-o", tmp_path / "x.pt")
         assert (code, err) == (0, "")
         assert "6 tensors, of which 6 are the average x" in out
-        assert same(load(tmp_path / "x.pt"), model.state_dict())
+        assert includes(load(tmp_path / "x.pt"), model.state_dict())
         assert "y, the gradient point" in run(capsys, "inspect", *way)[1]
     (folder / "optimizer.pt").unlink()
     (tmp_path / "x.pt").unlink()

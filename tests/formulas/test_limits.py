@@ -20,6 +20,7 @@ from unscheduled import (
 )
 
 
+@pytest.mark.covering(2)
 @implementations
 @pytest.mark.parametrize("complex_too", [False, True])
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"maximize": True, "weight_decay": 0.1}])
@@ -199,6 +200,7 @@ def sizes_without_a_gradient(
     return sizes
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("rule", ["sgd", "adamw"])
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("c", [0.0033, 0.1, 1.0])
@@ -210,6 +212,7 @@ def test_decay_at_z_only_ever_shrinks(rule: str, beta: float, c: float, weight_d
     assert all(size < 1 for size in sizes[-1])
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("rule", ["sgd", "adamw"])
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("c", [0.0033, 0.1, 1.0])

@@ -89,6 +89,7 @@ def test_parameters_of_another_precision(dtype: torch.dtype, monkeypatch: pytest
 eagerly: Callable[..., Any] = partial(torch.compile, backend="eager")
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("implementation", ["loop", "foreach", "compiled"])
 @optimizers
 def test_a_compiled_step_is_the_loop_in_one_graph(

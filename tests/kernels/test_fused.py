@@ -53,6 +53,7 @@ def assert_is_the_loop(make: Any, params: list[Parameter], steps: int = 20) -> N
             torch.testing.assert_close(some, reference, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.covering(1)
 @configurations
 def test_fused_is_the_loop(info: OptimizerInfo, configuration: Configuration, left: list[int]) -> None:
     assert_is_the_loop(

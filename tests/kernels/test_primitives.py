@@ -121,6 +121,7 @@ dtypes = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.covering(2)
 @dtypes
 @directions
 def test_on_lists(direction: Any, stored: torch.dtype, gradients: torch.dtype) -> None:
@@ -133,6 +134,7 @@ def test_fused(direction: Any, gradients: torch.dtype) -> None:
     compare(by_fused, direction, torch.float32, gradients)
 
 
+@pytest.mark.covering(1)
 @dtypes
 @directions
 def test_compiled(

@@ -58,6 +58,7 @@ PLACES: dict[str, Callable[[Merged], nn.Module]] = {
 }
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("order", MERGES)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("outside", [False, True], ids=["itself", "by a module round it"])

@@ -153,6 +153,7 @@ def recorded(optimizer: ScheduleFreeOptimizer) -> Recording:
 # It is the loop.
 
 
+@pytest.mark.covering(1)
 @cases
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_steps_are_those_of_the_loop(info: Any, configuration: Any, dtype: torch.dtype) -> None:
@@ -165,6 +166,7 @@ def test_steps_are_those_of_the_loop(info: Any, configuration: Any, dtype: torch
     assert_equal(ours, loop, 1e-12 if dtype == torch.float64 else 2e-6)
 
 
+@pytest.mark.covering(1)
 @cases
 def test_a_recorded_step_that_is_made_again_is_the_next_step(info: Any, configuration: Any) -> None:
     ours, loop = pair(info.cls, lr=torch.tensor(info.lr, dtype=torch.float64), **configuration.arguments)
@@ -662,6 +664,7 @@ def quick_graphs(graphs: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> dic
     return graphs
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("cls", CAPTURABLE)
 def test_compiled_it_is_one_graph_while_the_numbers_change(cls: Any, whole: bool, quick_graphs: dict[str, int]) -> None:

@@ -15,6 +15,7 @@ from unscheduled import NoAveraging, PolynomialAveraging, ScheduleFreeOptimizer,
 from unscheduled.state.split_weights import narrowed
 
 
+@pytest.mark.covering(1)
 @configurations
 def test_foreach_is_the_loop(info: OptimizerInfo, configuration: Configuration) -> None:
     loop, foreach = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
@@ -32,6 +33,7 @@ def test_it_is_a_torch_optimizer(info: OptimizerInfo) -> None:
     assert optimizer.defaults["lr"] == info.lr
 
 
+@pytest.mark.covering(1)
 @optimizers
 @pytest.mark.parametrize("foreach", [True, False, None])
 def test_foreach_as_in_schedulefree(info: OptimizerInfo, foreach: bool | None) -> None:
@@ -40,6 +42,7 @@ def test_foreach_as_in_schedulefree(info: OptimizerInfo, foreach: bool | None) -
     train(optimizer, range(2))
 
 
+@pytest.mark.covering(1)
 @optimizers
 @implementations
 def test_gradients_are_not_overwritten(info: OptimizerInfo, implementation: str) -> None:
@@ -55,6 +58,7 @@ def test_gradients_are_not_overwritten(info: OptimizerInfo, implementation: str)
                 assert equal(gradients, bits)
 
 
+@pytest.mark.covering(2)
 @optimizers
 @implementations
 @pytest.mark.parametrize("first", [torch.bfloat16, torch.float32])
@@ -80,6 +84,7 @@ def test_gradients_of_several_dtypes(info: OptimizerInfo, implementation: str, f
         torch.testing.assert_close(optimizer.iterates(param).z, singles[param is together[1]].iterates(other).z)
 
 
+@pytest.mark.covering(2)
 @optimizers
 @implementations
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -108,6 +113,7 @@ def test_narrow_parameters_are_trained_as_in_float32(
             optimizer.train()
 
 
+@pytest.mark.covering(1)
 @optimizers
 @implementations
 def test_parameters_keep_their_storage(info: OptimizerInfo, implementation: str) -> None:
@@ -145,6 +151,7 @@ def test_schedulers_drive_the_lr(info: OptimizerInfo) -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
 
 
+@pytest.mark.covering(1)
 @optimizers
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_one_cycle_drives_lr_and_beta(info: OptimizerInfo, as_tensor: bool) -> None:
@@ -258,6 +265,7 @@ def test_a_closure_is_a_step(info: OptimizerInfo) -> None:
     assert equal(closed, plain)
 
 
+@pytest.mark.covering(1)
 @optimizers
 @implementations
 def test_parameters_without_a_gradient_stand_still(info: OptimizerInfo, implementation: str) -> None:
@@ -293,6 +301,7 @@ def test_a_frozen_parameter_does_not_disturb_the_others_and_resumes(info: Optimi
     assert not torch.equal(second, frozen)
 
 
+@pytest.mark.covering(1)
 @optimizers
 @implementations
 def test_scalars_and_empty_tensors(info: OptimizerInfo, implementation: str) -> None:
@@ -304,6 +313,7 @@ def test_scalars_and_empty_tensors(info: OptimizerInfo, implementation: str) -> 
     assert torch.equal(params[3], vectors[3])
 
 
+@pytest.mark.covering(1)
 @optimizers
 @implementations
 def test_memory_layout_does_not_matter(info: OptimizerInfo, implementation: str) -> None:
@@ -328,6 +338,7 @@ def test_memory_layout_does_not_matter(info: OptimizerInfo, implementation: str)
     assert all(optimizer.state[param]["gap"].stride() == param.stride() for param in params[:3])
 
 
+@pytest.mark.covering(1)
 @optimizers
 @implementations
 def test_several_dtypes_and_devices_in_one_group(info: OptimizerInfo, implementation: str) -> None:
@@ -342,6 +353,7 @@ def test_several_dtypes_and_devices_in_one_group(info: OptimizerInfo, implementa
     assert equal(together, alone)
 
 
+@pytest.mark.covering(1)
 @built_in
 @implementations
 def test_complex_parameters_are_pairs_of_real_ones(info: OptimizerInfo, implementation: str) -> None:
@@ -404,6 +416,7 @@ def test_a_group_added_late_averages_from_its_own_first_step(info: OptimizerInfo
     assert torch.equal(optimizer.iterates(late).x, reference.iterates(alone).x)
 
 
+@pytest.mark.covering(2)
 @optimizers
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
 @pytest.mark.parametrize("training", [True, False])

@@ -259,6 +259,7 @@ def test_a_restart_ends_a_freeze(averaging: Any) -> None:
     becomes_mean(optimizer, range(15, 25), averaging)
 
 
+@pytest.mark.covering(2)
 @averagings
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("frozen_steps", [0, 3])

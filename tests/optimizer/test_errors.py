@@ -26,6 +26,7 @@ def test_refused_at_construction(info: OptimizerInfo, case: Refused) -> None:
         info.make(make_params(), **case.arguments)
 
 
+@pytest.mark.covering(1)
 @refused
 def test_refused_in_a_group(info: OptimizerInfo, case: Refused) -> None:
     first, second = make_params()
@@ -33,6 +34,7 @@ def test_refused_in_a_group(info: OptimizerInfo, case: Refused) -> None:
         info.make([{"params": [first]}, {"params": [second], **case.arguments}])
 
 
+@pytest.mark.covering(1)
 @refused
 def test_refused_in_add_param_group(info: OptimizerInfo, case: Refused) -> None:
     first, second = make_params()
@@ -76,6 +78,7 @@ def test_what_is_no_group(info: OptimizerInfo) -> None:
         info.make([first]).add_param_group([second])  # type: ignore[arg-type]
 
 
+@pytest.mark.covering(1)
 @built_in
 @pytest.mark.parametrize("choice", [{"foreach": False}, {"implementation": "loop"}])
 def test_the_implementation_of_a_group(info: OptimizerInfo, choice: dict[str, Any]) -> None:
@@ -98,6 +101,7 @@ def test_a_tensor_of_learning_rates(info: OptimizerInfo) -> None:
         info.make(make_params(), lr=torch.tensor(float("nan")))
 
 
+@pytest.mark.covering(1)
 @built_in
 @pytest.mark.parametrize("foreach", [True, False])
 def test_two_ways_to_choose_the_implementation(info: OptimizerInfo, foreach: bool) -> None:
@@ -146,6 +150,7 @@ def test_sparse_gradients(info: OptimizerInfo) -> None:
     assert optimizer.metrics()["step"] == 0
 
 
+@pytest.mark.covering(1)
 @optimizers
 @pytest.mark.parametrize("bad", [float("nan"), -0.1, torch.tensor(float("nan"))])
 def test_a_scheduler_that_went_wrong(info: OptimizerInfo, bad: float | Tensor) -> None:
@@ -197,6 +202,7 @@ def test_an_averaging_that_went_wrong() -> None:
     assert equal(params, before)
 
 
+@pytest.mark.covering(2)
 @optimizers
 @implementations
 @pytest.mark.parametrize("as_tensor", [False, True])
@@ -216,6 +222,7 @@ def test_nothing_moves_at_lr_0(info: OptimizerInfo, implementation: str, as_tens
     assert not equal(params, make_params())
 
 
+@pytest.mark.covering(1)
 @optimizers
 @pytest.mark.parametrize("weight_lr_power", [0.0, 2.0])
 def test_a_run_at_lr_0_gathers_no_weights(info: OptimizerInfo, weight_lr_power: float) -> None:
@@ -225,6 +232,7 @@ def test_a_run_at_lr_0_gathers_no_weights(info: OptimizerInfo, weight_lr_power: 
     assert optimizer.metrics()["c"] == 0.0
 
 
+@pytest.mark.covering(2)
 @optimizers
 @implementations
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from models import ADAMW, backward, fit, through_a_file, trained
-from problems import copies, equal
+from models import ADAMW, backward, fit, trained
+from problems import copies, equal, through_a_file
 
 
 @pytest.mark.parametrize("attach", [True, False])
@@ -59,6 +59,7 @@ def test_gradients_at_y_survive_an_evaluation_between_micro_batches(set_to_none:
     assert equal(model.parameters(), reference.parameters())
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("attach", [True, False])
 @pytest.mark.parametrize("in_eval_mode", [True, False])
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as live
-from models import through_a_file
+from problems import same, through_a_file
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -40,10 +40,6 @@ def numbers(name: str, seed: int) -> Tensor:
 
 def fresh(name: str, seed: int, dtype: torch.dtype = torch.float32) -> Parameter:
     return Parameter(numbers(name, seed).to(dtype, copy=True))
-
-
-def same(some: Weights, other: Weights) -> bool:
-    return some.keys() == other.keys() and all(torch.equal(some[name], other[name]) for name in other)
 
 
 class Net(nn.Module):

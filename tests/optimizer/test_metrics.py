@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from models import ADAMW, Net, fit, same, trained
+from models import ADAMW, Net, fit, trained
+from problems import same
 from registry import OptimizerInfo, optimizers
 from torch import Tensor, nn
 

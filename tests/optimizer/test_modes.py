@@ -18,6 +18,7 @@ def test_born_in_train_mode(info: OptimizerInfo) -> None:
     train(optimizer, range(1))
 
 
+@pytest.mark.covering(1)
 @optimizers
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64])
 def test_eval_puts_x_and_train_restores_the_bits_of_y(info: OptimizerInfo, dtype: torch.dtype) -> None:
@@ -46,6 +47,7 @@ def test_the_bits_of_y_return_where_a_weight_is_nan() -> None:
     assert param[3].isnan()
 
 
+@pytest.mark.covering(2)
 @optimizers
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("failing", ["averaged", "gradient_point"])
@@ -335,6 +337,7 @@ def test_evaluating_inside_autocast_uses_the_averaged_weights() -> None:
     assert not torch.equal(inside, training)
 
 
+@pytest.mark.covering(1)
 @optimizers
 @pytest.mark.parametrize("training", [True, False])
 def test_averaged_state_dict_is_a_snapshot_at_x(info: OptimizerInfo, training: bool) -> None:

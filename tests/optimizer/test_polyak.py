@@ -43,19 +43,19 @@ class Case:
     group_settings: dict[str, Any] = field(default_factory=dict)
 
 
-def same(desc: str, step_size: PolyakStep | None = None, **both: Any) -> Case:
+def alike(desc: str, step_size: PolyakStep | None = None, **both: Any) -> Case:
     """What optimizer and oracle call alike."""
     return Case(desc, both, both, step_size or PolyakStep())
 
 
 SHARED = (
-    same("default"),
-    same("norm_beta", PolyakStep(norm_beta=0.9)),
-    same("f_star", PolyakStep(f_star=-0.25)),
-    same("max_step, eps", PolyakStep(max_step=0.02, eps=0.5)),
-    same("warmup", warmup_steps=9),
-    same("decay at z, warmup, norm_beta", PolyakStep(norm_beta=0.5), weight_decay=0.1, decay_at="z", warmup_steps=9),
-    same("r", r=1.5),
+    alike("default"),
+    alike("norm_beta", PolyakStep(norm_beta=0.9)),
+    alike("f_star", PolyakStep(f_star=-0.25)),
+    alike("max_step, eps", PolyakStep(max_step=0.02, eps=0.5)),
+    alike("warmup", warmup_steps=9),
+    alike("decay at z, warmup, norm_beta", PolyakStep(norm_beta=0.5), weight_decay=0.1, decay_at="z", warmup_steps=9),
+    alike("r", r=1.5),
     Case(
         "averaging warmup",
         {"averaging": PolynomialAveraging(r=1, warmup_steps=7)},
@@ -72,9 +72,9 @@ SHARED = (
 )
 ADAMW = (
     Case("two betas", group={"betas": (0.5, 0.9)}, group_settings={"beta": 0.5, "beta2": 0.9}),
-    same("AdamC", weight_decay=5.0, corrected_decay=True),
-    same("AdamC at z", weight_decay=5.0, corrected_decay=True, decay_at="z", warmup_steps=5),
-    same("inner momentum", inner_momentum=0.8),
+    alike("AdamC", weight_decay=5.0, corrected_decay=True),
+    alike("AdamC at z", weight_decay=5.0, corrected_decay=True, decay_at="z", warmup_steps=5),
+    alike("inner momentum", inner_momentum=0.8),
     Case(
         "everything",
         {
@@ -96,6 +96,7 @@ SGD = (
 )
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(
     ("rule", "case"),
     [
@@ -193,6 +194,7 @@ def test_the_correlation_is_with_the_y_that_the_gradient_was_taken_at(interpolat
     assert len(betas) > 3
 
 
+@pytest.mark.covering(2)
 @kinds
 @implementations
 @pytest.mark.parametrize("at", [0, 4])

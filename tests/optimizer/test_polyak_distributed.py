@@ -5,7 +5,8 @@ from pathlib import Path
 import polyak_run
 import pytest
 import torch
-from processes import same, spawn
+from problems import same
+from processes import spawn
 
 pytestmark = pytest.mark.slow
 

@@ -54,6 +54,7 @@ def unchanged(some: Any, other: Any) -> bool:
 # Forms of the loss.
 
 
+@pytest.mark.covering(1)
 @kinds
 @pytest.mark.parametrize(
     "loss",
@@ -214,6 +215,7 @@ LOSSES: list[tuple[Any, str]] = [
 losses = pytest.mark.parametrize(("loss", "match"), LOSSES, ids=lambda value: repr(value)[:30])
 
 
+@pytest.mark.covering(1)
 @kinds
 @pytest.mark.parametrize("steps", [0, 3])
 @losses
@@ -227,6 +229,7 @@ def test_what_is_no_loss(cls: type[Any], steps: int, loss: Any, match: str) -> N
     assert optimizer.metrics()["step"] == steps + 1
 
 
+@pytest.mark.covering(1)
 @kinds
 @pytest.mark.parametrize("training", [True, False])
 @losses
@@ -250,6 +253,7 @@ def test_a_closure_and_a_loss(cls: type[Any], training: bool) -> None:
     assert unchanged(snapshot(params, optimizer), before)
 
 
+@pytest.mark.covering(1)
 @kinds
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize(
@@ -282,6 +286,7 @@ def test_a_gradient_of_zero_may_be_clipped(cls: type[Any]) -> None:
     assert optimizer.param_groups[0]["effective_lr"] == 0.0
 
 
+@pytest.mark.covering(2)
 @kinds
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -70,6 +70,7 @@ def test_without_the_average_of_the_norm_a_run_would_go_otherwise(cls: type[Any]
     assert fit(optimizer, range(5, 6)) != fit(other, range(5, 6))
 
 
+@pytest.mark.covering(1)
 @kinds
 @pytest.mark.parametrize(
     ("name", "value", "match"),
@@ -245,6 +246,7 @@ def test_a_scaler_passes_the_loss_on(cls: type[Any]) -> None:
 # Narrow numbers and the metrics.
 
 
+@pytest.mark.covering(2)
 @kinds
 @implementations
 @pytest.mark.parametrize(

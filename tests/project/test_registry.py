@@ -95,6 +95,7 @@ def test_the_first_steps_that_move_nothing(info: OptimizerInfo) -> None:
     assert not equal(params, start)
 
 
+@pytest.mark.covering(1)
 @optimizers
 @implementations
 def test_the_first_moves_of_z_are_those_computed_by_hand(info: OptimizerInfo, implementation: str) -> None:

@@ -172,6 +172,7 @@ def runs(make: Any, around: Around, *closing: Any, dtype: torch.dtype = torch.fl
     return results[0], results[1]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.usefixtures("quick_graphs")
 @around_all
 @pytest.mark.parametrize("name", MAKERS)
@@ -221,6 +222,7 @@ CLASSES = [*(info.cls for info in OPTIMIZERS), *DEFAULTS_OF]
 classes = pytest.mark.parametrize("cls", CLASSES)
 
 
+@pytest.mark.covering(1)
 @classes
 @pytest.mark.parametrize(
     ("arguments", "implementation"),
@@ -258,6 +260,7 @@ def test_without_the_fused_kernel_a_rule_without_foreach_is_a_loop() -> None:
         Plain(make_params(), foreach=True)
 
 
+@pytest.mark.covering(1)
 @classes
 @pytest.mark.parametrize(
     ("arguments", "match"),
@@ -349,6 +352,7 @@ UNKNOWN = [
 unknown = pytest.mark.parametrize(("name", "value", "match"), UNKNOWN, ids=[name for name, _, _ in UNKNOWN])
 
 
+@pytest.mark.covering(1)
 @optimizers
 @unknown
 @pytest.mark.parametrize("steps", [0, 1, 5])
@@ -370,6 +374,7 @@ def test_an_unknown_entry_at_a_step(info: OptimizerInfo, name: str, value: Any, 
     assert optimizer.param_groups[1]["step"] == steps + 1
 
 
+@pytest.mark.covering(1)
 @optimizers
 @unknown
 def test_an_unknown_entry_of_a_new_group(info: OptimizerInfo, name: str, value: Any, match: str) -> None:
@@ -422,6 +427,7 @@ SCHEDULERS: list[Callable[[Any], Any]] = [
 ]
 
 
+@pytest.mark.covering(1)
 @optimizers
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.filterwarnings("ignore:The epoch parameter")
@@ -462,6 +468,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.usefixtures("quick_graphs")
 @pytest.mark.parametrize(
     ("info", "options"),
@@ -477,6 +484,7 @@ def test_autocast_changes_no_bit(info: OptimizerInfo, options: dict[str, Any]) -
     assert_same_bits(*runs(lambda params: info.make(params, **arguments), lambda: torch.autocast("cpu")))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("of", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @optimizers

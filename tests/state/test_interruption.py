@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from interrupting import OPTIMIZERS, SHAPES, every_optimizer, go, interrupted
-from problems import copies, equal, make_params
+from problems import copies, make_params, same
 from torch import Tensor
 
 from unscheduled import (
@@ -55,14 +55,11 @@ def bits(optimizer: ScheduleFreeOptimizer) -> Any:
     return copies(tensors), numbers
 
 
-def same(some: Any, other: Any) -> bool:
-    return len(some[0]) == len(other[0]) and equal(some[0], other[0]) and some[1] == other[1]
-
-
 def steps_of(optimizer: ScheduleFreeOptimizer) -> int:
     return int(optimizer.param_groups[0]["step"])
 
 
+@pytest.mark.covering(1)
 @every_optimizer
 @dtypes
 def test_interrupted_at_every_line_the_run_is_that_of_its_steps(

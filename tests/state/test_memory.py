@@ -43,6 +43,7 @@ APART: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 }
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("groups", [1, 2], ids=["one group", "two groups"])
 @pytest.mark.parametrize("case", OVERLAPPING)
 @optimizers
@@ -53,6 +54,7 @@ def test_parameters_over_one_memory_are_refused(info: OptimizerInfo, case: str, 
         info.make(given)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("case", APART)
 @optimizers
 def test_parameters_side_by_side_are_trained(info: OptimizerInfo, case: str) -> None:
@@ -105,6 +107,7 @@ def replace(optimizer: Any, old: Tensor, new: Tensor, group: int = 0) -> None:
     params[[param is old for param in params].index(True)] = new
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("ask", ["train", "model.train", "iterates", "state_dict", "eval"])
 @optimizers

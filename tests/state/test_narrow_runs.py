@@ -47,6 +47,7 @@ def test_a_compact_state_takes_two_to_four_bytes_a_parameter(info: OptimizerInfo
         assert size / count < info.compact
 
 
+@pytest.mark.covering(2)
 @implementations
 @narrow
 def test_gradients_and_storage_are_left_alone(
@@ -68,6 +69,7 @@ def test_gradients_and_storage_are_left_alone(
     assert [param.data_ptr() for param in params] == addresses
 
 
+@pytest.mark.covering(2)
 @implementations
 @narrow
 def test_evaluating_changes_no_bit(
@@ -88,6 +90,7 @@ def test_evaluating_changes_no_bit(
     assert optimizer.metrics() == reference.metrics()
 
 
+@pytest.mark.covering(2)
 @implementations
 @narrow
 def test_the_iterates_are_what_the_parameters_hold(
@@ -121,6 +124,7 @@ def is_nearest(param: Tensor, exact: Tensor) -> bool:
     return bool((distances[0] <= torch.minimum(*distances[1:])).all())
 
 
+@pytest.mark.covering(2)
 @narrow
 @pytest.mark.parametrize("training", [True, False])
 def test_a_closure_is_a_step(info: OptimizerInfo, dtype: torch.dtype, state_precision: str, training: bool) -> None:
@@ -134,6 +138,7 @@ def test_a_closure_is_a_step(info: OptimizerInfo, dtype: torch.dtype, state_prec
     assert equal(whole(optimizer.train()), whole(reference))
 
 
+@pytest.mark.covering(2)
 @implementations
 @narrow_built_in
 def test_groups_are_optimizers_of_their_own(

@@ -185,6 +185,7 @@ def test_random_numbers_of_successive_steps_are_spread_evenly() -> None:
         assert float(sums.abs().max()) < 6.0  # by chance 32 and more
 
 
+@pytest.mark.covering(1)
 @compactable
 @implementations
 def test_no_generator_is_touched_and_replicas_agree(info: OptimizerInfo, implementation: str) -> None:

@@ -8,7 +8,7 @@ import lion_pytorch
 import prodigyopt
 import pytest
 import torch
-from problems import copies, equal, make_params
+from problems import copies, make_params
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -59,10 +59,6 @@ def kept(optimizer: ScheduleFreeWrapper) -> Any:
     """The parameters and both state dicts of a wrapper, to check that they do not change."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
     return copies(params), repr(optimizer.state_dict()), repr(optimizer.base.state_dict())
-
-
-def same(some: Any, other: Any) -> bool:
-    return equal(some[0], other[0]) and some[1:] == other[1:]
 
 
 class CapturableSGD(Optimizer):

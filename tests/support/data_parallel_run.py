@@ -1,5 +1,6 @@
 """The functions that the processes of the tests of DistributedDataParallel run."""
 
+from problems import same
 from processes import (
     OPTIMIZERS,
     Collectives,
@@ -8,7 +9,6 @@ from processes import (
     gathered,
     load,
     one_process,
-    same,
     save,
     whole,
 )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from problems import same
 from processes import (
     OPTIMIZERS,
     Collectives,
@@ -17,7 +18,6 @@ from processes import (
     load,
     loss_of,
     one_process,
-    same,
     save,
     whole,
 )

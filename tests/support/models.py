@@ -1,7 +1,6 @@
 """A model to train, and helpers to train, compare and save it."""
 
 import copy
-import io
 from typing import Any
 
 import torch
@@ -52,17 +51,6 @@ def trained(info: OptimizerInfo, steps: int = 5, attach: bool = True) -> tuple[N
 def at_average(model: nn.Module, optimizer: ScheduleFreeOptimizer) -> dict[str, Any]:
     with optimizer.averaged_parameters():
         return copy.deepcopy(dict(model.named_parameters(remove_duplicate=False)))
-
-
-def same(some: dict[str, Any], expected: dict[str, Any]) -> bool:
-    return all(torch.equal(some[name], expected[name]) for name in expected)
-
-
-def through_a_file(value: Any, weights_only: bool = True) -> Any:
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, weights_only=weights_only)
 
 
 ADAMW = OptimizerInfo(AdamWScheduleFree, "adamw", 0.1, None, (), (), frozenset())

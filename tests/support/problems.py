@@ -1,6 +1,8 @@
 """Random parameters and gradients, for steps without a model."""
 
+import io
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,3 +40,26 @@ def copies(params: Iterable[Tensor]) -> list[Tensor]:
 def equal(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
     """Whether all tensors are equal, bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def same(some: Any, other: Any) -> bool:
+    """Whether two values are equal, in all that dictionaries, lists and tuples hold; tensors bit for bit."""
+    if isinstance(some, Tensor):
+        return isinstance(other, Tensor) and some.dtype == other.dtype and torch.equal(some, other)
+    if isinstance(some, dict):
+        return some.keys() == other.keys() and all(same(some[key], other[key]) for key in some)
+    if isinstance(some, (list, tuple)):
+        return len(some) == len(other) and all(map(same, some, other))
+    return bool(some == other)
+
+
+def includes(some: dict[str, Any], expected: dict[str, Any]) -> bool:
+    """Whether a dictionary has the expected entries, maybe among others; tensors bit for bit."""
+    return all(same(some[name], expected[name]) for name in expected)
+
+
+def through_a_file(value: Any, weights_only: bool = True) -> Any:
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=weights_only)

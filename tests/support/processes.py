@@ -180,10 +180,6 @@ def whole(named: Any) -> dict[str, Tensor]:
     }
 
 
-def same(some: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return some.keys() == other.keys() and all(torch.equal(some[name], other[name]) for name in some)
-
-
 def assert_close(some: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-12) -> None:
     """Assert that tensors are equal except for rounding, where sums are added up in another order."""
     torch.testing.assert_close(some, other, rtol=tolerance, atol=tolerance)

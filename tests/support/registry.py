@@ -98,6 +98,10 @@ class OptimizerInfo:
     elementwise: dict[str, Any] = field(default_factory=dict)  # arguments with which the shape makes no difference
     with_all_buffers: dict[str, Any] = field(default_factory=dict)  # arguments with which it keeps most
 
+    @property
+    def desc(self) -> str:
+        return self.cls.__name__
+
     def make(self, params: Any, **arguments: Any) -> ScheduleFreeOptimizer:
         return self.cls(params, **({"lr": self.lr} | arguments))
 
@@ -369,14 +373,12 @@ DEFAULTS_OF: dict[type[ScheduleFreeOptimizer], type[ScheduleFreeOptimizer]] = {
 }
 """Classes that only give other defaults to one of these."""
 
-optimizers = pytest.mark.parametrize("info", ALL, ids=lambda info: info.cls.__name__)
+optimizers = pytest.mark.parametrize("info", ALL, ids=lambda info: info.desc)
 with_distance_step = pytest.mark.parametrize(
-    "info", [info for info in ALL if info.distance], ids=lambda info: info.cls.__name__
+    "info", [info for info in ALL if info.distance], ids=lambda info: info.desc
 )
-built_in = pytest.mark.parametrize("info", OPTIMIZERS, ids=lambda info: info.cls.__name__)
-compactable = pytest.mark.parametrize(
-    "info", [info for info in ALL if info.compact], ids=lambda info: info.cls.__name__
-)
+built_in = pytest.mark.parametrize("info", OPTIMIZERS, ids=lambda info: info.desc)
+compactable = pytest.mark.parametrize("info", [info for info in ALL if info.compact], ids=lambda info: info.desc)
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
 NARROW = (

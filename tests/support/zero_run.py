@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from processes import Net, fit, gathered, same, whole
+from problems import same
+from processes import Net, fit, gathered, whole
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
