@@ -37,8 +37,8 @@ FAULTS = (
     # The algorithms.
     Fault(
         "algorithms/adamw.py",
-        "return grad / (sqrt(inverse_bias_correction2 * exp_avg_sq) + eps), exp_avg_sq",
-        "return grad / sqrt(inverse_bias_correction2 * exp_avg_sq + eps), exp_avg_sq",
+        "return sqrt(inverse_bias_correction2 * exp_avg_sq) + eps",
+        "return sqrt(inverse_bias_correction2 * exp_avg_sq + eps)",
     ),
     Fault(
         "algorithms/adamw.py",
@@ -48,6 +48,9 @@ FAULTS = (
     Fault("algorithms/adamw.py", "return math.sqrt(math.pi / 2.0) *", "return math.sqrt(2.0 / math.pi) *"),
     Fault("algorithms/adopt.py", "(step - 1) ** 0.25", "step ** 0.25"),
     Fault("algorithms/muon.py", "param.dim() >= 2 and not", "param.dim() > 2 and not"),
+    Fault("formulas/distance.py", "maximum(before.reached, sqrt(", "maximum(before.reached, ("),
+    Fault("formulas/distance.py", "self.growth * before.dual, estimate", "self.growth * before.gamma, estimate"),
+    Fault("optimizer/distance.py", '(1.0 - group["c"]) * group.get', 'group["c"] * group.get'),
     # The kernels.
     Fault("kernels/foreach.py", "if direction is batch.grads:", "if False:"),
     Fault(
