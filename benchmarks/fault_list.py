@@ -60,7 +60,7 @@ FAULTS = (
     ),
     Fault("kernels/foreach.py", "grads = torch._foreach_neg(grads)", "torch._foreach_neg_(grads)"),
     Fault("kernels/loop.py", "-grad if scalars.maximize else grad", "grad"),
-    Fault("kernels/batch.py", "[count - seen[0] for count in seen]", "[0 for count in seen]"),
+    Fault("kernels/batch.py", "found.append((seen[positions[0]], _at", "found.append((seen[0], _at"),
     Fault("kernels/batch.py", "known and facts == self._facts and all(", "known and all("),
     Fault("kernels/batch.py", "list(map(Tensor.data_ptr, column))", "list(map(id, column))"),
     Fault("kernels/tensorwise.py", "of_one(number, position)", "of_one(number, 0)"),

@@ -25,7 +25,7 @@ SHOWN = {
     "muon-r1": "Schedule-Free Muon with β 0.8, r 1",
     "amuse-slow": "AMUSE, power 0.5",
 }
-KINDS = {"deep": "networks", "convex": "convex"}
+KINDS = {"deep": "networks", "convex": "convex", "long": "10 times as long"}
 
 
 def total_row(total: dict[str, Any]) -> str:
@@ -56,7 +56,12 @@ def convex_row(row: dict[str, Any]) -> str:
 RECORDS: dict[str, Any] = {
     name: json.loads((ROOT / f"docs/results/battery/{name}.json").read_text()) for name in BATTERY["tasks"]
 }
-ABLATIONS = {name: record["ablations"] for name, record in RECORDS.items() if record["ablations"]}
+ABLATIONS = {
+    name: record["ablations"]
+    for name, record in RECORDS.items()
+    if record["ablations"] and record["entry"]["length"] == 1
+}
+LONG = {name: record for name, record in RECORDS.items() if record["entry"]["length"] > 1}
 
 
 def ablation_row(choice: str, value: str) -> str:
@@ -68,6 +73,12 @@ def ablation_row(choice: str, value: str) -> str:
         mean = None if ratios is None else prod(ratios) ** (1 / len(ratios))
         cells.append("" if not found else "diverged" if mean is None else f"{mean:.3f}")
     return f"| {choice}: {value} | {' | '.join(cells)} |"
+
+
+def long_row(task: str, beta: dict[str, Any]) -> str:
+    """A line of the table of β in long runs: loss over that of the default at each horizon."""
+    cells = [f"{ratio:.3f}" for ratio in beta["ratios"]]
+    return f"| {task} | {beta['value']} | {' | '.join(cells)} |"
 
 
 VARIANTS = list(
@@ -90,7 +101,8 @@ TASK_ROWS = sorted(
     {
         (cell["task"], cell["contender"])
         for cell in BATTERY["cells"]
-        if cell["group"] == "deep" and cell["contender"] in ("schedule-free", "schedule-free-r1", "sgd", "sgd-r1")
+        if cell["group"] in ("deep", "long")
+        and cell["contender"] in ("schedule-free", "schedule-free-r1", "sgd", "sgd-r1")
     }
 )
 
@@ -115,6 +127,13 @@ def test_convex(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("choice", "value"), VARIANTS)
 def test_ablations(choice: str, value: str) -> None:
     assert ablation_row(choice, value) in FINDINGS
+
+
+@pytest.mark.parametrize("task", LONG)
+def test_beta_in_long_runs(task: str) -> None:
+    for row in LONG[task]["ablations"]:
+        if row["choice"] == "β":
+            assert long_row(task, row) in FINDINGS
 
 
 @pytest.mark.parametrize("contender", ["schedule-free", "schedule-free-r1", "cosine"])
