@@ -87,7 +87,7 @@ FAULTS = (
     Fault("optimizer/stepper.py", 'if any(map(contains, here, repeat("kept"))):', "if False:"),
     Fault("optimizer/stepper.py", "factor * algorithm._mover.factor(index)", "factor"),
     Fault("optimizer/weights.py", "put_gradient_points(to_x, written)\n            raise", "raise"),
-    Fault("optimizer/weights.py", "averaged = averaged | self.given_up\n", "averaged = set(averaged)\n"),
+    Fault("optimizer/weights.py", "at_x = at_x | self.given_up\n", "at_x = set(at_x)\n"),
     Fault("optimizer/weights.py", "return self.live.give_out(states)", "return states"),
     Fault("optimizer/reconciliation.py", "self.written.clear()\n        return found", "return found"),
     Fault("optimizer/gradient_origin.py", "and not _is_zero(grad):", "and _is_zero(grad):"),

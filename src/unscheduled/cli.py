@@ -261,12 +261,12 @@ def lab_failures(command: str) -> Generator[None, None, None]:
 
 
 def run_average(arguments: argparse.Namespace) -> int:
-    from unscheduled.checkpoints.average import averaged
+    from unscheduled.checkpoints.average import averaged_weights
     from unscheduled.checkpoints.file import check_output, read, write
 
     with checkpoint_failures("unscheduled average"):
         check_output(arguments.output, arguments.checkpoint, arguments.optimizer)
-        weights, count = averaged(read(arguments.checkpoint, arguments.optimizer))
+        weights, count = averaged_weights(read(arguments.checkpoint, arguments.optimizer))
         write(weights, arguments.output)
     print(printable(f"{arguments.output}: {len(weights)} tensors, of which {count} are the average x"))
     return 0

@@ -44,7 +44,7 @@ def test_a_switch_puts_x_there_and_y_back() -> None:
     weights.switch({first.param}, [first, second])
     assert (values(first), values(second)) == ([0.0, 0.0], [3.0, -3.0])
     assert not weights.training
-    assert weights.averaged == {first.param}
+    assert weights.at_x == {first.param}
     weights.switch(set(), [first, second])
     assert (values(first), values(second)) == ([1.0, -1.0], [3.0, -3.0])
     assert weights.training
@@ -80,7 +80,7 @@ def test_a_switch_both_ways_that_fails_on_the_way_back_undoes_the_way_there() ->
     with pytest.raises(KeyError):
         weights.switch({first.param}, [first, second])
     assert values(first) == [1.0, -1.0]
-    assert weights.averaged == {second.param}
+    assert weights.at_x == {second.param}
 
 
 def test_what_is_written_at_x_is_the_new_x() -> None:
@@ -109,7 +109,7 @@ def test_a_parameter_that_replaces_one_at_x_is_noticed_by_its_state() -> None:
     new = Entry(nn.Parameter(old.param.detach().clone()), old.state, BETA)
     states = {new.param: new.state}
     assert weights.notice_replaced([new.param], states, lambda: [new.param])
-    assert weights.averaged == {new.param}
+    assert weights.at_x == {new.param}
     assert not weights.notice_replaced([new.param], states, lambda: [new.param])
     weights.switch(set(), [new])
     assert values(new) == [1.0, -1.0]
@@ -264,11 +264,11 @@ def test_a_model_that_is_attached_moves_its_follower() -> None:
     attachments.add(tie, follower_of(params, moved), 0, set(params))
     assert attachments.tie_to(model, set(params)) is None
     assert attachments.flags() == [True]
-    assert attachments.wanted_averages(params) == set()
+    assert attachments.wanted_at_x(params) == set()
     model.eval()
     assert moved == ["follow"]
     assert attachments.flags() == [False]
-    assert attachments.wanted_averages(params) == set(params)
+    assert attachments.wanted_at_x(params) == set(params)
     assert attachments.names([{"params": params}]) == {model.weight: "weight", model.bias: "bias"}
     assert attachments.names([{"params": [*params, nn.Parameter(torch.zeros(1))]}]) == {}
     attachments.detach()
@@ -287,7 +287,7 @@ def test_of_two_models_each_asks_for_its_own_parameters() -> None:
         assert tie is not None
         attachments.add(tie, follower, 0, set(params))
     models[1].eval()
-    assert attachments.wanted_averages(params) == {alone, *models[1].parameters()}
+    assert attachments.wanted_at_x(params) == {alone, *models[1].parameters()}
     attachments.detach()
 
 

@@ -81,7 +81,7 @@ class Fit:
         return sum(not parameter.holds_average(weight) for weight, parameter in self.started)
 
 
-def averaged(checkpoint: Checkpoint) -> tuple[Weights, int]:
+def averaged_weights(checkpoint: Checkpoint) -> tuple[Weights, int]:
     """The weights of a checkpoint with every parameter of the optimizers at x, and the number of these parameters.
 
     Raises:

@@ -79,7 +79,7 @@ class Attachments:
         """The flags of the models."""
         return [tie.training for tie in self.models]
 
-    def wanted_averages(self, params: Iterable[Tensor]) -> set[Tensor]:
+    def wanted_at_x(self, params: Iterable[Tensor]) -> set[Tensor]:
         """The parameters of models in eval mode, and those of no attached model if any is in eval mode."""
         if all(self.flags()):
             return set()

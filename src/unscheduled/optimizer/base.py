@@ -167,7 +167,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
             added["params"] = group["params"]
         super().add_param_group(added)
         if not training:
-            self._weights.note(self._weights.averaged.union(self.param_groups[-1]["params"]))
+            self._weights.note(self._weights.at_x.union(self.param_groups[-1]["params"]))
         self._attachments.look_again()
 
     def _check(self, group: Group, params: Sequence[Tensor] = ()) -> None:
@@ -364,7 +364,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
     @contextmanager
     def _mode_given_back(self) -> Generator[None, None, None]:
         """Afterwards the mode is what it was before, or what the attached models ask for if they were switched."""
-        before = set(self._weights.averaged)
+        before = set(self._weights.at_x)
         flags = dict(zip(self._attachments.models, self._attachments.flags(), strict=True))
         try:
             yield
@@ -377,12 +377,12 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
     @untraced
     @torch.inference_mode(False)  # else y would be a tensor that cannot be trained on
     @torch.no_grad()
-    def _put(self, averaged: set[Tensor]) -> None:
+    def _put(self, at_x: set[Tensor]) -> None:
         """Put x into these parameters and y into the others."""
-        if self._weights.are_at(averaged):
+        if self._weights.are_at(at_x):
             return
         with Deferred():  # y or x, and what notes that, as a whole
-            self._weights.switch(averaged, self._entries())
+            self._weights.switch(at_x, self._entries())
             self._note_mode()
             torch.clear_autocast_cache()  # it may hold casts of the weights of the other mode
             self._attachments.switched()
@@ -454,7 +454,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         if not self._weights.writes.is_on:
             self._weights.writes.start(self._params())
         self._attachments.add(tie, self._as_follower(), bn_batches, params)
-        self._put(self._attachments.wanted_averages(params))
+        self._put(self._attachments.wanted_at_x(params))
         return self
 
     def detach(self) -> Self:
@@ -492,7 +492,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         """Put into the parameters what the flags of the attached models ask for."""
         self._settle()
         self._notice_replaced(self._params())
-        self._put(self._attachments.wanted_averages(self._params()))
+        self._put(self._attachments.wanted_at_x(self._params()))
 
     @untraced
     def _give_up(self, params: set[Tensor], at_average: bool) -> None:
@@ -503,9 +503,9 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         """
         self._settle()
         weights = self._weights
-        at_y = params - weights.averaged
-        weights.averaged = weights.averaged | (weights.written_since(at_y, self._entries()) if at_average else at_y)
-        self._put(weights.averaged | params)
+        at_y = params - weights.at_x
+        weights.at_x = weights.at_x | (weights.written_since(at_y, self._entries()) if at_average else at_y)
+        self._put(weights.at_x | params)
         weights.given_up |= params
         self._note_mode()
         if not self._followed():
@@ -519,7 +519,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         """Expect weights to be written into the parameters, in any mode: the first module of a call, and the call."""
         if not self._weights.reconciliation.is_of(call):
             self._settle()
-            self._weights.reconciliation.begin_load(module, call, self._entries(), self._weights.averaged)
+            self._weights.reconciliation.begin_load(module, call, self._entries(), self._weights.at_x)
 
     def _after_load(self, module: nn.Module, call: object) -> None:
         """Take the weights that were written as x, if this module is the first of the call."""
@@ -571,7 +571,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
     def _averages(self) -> Callable[[Tensor], Tensor | None]:
         """A function that returns a snapshot of x of a parameter, or None: see :meth:`Weights.average_reader`."""
         entries = self._entries()
-        self._weights.reconciliation.settle_state(entries, self._weights.averaged)
+        self._weights.reconciliation.settle_state(entries, self._weights.at_x)
         self._notice_replaced(self._params())
         return self._weights.average_reader(entries)
 
@@ -800,7 +800,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
                 raise ValueError(f"the state dict is damaged: {type(error).__name__}: {error}") from error
             self._settle()
             reconciliation = self._weights.reconciliation
-            weights.update(reconciliation.weights_before_switches(self._entries(), self._weights.averaged))
+            weights.update(reconciliation.weights_before_switches(self._entries(), self._weights.at_x))
             return {"state": {}, "param_groups": loaded[0].param_groups}  # torch would cast the buffers
 
         def restore(_: torch.optim.Optimizer) -> None:
@@ -843,7 +843,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         self._weights.note(() if training else self._params())
         self._settle()
         if is_attached:
-            self._put(self._attachments.wanted_averages(self._params()))
+            self._put(self._attachments.wanted_at_x(self._params()))
         self._note_mode()
 
     # Copies.

@@ -56,18 +56,18 @@ def next_counters(algorithm: Algorithm, group: Group, factor: float) -> tuple[fl
         others: Group = {"beta": next_beta(algorithm, group, step), "lr_max": lr_max}
         averages = param_groups.averages(group["averaging_state"])
         if averages is not False:
-            others |= _where(averages, _averaged_counters(group, step, effective_lr, lr_max), counters)
+            others |= _where(averages, _counters_of_averaging(group, step, effective_lr, lr_max), counters)
         counters |= _where(moves, others, counters)
     return warm_lr, counters
 
 
-def _averaged_counters(group: Group, step: int, lr: float, lr_max: float) -> Group:
+def _counters_of_averaging(group: Group, step: int, lr: float, lr_max: float) -> Group:
     """c, and the counters of the averaging after a step that enters the average."""
     c: Any
     c, weight_sum = group["averaging"](step - group["averaging_start"], lr, lr_max, group["weight_sum"])
     if not isinstance(c, Tensor) and not 0.0 <= c <= 1.0:  # else no time for the words
         require_within("[0, 1]", f"c of {group['averaging']}", c, "it is the weight of z in a mean")
-    c, averaging_state = param_groups.averaged(group["averaging_state"], cast(float, c))
+    c, averaging_state = param_groups.next_averaging(group["averaging_state"], cast(float, c))
     return {"c": c, "weight_sum": weight_sum, "averaging_state": averaging_state}
 
 

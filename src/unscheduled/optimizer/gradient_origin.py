@@ -28,13 +28,13 @@ class GradientWatch:
         """Parameters that hold y again, and gradients of theirs that were taken at x."""
         self._hooks: dict[Tensor, RemovableHandle] = {}
 
-    def watch(self, averaged: set[Tensor]) -> None:
+    def watch(self, at_x: set[Tensor]) -> None:
         """From here on these parameters hold x, and the others y."""
-        for param in averaged - self._before.keys():
+        for param in at_x - self._before.keys():
             self._before[param] = None if param.grad is None else Seen(TensorWeakRef(param.grad), param.grad._version)
             if param.requires_grad:
                 self._hook(param, cast(Any, param).register_post_accumulate_grad_hook(_adding_to(self._accumulated)))
-        for param in self._before.keys() - averaged:
+        for param in self._before.keys() - at_x:
             before, grad = self._before.pop(param), param.grad
             if grad is not None and not self._is_untouched(param, grad, before) and not _is_zero(grad):
                 self.at_average[param] = TensorWeakRef(grad)

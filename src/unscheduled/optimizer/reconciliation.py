@@ -48,17 +48,17 @@ class Reconciliation:
 
     # Weights.
 
-    def begin_load(self, module: nn.Module, call: object, entries: list[Entry], averaged: set[Tensor]) -> None:
+    def begin_load(self, module: nn.Module, call: object, entries: list[Entry], at_x: set[Tensor]) -> None:
         """Expect weights to be written into the parameters, in any mode.
 
         Args:
             module: the first module of the call of ``load_state_dict``.
             call: an object of this call alone.
             entries: those of the optimizer.
-            averaged: the parameters that hold x.
+            at_x: the parameters that hold x.
         """
         with Deferred():
-            keep_gradient_points([entry for entry in entries if entry.param not in averaged])
+            keep_gradient_points([entry for entry in entries if entry.param not in at_x])
             self._loading = module, call
 
     def is_of(self, call: object) -> bool:
@@ -69,46 +69,46 @@ class Reconciliation:
         """Whether the loading of weights ends with this module of the call."""
         return self._loading is not None and self._loading[0] is module and self._loading[1] is call
 
-    def settle(self, entries: list[Entry], averaged: set[Tensor]) -> list[Tensor]:
+    def settle(self, entries: list[Entry], at_x: set[Tensor]) -> list[Tensor]:
         """Bring a loaded state together with the weights, and end the loading of weights, also one that has failed.
 
         Returns:
             the parameters into which y was put, since weights were loaded.
         """
-        self.settle_state(entries, averaged)
+        self.settle_state(entries, at_x)
         if self._loading is None:
             return []
-        at_y = [entry for entry in entries if entry.param not in averaged]
+        at_y = [entry for entry in entries if entry.param not in at_x]
         put_gradient_points(at_y, self.written, loading=True)
         self._loading = None
         return [entry.param for entry in at_y]
 
-    def settle_state(self, entries: list[Entry], averaged: set[Tensor]) -> None:
+    def settle_state(self, entries: list[Entry], at_x: set[Tensor]) -> None:
         """Bring a loaded state together with the weights; if weights are being loaded, that goes on."""
         if self.file_training is not None:
             for param, state, beta in entries:
-                written = settle(param, state, beta, param not in averaged, self.file_training)
+                written = settle(param, state, beta, param not in at_x, self.file_training)
                 if written is not None:
                     self.written[param] = written
 
-    def average_written(self, entry: Entry, averaged: set[Tensor]) -> Tensor | None:
+    def average_written(self, entry: Entry, at_x: set[Tensor]) -> Tensor | None:
         """The weights of a parameter that were taken as x, if they still are."""
         param, state, beta = entry
-        return written_average(param, self.written, state, beta, param not in averaged)
+        return written_average(param, self.written, state, beta, param not in at_x)
 
     # A state.
 
     @torch.no_grad()
-    def weights_before_switches(self, entries: list[Entry], averaged: set[Tensor]) -> dict[Tensor, Tensor]:
+    def weights_before_switches(self, entries: list[Entry], at_x: set[Tensor]) -> dict[Tensor, Tensor]:
         """Return the weights from before the switch to x; weights that were a new x are put back at once."""
         found: dict[Tensor, Tensor] = {}
         for entry in entries:
             param, state, beta = entry
             y = known_gradient_point(param, state, beta)
-            written = self.average_written(entry, averaged)
+            written = self.average_written(entry, at_x)
             if written is not None:
                 param.copy_(written)
-            elif param in averaged and y is not None:
+            elif param in at_x and y is not None:
                 found[param] = narrowed(y, param.dtype)
         self.written.clear()
         return found

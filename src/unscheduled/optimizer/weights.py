@@ -37,7 +37,7 @@ class Weights:
     """
 
     def __init__(self) -> None:
-        self.averaged: set[Tensor] = set()
+        self.at_x: set[Tensor] = set()
         """The parameters that hold x."""
         self.given_up: set[Tensor] = set()
         """The parameters that another optimizer has taken; they count as holding x."""
@@ -49,35 +49,35 @@ class Weights:
     @property
     def training(self) -> bool:
         """Whether all parameters hold y."""
-        return not self.averaged
+        return not self.at_x
 
     # Switching.
 
-    def are_at(self, averaged: set[Tensor]) -> bool:
+    def are_at(self, at_x: set[Tensor]) -> bool:
         """Whether these parameters hold x and the others y."""
-        return averaged | self.given_up == self.averaged
+        return at_x | self.given_up == self.at_x
 
-    def switch(self, averaged: set[Tensor], entries: list[Entry]) -> None:
+    def switch(self, at_x: set[Tensor], entries: list[Entry]) -> None:
         """Put x into these parameters and y into the others; if it fails, nothing is changed."""
-        averaged = averaged | self.given_up
+        at_x = at_x | self.given_up
         written = self.reconciliation.written
-        to_x = [entry for entry in entries if entry.param in averaged and entry.param not in self.averaged]
-        to_y = [entry for entry in entries if entry.param in self.averaged and entry.param not in averaged]
+        to_x = [entry for entry in entries if entry.param in at_x and entry.param not in self.at_x]
+        to_y = [entry for entry in entries if entry.param in self.at_x and entry.param not in at_x]
         put_averages(to_x, written)
         try:
             put_gradient_points(to_y, written)
         except BaseException:
             put_gradient_points(to_x, written)
             raise
-        self.note(averaged)
+        self.note(at_x)
         self.writes.note([entry.param for entry in to_y])
         if self.live.are_out():
             self.live.put_y(self.live_ys(entries))
 
-    def note(self, averaged: Iterable[Tensor]) -> None:
+    def note(self, at_x: Iterable[Tensor]) -> None:
         """Note that these parameters hold x, and the others y."""
-        self.averaged = set(averaged)
-        self._gradients.watch(self.averaged - self.given_up)
+        self.at_x = set(at_x)
+        self._gradients.watch(self.at_x - self.given_up)
 
     def notice_replaced(
         self, some: Iterable[Tensor], states: Mapping[Tensor, State], params: Callable[[], list[Tensor]]
@@ -93,14 +93,14 @@ class Weights:
         """
         if self.reconciliation.is_loading:
             return False
-        found = {param for param in some if param not in self.averaged and "kept" in states.get(param, ())}
+        found = {param for param in some if param not in self.at_x and "kept" in states.get(param, ())}
         if found:
-            self.averaged = self.averaged.intersection(params()) | found
+            self.at_x = self.at_x.intersection(params()) | found
         return bool(found)
 
     def settle(self, entries: list[Entry]) -> None:
         """Bring a loaded state together with the weights, and end the loading of weights."""
-        if moved := self.reconciliation.settle(entries, self.averaged):
+        if moved := self.reconciliation.settle(entries, self.at_x):
             self.writes.note(moved)
 
     def written_since(self, params: set[Tensor], entries: list[Entry]) -> set[Tensor]:
@@ -113,10 +113,10 @@ class Weights:
 
     def iterates(self, param: Tensor, state: State | None, beta: float) -> Iterates:
         """x, y and z of a parameter, as new tensors in the precision of its state."""
-        found = read(param, state, beta, param not in self.averaged)
+        found = read(param, state, beta, param not in self.at_x)
         if not state:
             return found
-        written = self.reconciliation.average_written(Entry(param, state, beta), self.averaged)
+        written = self.reconciliation.average_written(Entry(param, state, beta), self.at_x)
         if written is not None and makes(written, found.y, state, beta):
             return found._replace(x=written.to(found.x.dtype, copy=True))
         return found
@@ -133,8 +133,8 @@ class Weights:
         @torch.no_grad()
         def average_of(param: Tensor) -> Tensor | None:
             if param in known and param not in found:
-                written = self.reconciliation.average_written(known[param], self.averaged)
-                training = param not in self.averaged
+                written = self.reconciliation.average_written(known[param], self.at_x)
+                training = param not in self.at_x
                 found[param] = average(*known[param], training) if written is None else written.clone()
             return found.get(param)
 
@@ -143,7 +143,7 @@ class Weights:
     @torch.no_grad()
     def live_ys(self, entries: list[Entry]) -> dict[Tensor, State]:
         """y of each parameter as it is saved, in the memory where it stands."""
-        return {entry.param: live_y(*entry, entry.param not in self.averaged) for entry in entries}
+        return {entry.param: live_y(*entry, entry.param not in self.at_x) for entry in entries}
 
     def given_out(self, entries: list[Entry]) -> Mapping[Tensor, Mapping[str, Any]]:
         """Return the saved state of each parameter: its tensors are the optimizer's own, and follow y from now on."""
@@ -156,7 +156,7 @@ class Weights:
     @torch.no_grad()
     def with_gradient_point(self, entry: Entry) -> State:
         """The state with a copy of y, so that it goes with weights at x as well as at y."""
-        return without_y(entry.state) | {"y": gradient_point(*entry, entry.param not in self.averaged)}
+        return without_y(entry.state) | {"y": gradient_point(*entry, entry.param not in self.at_x)}
 
     # The step.
 
@@ -182,9 +182,9 @@ class Weights:
     def of_copy(self) -> Weights:
         """What a copy of the optimizer knows, which watches nothing yet: see :meth:`watch`."""
         copied = Weights()
-        copied.averaged, copied.reconciliation = set(self.averaged), self.reconciliation.of_copy()
+        copied.at_x, copied.reconciliation = set(self.at_x), self.reconciliation.of_copy()
         return copied
 
     def watch(self) -> None:
         """Watch the gradients of the parameters that hold x."""
-        self._gradients.watch(self.averaged - self.given_up)
+        self._gradients.watch(self.at_x - self.given_up)

@@ -306,7 +306,7 @@ def averages(state: str | Tensor) -> bool | Tensor:
     return state not in THAWED if isinstance(state, str) else state < len(FROZEN)
 
 
-def averaged(state: str | Tensor, c: float) -> tuple[float, Any]:
+def next_averaging(state: str | Tensor, c: float) -> tuple[float, Any]:
     """The weight c of such a step, and the state of the averaging after it."""
     if isinstance(state, str):
         return 1.0 if state == "restarting" else c, "running"
