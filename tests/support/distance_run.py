@@ -8,7 +8,8 @@ import pytest
 import torch
 from mesh_run import engines
 from polyak_run import WORLD, Gained, sharded
-from processes import Collectives, Net, assert_close, gathered, same, whole
+from problems import same
+from processes import Collectives, Net, assert_close, gathered, whole
 from processes import fit as fit_of_engines
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
