@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, nargs="*", help="places in the list, from 0 (default: all)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/faults.json", help="the record")
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore what tests send
     record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     named = {name_of(fault): fault for fault in FAULTS}
     wanted = [name for place, name in enumerate(named) if args.only is None or place in args.only]
@@ -69,7 +71,11 @@ def found_by(name: str, fault: Fault, products: bool) -> tuple[str, str | None]:
         others = [f"tests/{other}" for other in ROOMS if other != room]
         options = ["--products"] * products
         found = first_failure(Path(folder), [*options, f"tests/{room}"])
-        return name, found or first_failure(Path(folder), [*options, *others, "src"])
+        found = found or first_failure(Path(folder), [*options, *others, "src"])
+        file.write_text(text)
+        if found and first_failure(Path(folder), [*options, found]):
+            raise SystemExit(f"{found} fails without {name}, too: mend it first")
+        return name, found
 
 
 def first_failure(folder: Path, arguments: list[str]) -> str | None:
