@@ -89,7 +89,9 @@ def first_failure(folder: Path, arguments: list[str]) -> str | None:
     )
     if done.returncode == 0:
         return None
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+::\S+)", done.stdout, re.MULTILINE)  # not one that cannot be imported
+    failed = re.search(
+        r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - |$)", done.stdout, re.MULTILINE
+    )  # not one that cannot be imported
     if failed is None:
         raise SystemExit(f"the tests did not run:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     return failed[1]
