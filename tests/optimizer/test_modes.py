@@ -1,5 +1,7 @@
 """y while training, x while evaluating: nothing is lost on the way, and nothing changes training."""
 
+from typing import Any
+
 import pytest
 import torch
 from problems import copies, equal, make_params, set_gradients, train
@@ -9,6 +11,7 @@ from torch import nn
 from unscheduled import AdamWScheduleFree, AnnealedInterpolation, SGDScheduleFree, averaged_state_dict
 from unscheduled.formulas import iterates
 from unscheduled.optimizer import reconciliation
+from unscheduled.state import parameter
 
 
 @optimizers
@@ -92,6 +95,30 @@ def test_a_switch_that_is_interrupted_loses_nothing(
         assert torch.equal(params[1], y[1])
     else:
         torch.testing.assert_close(params[1].detach(), y[1] + 1.0)
+
+
+def test_weights_that_were_written_at_x_stay_if_the_switch_to_y_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory at the second parameter, when the first holds y already."""
+    params = make_params((3,), (4,))
+    optimizer = AdamWScheduleFree(params, implementation="loop")
+    train(optimizer, range(10))
+    optimizer.eval()
+    params[0].data.add_(1.0)
+    written, original, calls = copies(params), parameter.put_y, 0
+
+    def failing(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise MemoryError
+        original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parameter, "put_y", failing)
+        with pytest.raises(MemoryError):
+            optimizer.train()
+    assert not optimizer.training
+    assert equal(params, written)
 
 
 @optimizers
