@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from problems import copies, equal, make_params, through_a_file, train
-from registry import OptimizerInfo, built_in, configurations, optimizers
+from registry import OPTIMIZERS, OptimizerInfo, configurations, optimizers
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -151,29 +151,32 @@ def test_numbers_of_the_groups_come_from_the_file() -> None:
     assert group["averaging"] == PolynomialAveraging(r=2.0)
 
 
-@built_in
-def test_resume_in_a_new_process(info: OptimizerInfo, tmp_path: Path) -> None:
-    params = make_params()
-    optimizer = info.make(params)
-    train(optimizer, range(10))
-    optimizer.eval()
-    torch.save(
-        {"params": [param.data for param in params], "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint"
-    )
-    script = f"""
+def test_resume_in_a_new_process(tmp_path: Path) -> None:
+    runs = {info.desc: info.make(make_params()) for info in OPTIMIZERS}
+    saved: dict[str, Any] = {}
+    for name, optimizer in runs.items():
+        train(optimizer, range(10))
+        weights = copies(optimizer.eval().param_groups[0]["params"])
+        saved[name] = {"params": weights, "optimizer": optimizer.state_dict()}
+    torch.save(saved, tmp_path / "checkpoints")
+    script = """
 import torch, unscheduled
-from problems import train
-checkpoint = torch.load("checkpoint", weights_only=True)
-params = [torch.nn.Parameter(param) for param in checkpoint["params"]]
-optimizer = unscheduled.{info.cls.__name__}(params)
-optimizer.load_state_dict(checkpoint["optimizer"])
-train(optimizer.train(), range(10, 15))
-torch.save([param.data for param in params], "result")
+from problems import copies, train
+results = {}
+for name, checkpoint in torch.load("checkpoints", weights_only=True).items():
+    params = [torch.nn.Parameter(param) for param in checkpoint["params"]]
+    optimizer = getattr(unscheduled, name)(params)
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    train(optimizer.train(), range(10, 15))
+    results[name] = copies(params)
+torch.save(results, "results")
 """
     environment = {"PYTHONPATH": str(Path(__file__).parents[1] / "support")}
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
-    train(optimizer.train(), range(10, 15))
-    assert equal(torch.load(tmp_path / "result", weights_only=True), params)
+    results = torch.load(tmp_path / "results", weights_only=True)
+    for name, optimizer in runs.items():
+        train(optimizer.train(), range(10, 15))
+        assert equal(results[name], optimizer.param_groups[0]["params"]), name
 
 
 MODEL = {"embedding": (5, 2), "hidden": (4, 3), "head": (3, 4)}

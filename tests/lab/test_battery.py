@@ -234,6 +234,7 @@ def test_a_budget_takes_what_fits(tiny_task: Path, tmp_path: Path, capsys: pytes
     assert "left out, since they do not fit into 0.001s: tiny-task" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_battery_of_ones_own_task(tiny_task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "battery"
     arguments = (str(tiny_task), "--jobs", "1", "--seeds", "2", "--out", str(out))
