@@ -25,7 +25,7 @@ from small_problem import averages, holds
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from unscheduled import ScheduleFreePlus
-from unscheduled.checkpoints.average import averaged
+from unscheduled.checkpoints.average import averaged_weights
 from unscheduled.checkpoints.file import read
 
 makes = pytest.mark.parametrize("make", [adamw, wrapped])
@@ -94,7 +94,7 @@ def test_the_command_reads_a_model_in_shards(safe: bool, tmp_path: Path) -> None
     accelerator.save_state(str(tmp_path / "state"))
     assert len(list((tmp_path / "model").glob("*-of-*"))) > 1
     for optimizer_path in (tmp_path / "state" / "optimizer.bin", None):
-        weights, count = averaged(read(tmp_path / "model", optimizer_path))
+        weights, count = averaged_weights(read(tmp_path / "model", optimizer_path))
         assert count > 1
         expected = averages(*plain_loop(adamw))
         assert same({name: weights[name] for name in expected}, expected)

@@ -26,7 +26,7 @@ from transformers_problem import (
 )
 
 from unscheduled import ScheduleFreeOptimizer, ScheduleFreePlus
-from unscheduled.checkpoints.average import averaged
+from unscheduled.checkpoints.average import averaged_weights
 from unscheduled.checkpoints.file import read
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
@@ -197,7 +197,7 @@ def test_the_command_reads_the_folder_of_a_checkpoint(shards: bool, tmp_path: Pa
         GPT2LMHeadModel.from_pretrained(whole).save_pretrained(folder, max_shard_size="8KB")
         (whole / "optimizer.pt").rename(folder / "optimizer.pt")
         assert len(list(folder.glob("model-*.safetensors"))) > 2
-    weights, count = averaged(read(folder))
+    weights, count = averaged_weights(read(folder))
     assert count == len(weights)
     assert same(weights, plain_loop().averages[6])
 
