@@ -89,9 +89,8 @@ def first_failure(folder: Path, arguments: list[str]) -> str | None:
     )
     if done.returncode == 0:
         return None
-    failed = re.search(
-        r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - |$)", done.stdout, re.MULTILINE
-    )  # not one that cannot be imported
+    # the name of a test, which a file that cannot be imported is not
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - |$)", done.stdout, re.MULTILINE)
     if failed is None:
         raise SystemExit(f"the tests did not run:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     return failed[1]

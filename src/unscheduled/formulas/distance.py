@@ -37,7 +37,7 @@ class Sums(NamedTuple):
 
 
 class Estimates(NamedTuple):
-    """What is known after a step; all groups have the same."""
+    """The estimates after a step, which all groups share."""
 
     steps: float
     """t, the steps made."""
@@ -153,7 +153,7 @@ class DistanceStep:
 
     @property
     def buffers(self) -> tuple[str, ...]:
-        """What is kept for each parameter: z_0, and m."""
+        """The names of the tensors in the state of each parameter: z_0, and m."""
         return ("z0",) if self.noise_beta is None else ("z0", "grad_avg")
 
     def begin(self) -> Estimates:

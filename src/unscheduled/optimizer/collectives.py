@@ -114,9 +114,9 @@ def added_up(sums: Mapping[Sharding, Tensor], partitioned: bool = False) -> Tens
         sums: for each sharding, a vector of sums over the local parts of the tensors that lie so.
         partitioned: whether each process of the default group has other plain parameters.
     """
-    vectors = [summed(vector, sharding) for sharding, vector in sums.items()]
     if partitioned and WHOLE in sums and dist.is_available() and dist.is_initialized():
         dist.all_reduce(sums[WHOLE])
+    vectors = [summed(vector, sharding) for sharding, vector in sums.items()]
     return torch.stack([vector.to(vectors[0].device) for vector in vectors]).sum(0)
 
 
