@@ -1,13 +1,19 @@
 """The contenders: their schedules, and that they start alike."""
 
+import json
 import math
+import re
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
+from unscheduled.lab.contender import Training
 from unscheduled.lab.contenders import CONTENDERS
+from unscheduled.lab.peers import PEERS
+from unscheduled.lab.run import described
 
 WARMUP_STEPS, HORIZON, LR = 5, 25, 0.1
 
@@ -65,7 +71,7 @@ def test_sgd_has_the_momentum_of_the_task() -> None:
         assert model.weight.item() == pytest.approx(3.0 - LR * moved)
 
 
-@pytest.mark.parametrize("name", [name for name in CONTENDERS if name not in ("plus", "radam", "distance")])
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if name not in ("plus", "radam", "distance", *PEERS)])
 def test_warmup_is_the_same_for_all(name: str) -> None:
     """But for those that have a step size of their own at first."""
     model = OneWeight()
@@ -108,3 +114,66 @@ def test_muon_leaves_the_ends_of_a_model_to_adamw() -> None:
     state = training.optimizer.state
     by_muon = [name for name, param in model.named_parameters() if "momentum_buffer" in state[param]]
     assert by_muon == ["1.weight"]
+
+
+def run_of(name: str, steps: int) -> tuple[Training, nn.Linear, list[float]]:
+    """A model after some steps of a contender without a learning rate, and the rates of its schedule."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    inputs = torch.randn(64, 3)
+    targets = inputs @ torch.tensor([[1.0], [-2.0], [0.5]])
+    training = CONTENDERS[name].prepare(model, 1.0, {"weight_decay": 0.01}, WARMUP_STEPS, HORIZON)
+    rates: list[float] = []
+    for _ in range(steps):
+        rates.append(training.optimizer.param_groups[0]["lr"])
+        training.optimizer.zero_grad()
+        loss = (model(inputs) - targets).square().mean()
+        loss.backward()
+        training.step(loss)
+    return training, model, rates
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_has_no_learning_rate_to_tune(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    training, model, rates = run_of(name, HORIZON)
+    assert CONTENDERS[name].lr == 1.0
+    schedule = {
+        "prodigy": [(1 + math.cos(math.pi * k / HORIZON)) / 2 for k in range(HORIZON)],
+        "d-adaptation": [min(1.0, (k + 1) / WARMUP_STEPS) for k in range(WARMUP_STEPS)]
+        + [(1 + math.cos(math.pi * k / (HORIZON - WARMUP_STEPS))) / 2 for k in range(HORIZON - WARMUP_STEPS)],
+    }
+    assert rates == pytest.approx(schedule.get(name, [1.0] * HORIZON))
+    decay = 0.0 if name == "dog" else 0.01
+    assert training.optimizer.param_groups[0]["weight_decay"] == decay
+    assert all(param.isfinite().all() for param in model.parameters())
+    json.dumps(described(training.optimizer), allow_nan=False)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["prodigy-plus", "dog"])
+def test_a_peer_that_averages_is_judged_at_its_average(name: str) -> None:
+    training, model, _ = run_of(name, HORIZON)
+    trained = model.weight.clone()
+    with training.judged(model) as judged:
+        average = judged.weight.detach().clone()
+    assert not torch.equal(average, trained)
+    assert torch.equal(model.weight, trained)
+
+
+@pytest.mark.parametrize("name", ["schedule-free", "prodigy", "d-adaptation"])
+def test_others_are_judged_as_they_are(name: str) -> None:
+    training, model, _ = run_of(name, 2)
+    with training.judged(model) as judged:
+        assert judged is model
+
+
+def test_dog_starts_with_larger_steps_if_there_is_batch_norm() -> None:
+    for layer, first in ((nn.BatchNorm1d(3), 1e-4), (nn.LayerNorm(3), 1e-6)):
+        training = CONTENDERS["dog"].prepare(nn.Sequential(nn.Linear(3, 3), layer), 1.0, {}, 0, HORIZON)
+        assert training.optimizer.param_groups[0]["reps_rel"] == first
+
+
+def test_a_peer_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dog", None)
+    with pytest.raises(ModuleNotFoundError, match=re.escape("DoG needs an extra: pip install 'unscheduled[peers]'")):
+        CONTENDERS["dog"].prepare(OneWeight(), 1.0, {}, 0, HORIZON)

@@ -1,8 +1,9 @@
 """A contender: a way to train that a race compares; and the two usual kinds of contender."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,6 +18,12 @@ Make = Callable[[nn.Module, float, Options], Optimizer]
 MakeScheduleFree = Callable[[nn.Module, float, Options, int], ScheduleFreeOptimizer]
 
 
+class Stepped(Protocol):
+    """A learning-rate schedule, or an average of the weights."""
+
+    def step(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Training:
     """The optimizer and the schedule of one run.
@@ -24,10 +31,12 @@ class Training:
     Args:
         optimizer: stepped once a batch.
         schedule: stepped after the optimizer, if there is one.
+        averaged: gives the model at the average, for an evaluation, where the optimizer is none of this project's.
     """
 
     optimizer: Optimizer
-    schedule: LambdaLR | None = None
+    schedule: Stepped | None = None
+    averaged: Callable[[], AbstractContextManager[nn.Module]] | None = None
 
     def step(self, loss: Tensor) -> None:
         """Make one step with the gradients of this loss."""
@@ -37,6 +46,10 @@ class Training:
             self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
+
+    def judged(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """The model as it is evaluated."""
+        return nullcontext(model) if self.averaged is None else self.averaged()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from unscheduled import (
     SGDScheduleFree,
 )
 from unscheduled.lab.contender import Contender, Options, Training, of, schedule_free, scheduled, with_beta
+from unscheduled.lab.peers import PEERS
 from unscheduled.lab.schedules import Decay, constant, cosine, linear, step_decay, warmup_then, wsd
 
 SHAPES: dict[str, tuple[str, Decay]] = {
@@ -194,6 +195,7 @@ CONTENDERS: dict[str, Contender] = {
         constant,
         lambda horizon: {"averaging": PolynomialAveraging(cooldown_start=max(1, round(0.8 * horizon)))},
     ),
+    **PEERS,
 }
 
 DEFAULT_CONTENDERS = ("schedule-free", "cosine", "linear")

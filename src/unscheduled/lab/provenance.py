@@ -15,7 +15,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "unscheduled": version("unscheduled")}
 
 
-LAB_FILES = ("contender.py", "contenders.py", "run.py", "schedules.py")
+LAB_FILES = ("contender.py", "contenders.py", "peers.py", "run.py", "schedules.py")
 """The modules of the lab that a run executes."""
 
 

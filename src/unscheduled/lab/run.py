@@ -106,7 +106,8 @@ def train(task: Task, settings: RunSettings, report: Callable[[int], None]) -> d
             training.step(loss)
         seconds_of_steps += time.perf_counter() - step_started
         if finite and step in settings.evaluate_at:
-            values = evaluate(task, model, settings.batch_norm)
+            with training.judged(model) as judged:
+                values = evaluate(task, judged, settings.batch_norm)
             finite = math.isfinite(first_of(values))
             if finite:
                 curve.append((step, first_of(values)))
@@ -195,11 +196,16 @@ def described(optimizer: Optimizer) -> dict[str, Any]:
     return {
         "class": type(optimizer).__name__,
         "options": {
-            name: value if isinstance(value, (int, float, str, tuple)) else repr(value)
+            name: value if _in_json(value) else repr(value)
             for name, value in options.items()
             if name not in COUNTED and value is not None
         },
     }
+
+
+def _in_json(value: object) -> bool:
+    """Whether JSON has this value of an option: not for infinity."""
+    return isinstance(value, (int, str, tuple)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def tensors_in(batch: object) -> Iterable[Tensor]:

@@ -1,0 +1,186 @@
+"""Compares optimizers without a learning rate with tuned rates: ``python -m benchmarks.learning_rate_free``.
+
+The tasks are those of the battery, and some of them with batches of a quarter and of four times the size. The reference
+at a horizon is Schedule-Free AdamW at the learning rate that was best at that very horizon on the tuning seeds. All
+others run once, with their authors' defaults. All runs of a seed have the same weights and batches; finished runs are
+kept in the cache folder, and an interrupted comparison goes on where it was.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.learning_rate_free_figure import draw
+from unscheduled.lab.backends import Backend
+from unscheduled.lab.battery.entries import ENTRIES, Entry
+from unscheduled.lab.data import DataMissing
+from unscheduled.lab.execution import Job, Runner, write_json
+from unscheduled.lab.forecast import with_trial
+from unscheduled.lab.plan import Plan, make_plan
+from unscheduled.lab.provenance import code_sha256, machine, versions
+from unscheduled.lab.statistics import compare, estimate, geometric_mean
+from unscheduled.lab.task import load_task
+from unscheduled.lab.tuning import TUNING_FILE, rates_in, read_rates, tune, value_at
+
+TUNED = "schedule-free"
+CONTENDERS = ("distance", "plus", "prodigy-plus", "prodigy", "d-adaptation", "dog")
+BATCHES = Path(__file__).parent / "batches"
+SEEDS = 5
+NEAR = (2, 5, 15)
+"""The limits of the excess in per cent whose cells are counted."""
+
+Cell = Mapping[str, Any]
+
+
+def references() -> dict[str, tuple[str, str]]:
+    """For each name the group and the task, or the file that defines it."""
+    found = {entry.name: (group_of(entry), entry.task) for entry in ENTRIES if entry.length == 1}
+    return found | {file.stem.replace("_", "-"): ("batches", str(file)) for file in sorted(BATCHES.glob("*_*.py"))}
+
+
+def group_of(entry: Entry) -> str:
+    return "convex" if entry.kind == "convex" else "networks"
+
+
+def best_rates(plan: Plan, out: Path, runner: Runner) -> dict[int, float]:
+    """The learning rate of the reference at each horizon; it is tuned if no file has it."""
+    folder = out / "tuning" / plan.loaded.name
+    tuned = read_rates(plan, folder)
+    if tuned.without([TUNED]):
+        found = tune({plan: [TUNED]}, runner)[plan]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / TUNING_FILE, found, lines=False)
+        tuned = rates_in(found, TUNING_FILE)
+    best = tuned.choice(TUNED, plan.horizons[-1])["best_at"]
+    return {horizon: best[str(horizon)]["lr"] for horizon in plan.horizons}
+
+
+def jobs_of(plan: Plan, contender: str, length: int, lr: float) -> list[Job]:
+    """A run for each seed, evaluated at the horizons."""
+    horizons = plan.horizons_of(contender, length)
+    settings = [plan.settings(contender, length, lr, seed, horizons) for seed in range(plan.seeds)]
+    return [Job(plan.loaded, each, plan.seconds_per_step) for each in settings]
+
+
+def cells_of(plan: Plan, best: Mapping[int, float], runner: Runner) -> list[dict[str, Any]]:
+    """For each horizon and contender: the values, their mean, the excess over the reference, and the verdict."""
+    wanted = {(TUNED, plan.horizons[-1], lr): lr for lr in {*best.values()}}
+    wanted |= {(name, length, 1.0): 1.0 for name in CONTENDERS for length in plan.runs_of(name)}
+    jobs = {key: jobs_of(plan, *key) for key in wanted}
+    results = iter(runner.run([job for each in jobs.values() for job in each], plan.loaded.name))
+    runs = {key: [next(results) for _ in each] for key, each in jobs.items()}
+
+    cells: list[dict[str, Any]] = []
+    for horizon in plan.horizons:
+        reference = [value_at(plan.loaded, run, horizon) for run in runs[TUNED, plan.horizons[-1], best[horizon]]]
+        for name in (TUNED, *CONTENDERS):
+            length, lr = (horizon if horizon in plan.runs_of(name) else plan.horizons[-1]), 1.0
+            own = reference
+            if name != TUNED:
+                own = [value_at(plan.loaded, run, horizon) for run in runs[name, length, lr]]
+            mean, aim = estimate(own).mean, estimate(reference).mean
+            cells.append(
+                {
+                    "horizon": horizon,
+                    "contender": name,
+                    "lr": best[horizon] if name == TUNED else None,
+                    "values": own,
+                    "mean": mean,
+                    "standard_error": estimate(own).standard_error,
+                    "excess": None if mean is None or not aim else mean / aim - 1.0,
+                    "verdict": None if name == TUNED else compare(own, reference).verdict,
+                }
+            )
+    return cells
+
+
+def totals_of(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each contender and group of tasks: how many cells are near the reference, and the mean excess."""
+    totals: list[dict[str, Any]] = []
+    for group in dict.fromkeys(task["group"] for task in tasks.values()):
+        for name in CONTENDERS:
+            cells: list[Cell] = [
+                cell
+                for task in tasks.values()
+                for cell in task["cells"]
+                if task["group"] == group and cell["contender"] == name
+            ]
+            excess = [cell["excess"] for cell in cells if cell["excess"] is not None]
+            totals.append(
+                {
+                    "contender": name,
+                    "group": group,
+                    "cells": len(cells),
+                    "within": {f"{near}%": sum(each <= near / 100 for each in excess) for near in NEAR},
+                    "not_worse": sum(cell["verdict"] in ("better", "tie") for cell in cells),
+                    "mean_excess": geometric_mean([1.0 + each for each in excess]) - 1.0 if excess else None,
+                    "worst": max(excess, default=None),
+                    "diverged": len(cells) - len(excess),
+                }
+            )
+    return totals
+
+
+def print_totals(totals: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print the counts as a table."""
+    table = Table(title="against the best learning rate for each horizon")
+    for column in ("contender", "tasks", "cells", *(f"≤ {near}%" for near in NEAR), "not worse", "mean", "worst", "∞"):
+        table.add_column(column)
+    for each in totals:
+        shown = ["" if each[name] is None else f"{each[name]:+.1%}" for name in ("mean_excess", "worst")]
+        counts = [each["cells"], *each["within"].values(), each["not_worse"]]
+        table.add_row(each["contender"], each["group"], *map(str, counts), *shown, str(each["diverged"]))
+    console.print(table)
+
+
+def main() -> None:
+    """Make all comparisons; write learning-rate-free.json and learning-rate-free.png."""
+    known = references()
+    parser = argparse.ArgumentParser(description="Compare optimizers without a learning rate with tuned rates.")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(known)}; all if none is given")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/learning-rate-free"))
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.tasks if name not in known]:
+        parser.error(f"no task {unknown[0]!r}: the tasks are {', '.join(known)}")
+    console, file = Console(), arguments.out / "learning-rate-free.json"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    tasks: dict[str, Any] = json.loads(file.read_text("utf-8"))["tasks"] if file.exists() else {}
+    with Runner(Backend(jobs=arguments.jobs), console, "learning-rate-free") as runner:
+        for name in arguments.tasks or known:
+            group, reference = known[name]
+            try:
+                plan = with_trial(make_plan(load_task(reference), contenders=(TUNED, *CONTENDERS), seeds=SEEDS))
+                plan.record()
+            except DataMissing as error:
+                console.print(f"{name}: left out, {error}")
+                continue
+            best = best_rates(plan, arguments.out, runner)
+            tasks[name] = {
+                "group": group,
+                "metric": plan.loaded.task.metric_name,
+                "source_sha256": plan.loaded.source_sha256,
+                "code_sha256": code_sha256(),
+                "cells": cells_of(plan, best, runner),
+            }
+            tasks = {name: tasks[name] for name in known if name in tasks}
+            record = {
+                "seeds": SEEDS,
+                "machine": machine(),
+                "versions": versions(),
+                "contenders": {name: plan.contender(name).theory for name in (TUNED, *CONTENDERS)},
+                "totals": totals_of(tasks),
+                "tasks": tasks,
+            }
+            write_json(file, record)
+            draw(record, file.with_suffix(".png"))
+    print_totals(totals_of(tasks), console)
+
+
+if __name__ == "__main__":
+    main()
