@@ -94,7 +94,7 @@ def test_plus_takes_the_polyak_step() -> None:
 
 
 def test_distance_takes_its_own_step() -> None:
-    """gamma is 2.5 R at first, with neither the learning rates of the task nor its warmup and its betas."""
+    """gamma is 1.2 times that of the start at first, with neither the learning rates of the task nor its warmup and its betas."""
     model = OneWeight()
     options = {"weight_decay": 0.1, "betas": (0.8, 0.999)}
     training = CONTENDERS["distance"].prepare(model, 1.0, options, WARMUP_STEPS, HORIZON)
@@ -102,7 +102,7 @@ def test_distance_takes_its_own_step() -> None:
     model.weight.grad = torch.ones_like(model.weight)
     training.step(torch.tensor(3.0))
     (group,) = training.optimizer.param_groups
-    assert group["effective_lr"] == pytest.approx(2.5 * 3e-4)
+    assert group["effective_lr"] == pytest.approx(1.2 * 1.6e-3)
     assert (group["weight_decay"], group["betas"]) == (0.1, (0.9, 0.99))
 
 

@@ -172,10 +172,10 @@ class DistanceOracle:
     """The distance step of several parameters with one rule; its sums are over all parameters."""
 
     oracles: list[Oracle]
-    factor: float = 2.5
-    start: float = 3e-4
-    growth: float = 1.1
-    dual_factor: float | None = 1.5
+    factor: float = 1.6
+    start: float = 1e-3
+    growth: float = 1.2
+    early: float = 2.0
     noise_beta: float | None = 0.95
     least_noise: float = 0.1
 
@@ -185,14 +185,13 @@ class DistanceOracle:
     energy: float = 0.0
     z0: list[Vector] = field(init=False)
     m: list[Vector] = field(init=False)
-    n: list[float] = field(init=False)  # of each parameter
+    remembered: float = 0.0
 
     def __post_init__(self) -> None:
         self.z0 = [oracle.start.copy() for oracle in self.oracles]
         self.m = [np.zeros_like(start) for start in self.z0]
-        self.n = [0.0] * len(self.z0)
         self.r = self.start
-        self.dual = self.gamma = self.factor * self.start
+        self.gamma = self.factor * self.start
 
     def step(self, gradients: list[Vector]) -> float:
         """Make one step of all parameters, and return the step size, without the learning rates."""
@@ -203,16 +202,12 @@ class DistanceOracle:
         hs = [np.ones_like(g) if is_sgd else self.denominator(o, g) for g, o in zip(gs, self.oracles, strict=True)]
         sum_h = sum(float(h.sum()) for h in hs)
         sum_g = sum(float((g**2).sum()) for g in gs) if is_sgd else sum_h
-        bound = self.factor * self.r / sqrt(t)
 
-        # D-adaptation
-        for i, (g, o) in enumerate(zip(gs, self.oracles, strict=True)):
-            self.n[i] += o.gamma * float((g * (self.z0[i] - o.z)).sum())
-        sum_gap = sum(float((h * abs(o.z - o.x)).sum()) for h, o in zip(hs, self.oracles, strict=True))
-        if self.dual_factor is not None:
-            if sum_gap > 0:
-                self.dual = max(self.dual, min(self.growth * self.dual, self.dual_factor * sum(self.n) / sum_gap))
-            bound = sqrt(bound * min(bound, self.dual))
+        # The steps that weight decay has not forgotten
+        forgotten = [o.gamma * o.weight_decay * (o.gamma if o.corrected_decay else 1) for o in self.oracles]
+        share = sum(each * float(h.sum()) for each, h in zip(forgotten, hs, strict=True)) / sum_h if sum_h else 0.0
+        self.remembered = 1 + (1 - min(1, share)) * self.remembered
+        bound = self.factor * (1 + self.early / sqrt(t)) * self.r / (t * self.remembered) ** 0.25
 
         # The noise
         if self.noise_beta is not None:
@@ -228,9 +223,8 @@ class DistanceOracle:
         self.gamma = min(self.growth * self.gamma, bound)
         self.mean_square += (sum_g / sum_h - self.mean_square) / t
         step = self.gamma / sqrt(self.mean_square) if is_sgd else self.gamma
-        for i, (g, o) in enumerate(zip(gradients, self.oracles, strict=True)):
+        for g, o in zip(gradients, self.oracles, strict=True):
             o.step(g, step)
-            self.n[i] *= 1 - o.c
         away = sum(float((h * (o.x - z0) ** 2).sum()) for h, o, z0 in zip(hs, self.oracles, self.z0, strict=True))
         self.r = max(self.r, sqrt(away / sum_h))
         return step

@@ -23,8 +23,8 @@ class Sums(NamedTuple):
     previous_scale: float
     """sum h_{t-1}."""
 
-    gap: float
-    """sum h_t |f|, f = z - x before the step."""
+    forgotten: float
+    """sum h_t gamma_{t-1} lambda, with the step and the weight decay of the group of each element."""
 
     noise: float
     """sum m_t^2 / h_t, in units of what it is for uncorrelated gradients: see :func:`inverse_of_squared_weights`."""
@@ -48,8 +48,8 @@ class Estimates(NamedTuple):
     reached: float
     """R, the largest root mean square distance of x from its start, in the norm of h."""
 
-    dual: float
-    """T, the estimate of D-adaptation."""
+    remembered: float
+    """S, the number of steps that weight decay has not forgotten."""
 
     noise: float
     """The average of the sums of that name."""
@@ -87,16 +87,16 @@ def inverse_of_squared_weights(beta: float, count: Any) -> Any:
 class DistanceStep:
     """The distance step: no learning rate, no warmup and no loss.
 
-        R_t = max(R_{t-1}, sqrt(sum h (x_t - z_0)^2 / sum h)),    D_t = factor R_{t-1} / sqrt(t),    R_0 = start
-        N_t = (1 - c_{t-1}) N_{t-1} + gamma_{t-1} <g_t, z_0 - z_{t-1}>
-        T_t = max(T_{t-1}, min(growth T_{t-1}, dual_factor N_t / sum h |f|))
+        R_t = max(R_{t-1}, sqrt(sum h (x_t - z_0)^2 / sum h)),    R_0 = start
+        S_t = 1 + (1 - gamma_{t-1} lambda) S_{t-1},    S_0 = 0
         m_t = b m_{t-1} + (1 - b) g_t,    V_t = EMA_b(sum m_t^2 / (h phi_t)) / EMA_b(sum h),    b = noise_beta
-        gamma_t = min(growth gamma_{t-1}, sqrt(D_t min(D_t, T_t) / clip(V_t, least_noise, 1)))
+        D_t = factor (1 + early / sqrt(t)) R_{t-1} / (t S_t)^(1/4),    gamma_0 = factor start
+        gamma_t = min(growth gamma_{t-1}, D_t / sqrt(clip(V_t, least_noise, 1)))
 
-    over all parameters of the optimizer, with z_0 the weights at the start, f the gap z - x, h the denominator of Adam
-    at step t, phi_t the mean of m^2 / g^2 for uncorrelated gradients, and T_0 = gamma_0 = factor start. T, which does
-    not depend on gamma, lowers the step where noise alone moves x. V, the share of the gradients' variance that is
-    left in the long run, raises it where they alternate. The learning rate of a group is a factor on gamma: 1.
+    over all parameters of the optimizer, with z_0 the weights at the start, h the denominator of Adam at step t, phi_t
+    the mean of m^2 / g^2 for uncorrelated gradients, and lambda the weight decay. Without decay S_t = t, and D_t falls
+    with sqrt(t). V, the share of the gradients' variance that is left in the long run, raises the step where they
+    alternate. The learning rate of a group is a factor on gamma: 1.
 
     For SGD, h is the same for all elements, and gamma is divided by the root mean square of all gradients so far, with
     which D_t becomes the step of DoG. The sums are of the gradients as ``step()`` finds them: clipping, accumulation
@@ -111,7 +111,7 @@ class DistanceStep:
         factor: on the distance, > 0.
         start: R_0, > 0, the least root mean square distance.
         growth: the largest ratio of two steps, > 1; it takes the place of a warmup.
-        dual_factor: on the estimate of D-adaptation, > 0; None leaves T out.
+        early: how much larger the factor is at first, where x lags behind z, >= 0.
         noise_beta: b, in (0, 1); None leaves V out, and keeps no m.
         least_noise: the least V, in (0, 1].
         partitioned: whether each process of torch.distributed has other plain parameters of one model, as with
@@ -121,30 +121,28 @@ class DistanceStep:
         ValueError: if an argument is out of its range.
 
     Example:
-        >>> rule = DistanceStep(dual_factor=None, noise_beta=None)
-        >>> before = rule.begin()._replace(steps=3.0, gamma=1.0, reached=0.25, size=1.0)
-        >>> step, _ = rule(Sums(2.0, 8.0, 0.0, 0.0, 8.0, 8.0), 0.0, before)
-        >>> round(step, 9)  # 2.5 sqrt(2 / 8) / sqrt(4)
-        0.625
+        >>> rule = DistanceStep(noise_beta=None)
+        >>> before = rule.begin()._replace(steps=3.0, gamma=1.0, reached=0.25, remembered=3.0, size=1.0)
+        >>> step, _ = rule(Sums(2.0, 8.0, 0.0, 0.0, 8.0, 8.0), before)
+        >>> round(step, 9)  # 1.6 (1 + 2 / sqrt(4)) sqrt(2 / 8) / sqrt(4)
+        0.8
 
-    Source: Ivgi et al., "DoG is SGD's Best Friend", arXiv 2302.12022; Defazio and Mishchenko, "Learning-Rate-Free
-    Learning by D-Adaptation", arXiv 2301.07733. The rest is this project's.
+    Source: Ivgi et al., "DoG is SGD's Best Friend", arXiv 2302.12022. The rest is this project's.
     """
 
-    factor: float = 2.5
-    start: float = 3e-4
-    growth: float = 1.1
-    dual_factor: float | None = 1.5
+    factor: float = 1.6
+    start: float = 1e-3
+    growth: float = 1.2
+    early: float = 2.0
     noise_beta: float | None = 0.95
     least_noise: float = 0.1
     partitioned: bool = False
 
     def __post_init__(self) -> None:
-        require_within("(0, inf)", "factor", self.factor, "use 2.5")
-        require_within("(0, inf)", "start", self.start, "use 3e-4")
-        require_within("(1, inf)", "growth", self.growth, "use 1.1")
-        if self.dual_factor is not None:
-            require_within("(0, inf)", "dual_factor", self.dual_factor, "use 1.5, or None to leave it out")
+        require_within("(0, inf)", "factor", self.factor, "use 1.6")
+        require_within("(0, inf)", "start", self.start, "use 1e-3")
+        require_within("(1, inf)", "growth", self.growth, "use 1.2")
+        require_within("[0, inf)", "early", self.early, "use 2.0, or 0 to leave it out")
         if self.noise_beta is not None:
             require_within("(0, 1)", "noise_beta", self.noise_beta, "use 0.95, or None to leave it out")
         require_within("(0, 1]", "least_noise", self.least_noise, "use 0.1")
@@ -159,31 +157,29 @@ class DistanceStep:
     def begin(self) -> Estimates:
         """The estimates before the first step."""
         first = self.factor * self.start
-        return Estimates(0.0, first, self.start, first, noise=0.0, energy=0.0, size=0.0)
+        return Estimates(0.0, first, self.start, remembered=0.0, noise=0.0, energy=0.0, size=0.0)
 
-    def __call__(self, sums: Sums, progress: float, before: Estimates) -> tuple[float, Estimates]:
+    def __call__(self, sums: Sums, before: Estimates) -> tuple[float, Estimates]:
         """The step gamma_t, and the estimates after it.
 
         Args:
             sums: over all parameters; none may be infinite or NaN. If all are 0, there is no gradient, and no step.
-            progress: N_t, of all groups.
             before: the estimates after the step before.
         """
         steps = before.steps + 1.0
         reached = maximum(before.reached, sqrt(_ratio(sums.square, sums.previous_scale)))
         size = before.size + (_ratio(sums.energy, sums.scale) - before.size) / steps
-        bound = self.factor * reached / sqrt(steps)
-        dual, noise, energy = before.dual, before.noise, before.energy
-        if self.dual_factor is not None:
-            estimate = self.dual_factor * _ratio(progress, sums.gap)
-            dual = maximum(before.dual, minimum(self.growth * before.dual, estimate))
-            bound = sqrt(bound * minimum(bound, dual))
+        forgotten = minimum(_ratio(sums.forgotten, sums.scale), 1.0)
+        remembered = 1.0 + (1.0 - forgotten) * before.remembered
+        factor = self.factor * (1.0 + self.early / sqrt(steps))
+        bound = factor * reached / sqrt(sqrt(steps * remembered))
+        noise, energy = before.noise, before.energy
         if self.noise_beta is not None:
             noise = self.noise_beta * before.noise + (1.0 - self.noise_beta) * sums.noise
             energy = self.noise_beta * before.energy + (1.0 - self.noise_beta) * sums.energy
             bound = bound / sqrt(minimum(maximum(_ratio(noise, energy), self.least_noise), 1.0))
         gamma = minimum(self.growth * before.gamma, bound)
-        after = Estimates(steps, gamma, reached, dual, noise, energy, size)
+        after = Estimates(steps, gamma, reached, remembered, noise, energy, size)
         moves = sums.scale > 0.0
         after = Estimates(*(where(moves, new, old) for new, old in zip(after, before, strict=True)))
         return where(moves, _ratio(gamma, sqrt(size)), 0.0), after

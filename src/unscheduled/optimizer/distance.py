@@ -23,7 +23,7 @@ from unscheduled.optimizer.collectives import WHOLE, Sharding, added_up, local
 from unscheduled.optimizer.plan import Plan
 from unscheduled.state.buffers import wide
 from unscheduled.state.device_math import as_tensor, on_host
-from unscheduled.state.param_groups import DISTANCE, PROGRESS, Group
+from unscheduled.state.param_groups import DISTANCE, Group
 from unscheduled.state.parameter import State, fresh_state, state_dtype, whole_y
 from unscheduled.state.split_weights import shard
 
@@ -42,14 +42,14 @@ class Known(NamedTuple):
 
 def distance_factor(
     step_size: DistanceStep, algorithm: Algorithm, plans: list[Plan], states: Mapping[Tensor, State]
-) -> tuple[float, list[Group]]:
-    """The step gamma, and the counters of each group after it.
+) -> tuple[float, Group]:
+    """The step gamma, and the counters of all groups after it.
 
     Raises:
         ValueError: if a gradient is not finite, which is not looked at with ``capturable=True``.
     """
     sums: dict[Sharding, Tensor] = {}
-    for index, plan in enumerate(plans):
+    for plan in plans:
         if not plan.only_initialises:
             if algorithm.capturable and plan.group["step"].device != plans[0].group["step"].device:
                 raise ValueError(
@@ -58,13 +58,10 @@ def distance_factor(
                 )
             rule = algorithm._rule(plan.group)
             for sharding, vector in _sums_of_group(step_size, algorithm, plan, rule, states):
-                own = vector.new_zeros(len(Sums._fields) + len(plans))
-                own[: len(Sums._fields)] = vector[:-1]
-                own[len(Sums._fields) + index] = vector[-1]
-                sums[sharding] = sums[sharding] + own.to(sums[sharding].device) if sharding in sums else own
+                sums[sharding] = sums[sharding] + vector.to(sums[sharding].device) if sharding in sums else vector
     if not sums:
         device = plans[0].group["step"].device if algorithm.capturable else "cpu"
-        sums[WHOLE] = torch.zeros(len(Sums._fields) + len(plans), dtype=torch.float64, device=device)
+        sums[WHOLE] = torch.zeros(len(Sums._fields), dtype=torch.float64, device=device)
     total = added_up(sums, step_size.partitioned)
     if algorithm.capturable:
         total = where(total.isfinite().all(), total, 0.0)  # nothing is known then, as without gradients
@@ -73,19 +70,10 @@ def distance_factor(
         numbers = cast("list[float]", cast(Any, total).tolist())
         if not all(map(math.isfinite, numbers)):
             raise ValueError("the gradient or a weight is not finite: call zero_grad() and leave this step out")
-    groups, count = [plan.group for plan in plans], len(Sums._fields)
-    progress = [_progress(group, moved) for group, moved in zip(groups, numbers[count:], strict=True)]
-    first = step_size.begin()
-    before = Estimates(*(groups[0].get(name, number) for name, number in zip(DISTANCE, first, strict=True)))
-    factor, after = step_size(Sums(*numbers[:count]), sum(progress[1:], progress[0]), before)
-    shared = dict(zip(DISTANCE, after, strict=True))
-    return factor, [shared | {PROGRESS: number} for number in progress]
-
-
-def _progress(group: Group, moved: float) -> float:
-    """N of a group: what it was, less what entered the average, and gamma <g, z_0 - z> with its own last gamma."""
-    sign = -1.0 if group["maximize"] else 1.0
-    return (1.0 - group["c"]) * group.get(PROGRESS, 0.0) + sign * group["effective_lr"] * moved
+    counters, first = plans[0].group, step_size.begin()
+    before = Estimates(*(counters.get(name, number) for name, number in zip(DISTANCE, first, strict=True)))
+    factor, after = step_size(Sums(*numbers), before)
+    return factor, dict(zip(DISTANCE, after, strict=True))
 
 
 def average_gradients(step_size: DistanceStep, plan: Plan) -> None:
@@ -101,7 +89,7 @@ def average_gradients(step_size: DistanceStep, plan: Plan) -> None:
 def _sums_of_group(
     step_size: DistanceStep, algorithm: Algorithm, plan: Plan, rule: Rule, states: Mapping[Tensor, State]
 ) -> Iterator[tuple[Sharding, Tensor]]:
-    """Vectors of the :class:`Sums` and <g, z_0 - z> over some parameters of a group, each of one sharding."""
+    """Vectors of the :class:`Sums` over some parameters of a group, each of one sharding."""
     compact = algorithm.state_precision == "compact"
     kinds: dict[tuple[Sharding, torch.device, bool], list[Known]] = {}
     moved = set(plan.params)
@@ -158,12 +146,12 @@ def _sums(step_size: DistanceStep, algorithm: Algorithm, plan: Plan, rule: Rule,
             h = _called(norm.denominator, now, _called(norm.average, now, grads, buffer))
 
     away = from_start(y, start, gap, beta - 1.0)
-    vector = {"square": _sizes(previous * away * away), "previous_scale": _sizes(previous), "gap": _sizes(h * gap)}
+    vector = {"square": _sizes(previous * away * away), "previous_scale": _sizes(previous)}
     if grads is not None:
         vector["scale"] = _sizes(h)
         vector["energy"] = vector["scale"] if isinstance(norm, Norm) else _sizes(grads * grads)
-        away = from_start(y, start, gap, beta)
-        vector["progress"] = [-tensor.sum(dtype=torch.float64) for tensor in (grads * away).tensors]
+        forgotten = _forgotten(plan.group)
+        vector["forgotten"] = [scale * forgotten for scale in vector["scale"]]
         if step_size.noise_beta is not None:
             b = step_size.noise_beta
             average = b * lists(lambda each: each.state["grad_avg"]) + (1.0 - b) * grads
@@ -180,8 +168,13 @@ def _sizes(tensors: Lists) -> list[Tensor]:
 def _vector(sums: Mapping[str, list[Tensor]], like: Lists) -> Tensor:
     """The totals of these sums, in order and in float64; those that are not there are 0."""
     nothing = torch.zeros((), dtype=torch.float64, device=like.tensors[0].device)
-    names = (*Sums._fields, "progress")
-    return torch.stack([torch.stack(sums[name]).sum() if name in sums else nothing for name in names])
+    return torch.stack([torch.stack(sums[name]).sum() if name in sums else nothing for name in Sums._fields])
+
+
+def _forgotten(group: Group) -> float:
+    """The share of the weights that weight decay took away in the last step."""
+    decayed = group["effective_lr"] * group["weight_decay"]
+    return decayed * group["effective_lr"] if group.get("corrected_decay") else decayed
 
 
 @cache

@@ -96,7 +96,8 @@ def step_factor(
         return 1.0, [{}] * len(plans)
     algorithm._check_step_size(first)
     if isinstance(step_size, DistanceStep):
-        return distance_factor(step_size, algorithm, plans, states)
+        factor, estimates = distance_factor(step_size, algorithm, plans, states)
+        return factor, [estimates] * len(plans)
     parts = [
         Part(
             plan.grads,

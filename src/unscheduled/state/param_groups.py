@@ -115,9 +115,6 @@ def params_of(groups: Iterable[Group]) -> list[Tensor]:
 DISTANCE = tuple(f"distance_{name}" for name in Estimates._fields)
 """The counters of a :class:`DistanceStep` that all groups have alike, in the order of its :class:`Estimates`."""
 
-PROGRESS = "distance_progress"
-"""Its counter that each group has of its own, N."""
-
 
 def fresh_counters(beta: float, training: bool, step_size: StepSize | None = None) -> Group:
     """The numbers that a group keeps from step to step, before the first one.
@@ -142,11 +139,10 @@ def fresh_counters(beta: float, training: bool, step_size: StepSize | None = Non
         "effective_lr": 0.0,
         "training": training,
         **of_step,
-        **({PROGRESS: 0.0} if of_step else {}),
     }
 
 
-COUNTERS = frozenset((*fresh_counters(0.0, training=True), *DISTANCE, PROGRESS))
+COUNTERS = frozenset((*fresh_counters(0.0, training=True), *DISTANCE))
 NUMBERS = tuple(name for name in fresh_counters(0.0, training=True) if name != "training")
 """The counters that are on the device with ``capturable=True``: float64 tensors of no dimensions."""
 
@@ -156,7 +152,7 @@ COUNTS = ("step", "averaging_start")
 
 def numbers_of(group: Group) -> list[str]:
     """The counters of a group that are on the device with ``capturable=True``."""
-    return [name for name in (*NUMBERS, *DISTANCE, PROGRESS) if name in group]
+    return [name for name in (*NUMBERS, *DISTANCE) if name in group]
 
 
 def put_on_device(numbers: dict[str, Any], names: Iterable[str], device: torch.device) -> None:
@@ -343,10 +339,8 @@ def check_counters(group: Group) -> None:
     require_within("[0, 1]", "beta", group["beta"], remedy)
     require_within("[0, 1]", "c", group["c"], remedy)
     require_within("[0, inf)", "effective_lr", group["effective_lr"], remedy)
-    for name in DISTANCE if PROGRESS in group else ():
+    for name in DISTANCE if DISTANCE[0] in group else ():
         require_within("[0, inf)", name, group[name], remedy)
-    if PROGRESS in group:
-        require_within("(-inf, inf)", PROGRESS, group[PROGRESS], remedy)
 
 
 def described_axes(group: Group) -> Group:
