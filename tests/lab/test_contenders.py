@@ -94,7 +94,7 @@ def test_plus_takes_the_polyak_step() -> None:
 
 
 def test_distance_takes_its_own_step() -> None:
-    """gamma is 1.2 times that of the start at first, with neither the learning rates of the task nor its warmup and its betas."""
+    """gamma is 1.2 times that of the start; neither the learning rates of the task, its warmup nor its betas count."""
     model = OneWeight()
     options = {"weight_decay": 0.1, "betas": (0.8, 0.999)}
     training = CONTENDERS["distance"].prepare(model, 1.0, options, WARMUP_STEPS, HORIZON)

@@ -153,7 +153,9 @@ def test_with_other_options_they_do_too(info: OptimizerInfo, case: Case) -> None
 
 
 @pytest.mark.parametrize(
-    "options", [{"inner_momentum": 0.8}, {"corrected_decay": True, "weight_decay": 0.5}], ids=lambda each: [*each][0]
+    "options",
+    [{"inner_momentum": 0.8}, {"corrected_decay": True, "weight_decay": 0.5}],
+    ids=lambda each: next(iter(each)),
 )
 def test_with_the_options_of_adamw_they_do_too(options: dict[str, Any]) -> None:
     info = next(each for each in with_distance_step.args[1] if each.cls is AdamWScheduleFree)

@@ -51,6 +51,7 @@ def alike(desc: str, step_size: PolyakStep | None = None, **both: Any) -> Case:
 SHARED = (
     alike("default"),
     alike("norm_beta", PolyakStep(norm_beta=0.9)),
+    alike("the present step alone", PolyakStep(norm_beta=0.0)),
     alike("f_star", PolyakStep(f_star=-0.25)),
     alike("max_step, eps", PolyakStep(max_step=0.02, eps=0.5)),
     alike("warmup", warmup_steps=9),
@@ -162,7 +163,7 @@ def test_complex_parameters_are_pairs_of_real_ones() -> None:
 
 @kinds
 def test_a_smoothed_size_does_not_shrink_the_step(cls: type[Any]) -> None:
-    """With the same gradient and loss at every step, the average is that gradient's size, corrected once."""
+    """With the same gradient and excess at every step, the averages are these."""
     (param,) = make_params((7,), dtype=torch.float64)
     optimizer = cls([param], step_size=PolyakStep(norm_beta=0.9), warmup_steps=0)
     size = 7.0 * (1.0 if cls is SGDScheduleFree else ROOT)
@@ -172,15 +173,15 @@ def test_a_smoothed_size_does_not_shrink_the_step(cls: type[Any]) -> None:
         optimizer.step(loss=5.0 - correlation)
         assert optimizer.metrics()["effective_lr"] == pytest.approx(5.0 / size, rel=1e-9)
     group = optimizer.param_groups[0]
-    assert group["norm_average"] / group["norm_weight"] == pytest.approx(size)
-    assert group["norm_weight"] == pytest.approx(1 - 0.9**30)
+    assert group["polyak_norm"] / group["polyak_weight"] == pytest.approx(size)
+    assert group["polyak_weight"] == pytest.approx((1 - 0.9**30) / 0.1)
 
 
 @pytest.mark.parametrize("interpolation", [AnnealedInterpolation(0.99, 3), GrowingInterpolation(2.0, 1)])
 def test_the_correlation_is_with_the_y_that_the_gradient_was_taken_at(interpolation: Any) -> None:
     """While beta changes: s by the formula, with <g, z - y> of the iterates as they are."""
     (param,) = make_params((7,), dtype=torch.float64)
-    optimizer = SGDScheduleFree([param], momentum=0.3, interpolation=interpolation, step_size=PolyakStep())
+    optimizer = SGDScheduleFree([param], momentum=0.3, interpolation=interpolation, step_size=PolyakStep(norm_beta=0.0))
     betas: set[float] = set()
     for step in range(6):
         set_gradients([param], step)
@@ -213,7 +214,9 @@ def test_a_zero_gradient_does_not_move_and_has_no_weight(cls: type[Any], impleme
         if step == at:
             assert equal(params, before)
             assert (group["effective_lr"], group["c"]) == (0.0, 0.0)
-            assert all(group[name] == old[name] for name in ("lr_max", "weight_sum", "beta"))
+            assert all(
+                group[name] == old[name] for name in ("lr_max", "weight_sum", "beta", "polyak_excess", "polyak_weight")
+            )
         assert math.isfinite(group["lr_max"])
         assert math.isfinite(group["weight_sum"])
     assert 0.0 < group["effective_lr"] <= group["lr_max"] < 1.0
@@ -293,3 +296,14 @@ def test_it_converges_without_a_learning_rate_whatever_the_scale(cls: type[Any],
         optimizer.step(loss=value)
     optimizer.eval()
     assert loss().item() < least * first
+
+
+@pytest.mark.parametrize("cls", [AdamWScheduleFree, SGDScheduleFree])
+def test_the_size_of_a_large_gradient_is_exact(cls: type[Any]) -> None:
+    """A sum of 16 million squares in float32 is wrong by 0.1%."""
+    weight = Parameter(torch.zeros(1 << 24))
+    weight.grad = torch.rand(1 << 24, generator=torch.Generator().manual_seed(0))
+    size = weight.grad.double().square().sum() if cls is SGDScheduleFree else ROOT * weight.grad.double().sum()
+    optimizer = cls([weight], step_size=PolyakStep())
+    optimizer.step(loss=1.0)
+    assert optimizer.param_groups[0]["effective_lr"] == pytest.approx(1.0 / size.item(), rel=1e-9)

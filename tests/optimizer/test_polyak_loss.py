@@ -138,7 +138,7 @@ def test_a_constant_step_has_no_need_of_the_loss() -> None:
 
 
 @kinds
-@pytest.mark.parametrize("norm_beta", [0.0, 0.9])
+@pytest.mark.parametrize("norm_beta", [0.0, 0.9, 1.0])
 def test_clipping_that_is_told_leaves_the_step_size_alone(cls: type[Any], norm_beta: float) -> None:
     """Without telling, it is larger; a limit holds it. The sizes that follow are those of an unclipped run as well."""
 
@@ -147,7 +147,7 @@ def test_clipping_that_is_told_leaves_the_step_size_alone(cls: type[Any], norm_b
         norm = clip_grad_norm_(params, bound)
         optimizer.step(loss=3.0, grad_norm=norm if tell else None)
         group = optimizer.param_groups[0]
-        return group["effective_lr"], group["norm_average"]
+        return group["effective_lr"], group["polyak_norm"]
 
     plain = step_sizes(1e9, tell=False)
     assert step_sizes(1e9, tell=True) == plain
@@ -302,7 +302,7 @@ def test_a_gradient_that_is_not_finite(cls: type[Any], steps: int, value: float)
 
 @kinds
 def test_a_group_whose_learning_rate_went_wrong(cls: type[Any]) -> None:
-    """The average of the norm is not changed either."""
+    """The averages are not changed either."""
     params, optimizer = made(cls, 3, step_size=PolyakStep(norm_beta=0.9))
     before = snapshot(params, optimizer)
     optimizer.param_groups[0]["lr"] = float("nan")
@@ -364,8 +364,8 @@ def test_a_rule_that_is_none(cls: type[Any]) -> None:
         (lambda: PolyakStep(f_star=math.inf), r"f_star = inf is outside \(-inf, inf\)"),
         (lambda: PolyakStep(f_star=math.nan), r"f_star = nan is outside"),
         (lambda: PolyakStep(f_star="0"), r"f_star = '0' is not a number"),  # type: ignore[arg-type]
-        (lambda: PolyakStep(norm_beta=1.0), r"norm_beta = 1\.0 is outside \[0, 1\)"),
-        (lambda: PolyakStep(norm_beta=-0.1), r"norm_beta = -0\.1 is outside \[0, 1\)"),
+        (lambda: PolyakStep(norm_beta=1.1), r"norm_beta = 1\.1 is outside \[0, 1\]"),
+        (lambda: PolyakStep(norm_beta=-0.1), r"norm_beta = -0\.1 is outside \[0, 1\]"),
         (lambda: PolyakStep(max_step=0.0), r"max_step = 0\.0 is outside \(0, inf\]"),
         (lambda: PolyakStep(max_step=math.nan), r"max_step = nan is outside \(0, inf\]"),
         (lambda: PolyakStep(eps=0.0), r"eps = 0\.0 is outside \(0, inf\): use 1e-30"),

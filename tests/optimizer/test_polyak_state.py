@@ -39,7 +39,7 @@ def fit(optimizer: ScheduleFreeOptimizer, steps: range) -> list[float]:
 @kinds
 @pytest.mark.parametrize("training", [True, False])
 def test_a_state_resumes_bit_for_bit(cls: type[Any], training: bool) -> None:
-    """Through a file that holds no code, with the average of the norm and the rule itself."""
+    """Through a file that holds no code, with the averages and the rule itself."""
     params, others = make_params(), make_params()
     optimizer = made(cls, params)
     fit(optimizer, range(5))
@@ -55,18 +55,18 @@ def test_a_state_resumes_bit_for_bit(cls: type[Any], training: bool) -> None:
     resumed.load_state_dict(state)
     assert resumed.training is training
     assert resumed.param_groups[0]["step_size"] == SMOOTHED
-    assert 0.0 < resumed.param_groups[0]["norm_weight"] < 1.0
+    assert 1.0 < resumed.param_groups[0]["polyak_weight"] < 5.0
     assert fit(resumed.train(), range(5, 10)) == fit(optimizer.train(), range(5, 10))
     assert equal(params, others)
 
 
 @kinds
-def test_without_the_average_of_the_norm_a_run_would_go_otherwise(cls: type[Any]) -> None:
+def test_without_the_averages_a_run_would_go_otherwise(cls: type[Any]) -> None:
     params, others = make_params(), make_params()
     optimizer, other = made(cls, params), made(cls, others)
     fit(optimizer, range(5))
     fit(other, range(5))
-    other.param_groups[0].update(norm_average=0.0, norm_weight=0.0)
+    other.param_groups[0].update(polyak_excess=0.0, polyak_norm=0.0, polyak_weight=0.0)
     assert fit(optimizer, range(5, 6)) != fit(other, range(5, 6))
 
 
@@ -75,9 +75,9 @@ def test_without_the_average_of_the_norm_a_run_would_go_otherwise(cls: type[Any]
 @pytest.mark.parametrize(
     ("name", "value", "match"),
     [
-        ("norm_average", -1.0, r"norm_average = -1\.0 is outside \[0, inf\)"),
-        ("norm_average", float("nan"), r"norm_average = nan is outside"),
-        ("norm_weight", 1.5, r"norm_weight = 1\.5 is outside \[0, 1\]"),
+        ("polyak_norm", -1.0, r"polyak_norm = -1\.0 is outside \[0, inf\)"),
+        ("polyak_excess", float("nan"), r"polyak_excess = nan is outside"),
+        ("polyak_weight", -0.5, r"polyak_weight = -0\.5 is outside \[0, inf\)"),
     ],
 )
 def test_a_damaged_average_is_refused(cls: type[Any], name: str, value: float, match: str) -> None:
@@ -140,11 +140,11 @@ def test_a_deep_copy_goes_on_by_itself(cls: type[Any]) -> None:
 
 @kinds
 def test_a_late_group_takes_the_step_of_the_others(cls: type[Any]) -> None:
-    """The average of the norm is one for all groups, and goes on."""
+    """The averages are the same for all groups, and go on."""
     first, second, third = make_params((4, 3), (7,), (5,))
     optimizer = made(cls, [first], warmup_steps=0)
     fit(optimizer, range(4))
-    average = {name: optimizer.param_groups[0][name] for name in ("norm_average", "norm_weight")}
+    average = {name: optimizer.param_groups[0][name] for name in ("polyak_excess", "polyak_norm", "polyak_weight")}
     optimizer.add_param_group({"params": [second]})
     optimizer.eval()
     optimizer.add_param_group({"params": [third], "lr": 0.5})
@@ -156,8 +156,8 @@ def test_a_late_group_takes_the_step_of_the_others(cls: type[Any]) -> None:
     assert metrics["group1/effective_lr"] == metrics["group0/effective_lr"]
     assert metrics["group2/effective_lr"] == 0.5 * metrics["group0/effective_lr"]
     assert metrics["group1/step"] == 4
-    assert len({group["norm_average"] for group in optimizer.param_groups}) == 1
-    assert optimizer.param_groups[2]["norm_weight"] == pytest.approx(1 - 0.9**8)
+    assert len({group["polyak_norm"] for group in optimizer.param_groups}) == 1
+    assert optimizer.param_groups[2]["polyak_weight"] == pytest.approx((1 - 0.9**8) / 0.1)
 
 
 @kinds
@@ -167,7 +167,7 @@ def test_the_first_group_may_go(cls: type[Any]) -> None:
     fit(optimizer, range(4))
     del optimizer.param_groups[0]
     fit(optimizer, range(4, 5))
-    assert optimizer.param_groups[0]["norm_weight"] == pytest.approx(1 - 0.9**5)
+    assert optimizer.param_groups[0]["polyak_weight"] == pytest.approx((1 - 0.9**5) / 0.1)
 
 
 @kinds

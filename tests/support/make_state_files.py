@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from unscheduled import (
     AdamWScheduleFree,
+    AutoScheduleFree,
+    DistanceStep,
     GrowingInterpolation,
     LionScheduleFree,
     MuonScheduleFree,
@@ -38,19 +40,23 @@ class Subject(NamedTuple):
     load: Maker
     is_compact: bool = True  # whether its buffers can be stored narrow
 
+    @property
+    def cases(self) -> list[str]:
+        return [case for case in CASES if self.is_compact or "compact" not in case]
+
 
 def wrapped(params: Iterable[Tensor], lr: float, **options: Any) -> ScheduleFreeOptimizer:
     return ScheduleFreeWrapper(torch.optim.AdamW(params, lr=lr, betas=(0.8, 0.9)), **options)
 
 
-def subject(cls: Maker, lr: float, axes: dict[str, Any] | None = None, **own: Any) -> Subject:
+def subject(cls: Maker, lr: float, axes: dict[str, Any] | None = None, is_compact: bool = True, **own: Any) -> Subject:
     def save(params: Iterable[Tensor], **storage: Any) -> ScheduleFreeOptimizer:
         return cls(params, lr=lr, r=0.75, warmup_steps=3, **(axes or {}), **own, **storage)
 
     def load(params: Iterable[Tensor], **storage: Any) -> ScheduleFreeOptimizer:
         return cls(params, lr=0.5, **(axes or {}), **storage)
 
-    return Subject(save, load)
+    return Subject(save, load, is_compact)
 
 
 SUBJECTS = {
@@ -67,10 +73,14 @@ SUBJECTS = {
 }
 OF_ALL_FORMATS = frozenset(SUBJECTS)
 SUBJECTS |= {
-    info.cls.__name__: subject(info.cls, info.lr, weight_decay=0.1)
+    info.cls.__name__: subject(info.cls, info.lr, is_compact=info.compact is not None, weight_decay=0.1)
     for info in OPTIMIZERS
     if info.cls.__name__ not in OF_ALL_FORMATS
 }
+SUBJECTS["AutoScheduleFree"] = Subject(
+    lambda params, **storage: AutoScheduleFree(params, r=0.75, weight_decay=0.1, **storage),
+    lambda params, **storage: AutoScheduleFree(params, 0.5, step_size=DistanceStep(factor=9.0), **storage),
+)
 """A later optimizer has files from the next format on."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CASES = (
@@ -128,7 +138,7 @@ def main(number: str) -> None:
     folder = FOLDER / number
     folder.mkdir(parents=True)
     for name, each in SUBJECTS.items():
-        torch.save({case: saved(each, case) for case in CASES}, folder / f"{name}.pt")
+        torch.save({case: saved(each, case) for case in each.cases}, folder / f"{name}.pt")
 
 
 if __name__ == "__main__":

@@ -144,24 +144,25 @@ class PolyakOracle:
 
     oracles: list[Oracle]
     f_star: float = 0.0
-    norm_beta: float = 0.0
+    norm_beta: float = 1.0
     max_step: float = float("inf")
     eps: float = 1e-12
 
-    t: int = 0
-    e: float = 0.0
+    history: list[tuple[float, float]] = field(default_factory=list)
 
     def step(self, gradients: list[Vector], loss: float) -> float:
         """Make one step of all parameters, and return the step size s."""
-        self.t += 1
         inner = sum(float((g * (o.z - o.y)).sum()) for g, o in zip(gradients, self.oracles, strict=True))
         if self.oracles[0].rule == "sgd":
             size = sum(float((g**2).sum()) for g in gradients)
         else:
             size = sqrt(np.pi / 2) * sum(float(np.abs(g).sum()) for g in gradients)
-        self.e = self.norm_beta * self.e + (1 - self.norm_beta) * size
-        e_hat = self.e / (1 - self.norm_beta**self.t)
-        s = min(self.max_step, max(0.0, loss - self.f_star + inner) / (e_hat + self.eps)) if size > 0 else 0.0
+        s = 0.0
+        if size > 0:
+            self.history.append((loss - self.f_star + inner, size))
+            weights = self.norm_beta ** np.arange(len(self.history))[::-1]
+            excess, mean_size = np.average(self.history, axis=0, weights=weights)
+            s = min(self.max_step, max(0.0, float(excess)) / (float(mean_size) + self.eps))
         for g, oracle in zip(gradients, self.oracles, strict=True):
             oracle.step(g, s)
         return s

@@ -131,7 +131,7 @@ def adam_scalars(group: Group, step: int) -> dict[str, float]:
 
 def normal_size(grads: Tensors) -> Tensor:
     """<g, d> for d = g / sqrt(E g^2), if the gradients are normal with mean 0: sqrt(pi / 2) |g|_1."""
-    return math.sqrt(math.pi / 2.0) * torch.stack(list(torch._foreach_norm(grads, 1))).sum()
+    return math.sqrt(math.pi / 2.0) * torch.stack(list(torch._foreach_norm(grads, 1, dtype=torch.float64))).sum()
 
 
 ADAM_NORM = Norm("exp_avg_sq", second_moment, adam_denominator)

@@ -18,8 +18,14 @@ from unscheduled.state.parameter import State, dtype_of_y, state_dtype, stored_d
 from unscheduled.state.quantization import problem_of_scales
 from unscheduled.state.split_weights import is_split, shard
 
-VERSION = 1
-"""The version of the format of state dicts. In version 0, which has no number, y of 16-bit parameters is float32."""
+VERSION = 2
+"""The version of the format of state dicts.
+
+In version 0, which has no number, y of 16-bit parameters is float32; up to 1 all groups have the counters ``FORMER``.
+"""
+
+FORMER = ("norm_average", "norm_weight")
+"""Counters of groups in files of earlier versions: the mean of the Polyak step, which starts anew."""
 
 ESSENTIAL = ("averaging", "step", "lr", "weight_sum", "lr_max", "beta")
 """Entries that a group of a state dict must have, in every version."""
@@ -166,7 +172,7 @@ def _known(saved: Group, options: Group) -> Group:
     """
     unknown = param_groups.unknown_entries(saved, options)
     for name in unknown:
-        if not param_groups.is_off(saved[name]) or name in KINDS:
+        if name in KINDS or (name not in FORMER and not param_groups.is_off(saved[name])):
             raise ValueError(
                 f"{name} = {saved[name]!r} is unknown here: it was made by another kind of optimizer, or by a later "
                 "version of this one"

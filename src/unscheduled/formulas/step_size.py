@@ -106,10 +106,11 @@ class ConstantStep:
     buffers: ClassVar[tuple[str, ...]] = ()
 
 
-class NormAverage(NamedTuple):
-    """A moving average of the size of the gradient, not corrected for its start at 0, and the weight in it."""
+class PolyakAverages(NamedTuple):
+    """Weighted sums over the steps, whose ratio is the Polyak step, and the sum of their weights."""
 
-    value: float = 0.0
+    excess: float = 0.0
+    norm: float = 0.0
     weight: float = 0.0
 
 
@@ -117,8 +118,10 @@ class NormAverage(NamedTuple):
 class PolyakStep:
     """The Polyak step: how far the bound of convexity says that z has to go, given the loss; no learning rate.
 
-        s_t = min(max_step, max(0, f(y_t) - f* + <g_t, z_t - y_t>) / (n_t + eps))
-        e_t = norm_beta e_{t-1} + (1 - norm_beta) |g_t|,    n_t = e_t / (1 - norm_beta^t)
+        s_t = min(max_step, max(0, a_t) / (n_t + eps))
+        a_t = mean of f(y_i) - f* + <g_i, z_i - y_i>,    n_t = mean of |g_i|
+
+    over the steps i up to t, with the weights norm_beta^(t - i).
 
     |g| estimates <g, d>, the slope along the direction: for Adam sqrt(pi / 2) times the 1-norm (exact if the gradients
     of a parameter are normal with mean 0), for SGD the square of the 2-norm (exact). <g, z - y> = beta <g, f> with
@@ -131,7 +134,7 @@ class PolyakStep:
 
     Args:
         f_star: f*, a lower bound of the loss, finite: 0 for cross-entropy or squares; more if it is known to be.
-        norm_beta: decay rate of the average of the gradient's size, in [0, 1); 0 uses that of the present gradient.
+        norm_beta: decay rate of both means, in [0, 1]: 1 counts all steps alike, 0 the present one alone.
         max_step: the largest s, > 0. A gradient that was made smaller on its way (by clipping of which ``step()`` was
             not told) makes s larger, and one very large s takes the weight from all later steps of the average: this is
             the limit.
@@ -143,15 +146,18 @@ class PolyakStep:
         ValueError: if an argument is out of its range.
 
     Example:
-        >>> step, _ = PolyakStep()(loss=2.0, correlation=-0.5, norm=3.0, average=NormAverage())
+        >>> rule = PolyakStep()
+        >>> step, averages = rule(loss=2.0, correlation=-0.5, norm=3.0, before=PolyakAverages())
         >>> round(step, 9)
+        0.5
+        >>> round(rule(loss=1.0, correlation=0.0, norm=2.0, before=averages)[0], 9)  # (1.5 + 1) / (3 + 2)
         0.5
 
     Source: Defazio, "ScheduleFree+", arXiv 2605.19095; Polyak, "Introduction to Optimization", 1987.
     """
 
     f_star: float = 0.0
-    norm_beta: float = 0.0
+    norm_beta: float = 1.0
     max_step: float = math.inf
     eps: float = 1e-30
     all_processes: bool = True
@@ -160,28 +166,33 @@ class PolyakStep:
 
     def __post_init__(self) -> None:
         require_within("(-inf, inf)", "f_star", self.f_star, "give a lower bound of the loss; 0 for cross-entropy")
-        require_within("[0, 1)", "norm_beta", self.norm_beta, "use 0, or 0.9 to smooth the step")
+        require_within("[0, 1]", "norm_beta", self.norm_beta, "use 1, or 0 for the present step alone")
         require_within("(0, inf]", "max_step", self.max_step, "give the largest step; inf is none")
         require_within("(0, inf)", "eps", self.eps, "use 1e-30")
         if not isinstance(self.all_processes, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"all_processes = {self.all_processes!r} is neither True nor False")
 
-    def __call__(self, loss: float, correlation: float, norm: float, average: NormAverage) -> tuple[float, NormAverage]:
-        """The step s_t and the new average.
+    def begin(self) -> PolyakAverages:
+        """The averages before the first step."""
+        return PolyakAverages()
+
+    def __call__(
+        self, loss: float, correlation: float, norm: float, before: PolyakAverages
+    ) -> tuple[float, PolyakAverages]:
+        """The step s_t and the new averages.
 
         Args:
             loss: f(y_t), at least f*.
             correlation: <g_t, z_t - y_t>.
-            norm: |g_t|, >= 0; where it is 0, so is s.
-            average: that of the steps before.
+            norm: |g_t|, >= 0; where it is 0, so is s, and the averages stay as they are.
+            before: those after the step before.
         """
-        weight_of_new = 1.0 - self.norm_beta
-        average = NormAverage(
-            self.norm_beta * average.value + weight_of_new * norm, self.norm_beta * average.weight + weight_of_new
-        )
-        excess = max(0.0, loss - self.f_star + correlation)
-        step = excess / (average.value / average.weight + self.eps) if norm > 0.0 else 0.0
-        return min(step, self.max_step), average
+        if norm <= 0.0:
+            return 0.0, before
+        here = PolyakAverages(loss - self.f_star + correlation, norm, 1.0)
+        after = PolyakAverages(*(self.norm_beta * old + new for old, new in zip(before, here, strict=True)))
+        step = max(0.0, after.excess) / (after.norm + after.weight * self.eps)
+        return min(step, self.max_step), after
 
 
 def default_lr(step_size: "StepSize | None", lr: float) -> float:

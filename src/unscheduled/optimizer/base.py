@@ -30,7 +30,7 @@ from unscheduled.optimizer.algorithm import Algorithm
 from unscheduled.optimizer.attachments import Attachments
 from unscheduled.optimizer.counters import next_beta
 from unscheduled.optimizer.plan import Plan
-from unscheduled.optimizer.planning import SHARED, only_initialises, was_stepped
+from unscheduled.optimizer.planning import only_initialises, was_stepped
 from unscheduled.optimizer.polyak import Loss, Number
 from unscheduled.optimizer.stepper import Begun, Stepper
 from unscheduled.optimizer.weights import Weights
@@ -157,7 +157,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
             raise ValueError(f"parameter group {len(self.param_groups)}: {error}") from None
         training = self.training
         counters = param_groups.fresh_counters(next_beta(self, group, 0), training, group["step_size"])
-        for name in SHARED if self.param_groups else ():
+        for name in param_groups.OF_STEP_SIZE if self.param_groups else ():
             if name in counters:
                 counters[name] = on_host(self.param_groups[0][name])
         added = group | counters

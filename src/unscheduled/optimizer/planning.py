@@ -10,19 +10,15 @@ from typing import cast
 from torch import Tensor
 
 from unscheduled.formulas.rule import Rule
-from unscheduled.formulas.step_size import ConstantStep, DistanceStep, NormAverage
+from unscheduled.formulas.step_size import ConstantStep, DistanceStep, PolyakAverages
 from unscheduled.optimizer import collectives
 from unscheduled.optimizer.algorithm import Algorithm
 from unscheduled.optimizer.distance import distance_factor
 from unscheduled.optimizer.plan import Plan
 from unscheduled.optimizer.polyak import Loss, Number, Part, polyak_step
 from unscheduled.state.buffers import wide
-from unscheduled.state.param_groups import DISTANCE, Group
+from unscheduled.state.param_groups import POLYAK, Group
 from unscheduled.state.parameter import State
-
-NORM_AVERAGE = ("norm_average", "norm_weight")
-SHARED = (*NORM_AVERAGE, *DISTANCE)
-"""The counters that all groups have alike."""
 
 
 def was_stepped(states: Mapping[Tensor, State]) -> bool:
@@ -108,6 +104,6 @@ def step_factor(
         for plan in plans
         if plan.grads and (size := algorithm._rule(plan.group).size) is not None
     ]
-    before = NormAverage(*(first[name] for name in NORM_AVERAGE))
-    factor, average = polyak_step(step_size, parts, algorithm._rule(first).degree, loss, grad_norm, before)
-    return factor, [dict(zip(NORM_AVERAGE, average, strict=True))] * len(plans)
+    before = PolyakAverages(*(first.get(name, 0.0) for name in POLYAK))
+    factor, averages = polyak_step(step_size, parts, algorithm._rule(first).degree, loss, grad_norm, before)
+    return factor, [dict(zip(POLYAK, averages, strict=True))] * len(plans)

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from unscheduled.formulas.step_size import NormAverage, PolyakStep
+from unscheduled.formulas.step_size import PolyakAverages, PolyakStep
 from unscheduled.formulas.validation import require_number, require_within
 from unscheduled.kernels import Tensors, real
 from unscheduled.optimizer.collectives import Sharding, as_float, local, totals, whole
@@ -33,9 +33,9 @@ def polyak_step(
     degree: int,
     loss: Loss | None,
     grad_norm: Number | None,
-    average: NormAverage,
-) -> tuple[float, NormAverage]:
-    """The step s and the new average of the gradient's size.
+    before: PolyakAverages,
+) -> tuple[float, PolyakAverages]:
+    """The step s and the new averages.
 
     Args:
         step_size: the rule.
@@ -43,7 +43,7 @@ def polyak_step(
         degree: that of the size of the gradients: a g has the size a^degree |g|.
         loss: the loss at y, or the losses whose gradients were accumulated.
         grad_norm: the 2-norm of the gradient before it was clipped; None if it was not.
-        average: that of the steps before.
+        before: the averages after the step before.
 
     Raises:
         ValueError: if the loss is missing, no scalar, not finite or below f*, ``grad_norm`` is no norm, or the
@@ -67,7 +67,7 @@ def polyak_step(
     if grad_norm and squares > 0.0:
         clipped = min(1.0, math.sqrt(squares) / grad_norm)
         correlation, norm = correlation / clipped, norm / clipped**degree
-    return step_size(everywhere, correlation, norm, average)
+    return step_size(everywhere, correlation, norm, before)
 
 
 def _loss(step_size: PolyakStep, loss: Loss | None) -> float:
@@ -123,4 +123,4 @@ def _sums(parts: Sequence[Part], clipped: bool) -> dict[Sharding, Tensor]:
 
 def squares(tensors: Tensors) -> Tensor:
     """The sum of all squares, in float64."""
-    return torch.stack(list(torch._foreach_norm(tensors))).double().square().sum()
+    return torch.stack(list(torch._foreach_norm(tensors, dtype=torch.float64))).square().sum()

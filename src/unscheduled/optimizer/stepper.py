@@ -25,7 +25,7 @@ from unscheduled.optimizer.algorithm import Algorithm
 from unscheduled.optimizer.counters import next_counters
 from unscheduled.optimizer.distance import average_gradients
 from unscheduled.optimizer.plan import Plan, all_contiguous
-from unscheduled.optimizer.planning import SHARED, divided, only_initialises, step_factor, was_stepped
+from unscheduled.optimizer.planning import divided, only_initialises, step_factor, was_stepped
 from unscheduled.optimizer.polyak import Loss, Number
 from unscheduled.state import param_groups
 from unscheduled.state.buffers import names_of_buffers
@@ -228,7 +228,8 @@ class Stepper:
             if not plan.only_initialises:
                 _count(plan, states)
             else:
-                param_groups.put(plan.group, {name: plan.counters[name] for name in SHARED if name in plan.counters})
+                shared = [name for name in param_groups.OF_STEP_SIZE if name in plan.counters]
+                param_groups.put(plan.group, {name: plan.counters[name] for name in shared})
         for place in [place for place in self._batches if place[0] >= len(begun.plans)]:  # of groups that are gone
             del self._batches[place]
 

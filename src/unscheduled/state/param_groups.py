@@ -28,7 +28,7 @@ from unscheduled.formulas.averaging import PolynomialAveraging
 from unscheduled.formulas.distance import DistanceStep, Estimates
 from unscheduled.formulas.interpolation import ConstantInterpolation
 from unscheduled.formulas.scalar_math import where
-from unscheduled.formulas.step_size import ConstantStep, PolyakStep, StepSize, linear_warmup
+from unscheduled.formulas.step_size import ConstantStep, PolyakAverages, PolyakStep, StepSize, linear_warmup
 from unscheduled.formulas.validation import require_count, require_within
 from unscheduled.state.device_math import as_tensor, is_capturing, on_host
 
@@ -113,27 +113,34 @@ def params_of(groups: Iterable[Group]) -> list[Tensor]:
 
 
 DISTANCE = tuple(f"distance_{name}" for name in Estimates._fields)
-"""The counters of a :class:`DistanceStep` that all groups have alike, in the order of its :class:`Estimates`."""
+"""The counters of a :class:`DistanceStep`, which all groups have alike, in the order of its :class:`Estimates`."""
+
+POLYAK = tuple(f"polyak_{name}" for name in PolyakAverages._fields)
+"""Those of a :class:`PolyakStep`, in the order of its :class:`PolyakAverages`."""
+
+OF_STEP_SIZE = (*DISTANCE, *POLYAK)
 
 
 def fresh_counters(beta: float, training: bool, step_size: StepSize | None = None) -> Group:
     """The numbers that a group keeps from step to step, before the first one.
 
     ``step`` counts the calls of ``step()``; ``weight_sum``, ``lr_max``, ``averaging_state`` and ``averaging_start``,
-    the step before the first one that the averaging counts, belong to the averaging; ``norm_average`` and
-    ``norm_weight`` to the step size; ``beta`` is the one that formed the present y; ``c`` and ``effective_lr`` are
-    those of the last step. ``training`` is a copy of the optimizer's mode, for checkpoints. With ``capturable=True``
-    the numbers are tensors, see :func:`put_on_device`. Groups with a :class:`DistanceStep` have its estimates, too.
+    the step before the first one that the averaging counts, belong to the averaging; ``beta`` is the one that formed
+    the present y; ``c`` and ``effective_lr`` are those of the last step. ``training`` is a copy of the optimizer's
+    mode, for checkpoints. With ``capturable=True`` the numbers are tensors, see :func:`put_on_device`. Groups with a
+    :class:`DistanceStep` or :class:`PolyakStep` have its numbers, too.
     """
-    of_step = dict(zip(DISTANCE, step_size.begin(), strict=True)) if isinstance(step_size, DistanceStep) else {}
+    of_step: Group = {}
+    if isinstance(step_size, DistanceStep):
+        of_step = dict(zip(DISTANCE, step_size.begin(), strict=True))
+    elif isinstance(step_size, PolyakStep):
+        of_step = dict(zip(POLYAK, step_size.begin(), strict=True))
     return {
         "step": 0,
         "weight_sum": 0.0,
         "lr_max": 0.0,
         "averaging_state": "running",
         "averaging_start": 0,
-        "norm_average": 0.0,
-        "norm_weight": 0.0,
         "beta": beta,
         "c": 0.0,
         "effective_lr": 0.0,
@@ -142,7 +149,7 @@ def fresh_counters(beta: float, training: bool, step_size: StepSize | None = Non
     }
 
 
-COUNTERS = frozenset((*fresh_counters(0.0, training=True), *DISTANCE))
+COUNTERS = frozenset((*fresh_counters(0.0, training=True), *OF_STEP_SIZE))
 NUMBERS = tuple(name for name in fresh_counters(0.0, training=True) if name != "training")
 """The counters that are on the device with ``capturable=True``: float64 tensors of no dimensions."""
 
@@ -152,7 +159,7 @@ COUNTS = ("step", "averaging_start")
 
 def numbers_of(group: Group) -> list[str]:
     """The counters of a group that are on the device with ``capturable=True``."""
-    return [name for name in (*NUMBERS, *DISTANCE) if name in group]
+    return [name for name in (*NUMBERS, *OF_STEP_SIZE) if name in group]
 
 
 def put_on_device(numbers: dict[str, Any], names: Iterable[str], device: torch.device) -> None:
@@ -334,13 +341,11 @@ def check_counters(group: Group) -> None:
         raise ValueError(f"averaging_start = {group['averaging_start']} lies after step = {group['step']}: {remedy}")
     if group["averaging_state"] not in AVERAGING_STATES:
         raise ValueError(f"averaging_state = {group['averaging_state']!r} is not one of {AVERAGING_STATES}: {remedy}")
-    require_within("[0, inf)", "norm_average", group["norm_average"], remedy)
-    require_within("[0, 1]", "norm_weight", group["norm_weight"], remedy)
     require_within("[0, 1]", "beta", group["beta"], remedy)
     require_within("[0, 1]", "c", group["c"], remedy)
     require_within("[0, inf)", "effective_lr", group["effective_lr"], remedy)
-    for name in DISTANCE if DISTANCE[0] in group else ():
-        require_within("[0, inf)", name, group[name], remedy)
+    for name in filter(group.__contains__, OF_STEP_SIZE):
+        require_within("(-inf, inf)" if name == "polyak_excess" else "[0, inf)", name, group[name], remedy)
 
 
 def described_axes(group: Group) -> Group:
