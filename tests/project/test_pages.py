@@ -15,7 +15,7 @@ import unscheduled
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {page.relative_to(DOCS).as_posix(): page.read_text() for page in sorted(DOCS.rglob("*.md"))}
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
-OWN_TESTS = ("distributed.md", "family.md", "frameworks/")
+OWN_TESTS = ("distributed.md", "family.md", "frameworks/", "learning-rate-free.md")
 """Whose examples are run by tests of their own."""
 
 
