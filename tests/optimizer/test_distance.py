@@ -440,12 +440,14 @@ def test_parameters_without_gradients_count_with_how_far_they_have_come() -> Non
 @with_distance_step
 def test_without_any_gradient_nothing_happens(info: OptimizerInfo) -> None:
     params, others = make_params(), make_params()
-    one, other = made(info, params), made(info, others)
+    decay = 0.0 if info.cls is RAdamScheduleFree else 2.0  # whose rectification counts the calls of step()
+    one, other = (made(info, each, weight_decay=decay) for each in (params, others))
     for step in range(8):
         if step % 3 == 0:
             one.zero_grad()
             one.step()
             assert one.metrics()["effective_lr"] == 0.0
+            assert one.param_groups[0]["distance_remembered"] == other.param_groups[0]["distance_remembered"]
         train(one, [step])
         train(other, [step])
         assert one.metrics()["gamma"] == other.metrics()["gamma"]
@@ -594,13 +596,18 @@ def test_a_step_size_that_is_changed_in_the_middle_is_refused() -> None:
         train(optimizer, [3])
 
 
-@pytest.mark.parametrize("name", ["distance_gamma", "distance_reached", "distance_remembered"])
-def test_a_damaged_number_is_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"), [("distance_gamma", 0.0), ("distance_reached", 0.0), ("distance_remembered", math.nan)]
+)
+def test_a_damaged_number_is_refused(name: str, value: float) -> None:
     optimizer = AutoScheduleFree(make_params())
     train(optimizer, range(3))
     state = optimizer.state_dict()
-    state["param_groups"][0][name] = math.nan
-    with pytest.raises(ValueError, match=rf"{name} = nan is outside"):
+    state["param_groups"][0][name] = value
+    with pytest.raises(ValueError, match=rf"{name} = {value} is outside"):
+        optimizer.load_state_dict(state)
+    del state["param_groups"][0][name]
+    with pytest.raises(ValueError, match=f"{name} is missing"):
         optimizer.load_state_dict(state)
 
 

@@ -163,7 +163,7 @@ def test_complex_parameters_are_pairs_of_real_ones() -> None:
 
 @kinds
 def test_a_smoothed_size_does_not_shrink_the_step(cls: type[Any]) -> None:
-    """With the same gradient and excess at every step, the averages are these."""
+    """With the same gradient and numerator at every step, the means are that of one step."""
     (param,) = make_params((7,), dtype=torch.float64)
     optimizer = cls([param], step_size=PolyakStep(norm_beta=0.9), warmup_steps=0)
     size = 7.0 * (1.0 if cls is SGDScheduleFree else ROOT)

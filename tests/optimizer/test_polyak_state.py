@@ -78,6 +78,8 @@ def test_without_the_averages_a_run_would_go_otherwise(cls: type[Any]) -> None:
         ("polyak_norm", -1.0, r"polyak_norm = -1\.0 is outside \[0, inf\)"),
         ("polyak_excess", float("nan"), r"polyak_excess = nan is outside"),
         ("polyak_weight", -0.5, r"polyak_weight = -0\.5 is outside \[0, inf\)"),
+        ("polyak_norm", 0.0, r"polyak_norm = 0\.0 and polyak_weight = 2\.\d+ are not both 0 or both above 0"),
+        ("polyak_norm", None, r"polyak_norm is missing: the state dict is damaged"),
     ],
 )
 def test_a_damaged_average_is_refused(cls: type[Any], name: str, value: float, match: str) -> None:
@@ -85,6 +87,8 @@ def test_a_damaged_average_is_refused(cls: type[Any], name: str, value: float, m
     fit(optimizer, range(3))
     state = optimizer.state_dict()
     state["param_groups"][0][name] = value
+    if value is None:
+        del state["param_groups"][0][name]
     before = dict(optimizer.param_groups[0])
     with pytest.raises(ValueError, match=match):
         optimizer.load_state_dict(state)
@@ -309,3 +313,11 @@ def test_schedule_free_plus_is_a_set_of_defaults() -> None:
     )
     assert fit(plus, range(10)) == fit(adamw, range(10))
     assert equal(params, others)
+
+
+def test_a_late_group_after_a_step_size_that_was_changed_by_hand() -> None:
+    first, second = make_params((4, 3), (7,))
+    optimizer = AdamWScheduleFree([first])
+    optimizer.param_groups[0]["step_size"] = optimizer.defaults["step_size"] = SMOOTHED
+    optimizer.add_param_group({"params": [second]})
+    assert all(step_size > 0.0 for step_size in fit(optimizer, range(3)))

@@ -72,6 +72,8 @@ SUBJECTS = {
     "ScheduleFreeWrapper": subject(wrapped, 0.01, weight_decay_at_y=0.1),
 }
 OF_ALL_FORMATS = frozenset(SUBJECTS)
+"""A later optimizer has files from the next format on."""
+
 SUBJECTS |= {
     info.cls.__name__: subject(info.cls, info.lr, is_compact=info.compact is not None, weight_decay=0.1)
     for info in OPTIMIZERS
@@ -81,7 +83,6 @@ SUBJECTS["AutoScheduleFree"] = Subject(
     lambda params, **storage: AutoScheduleFree(params, r=0.75, weight_decay=0.1, **storage),
     lambda params, **storage: AutoScheduleFree(params, 0.5, step_size=DistanceStep(factor=9.0), **storage),
 )
-"""A later optimizer has files from the next format on."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CASES = (
     "float32 train",

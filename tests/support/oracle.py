@@ -204,10 +204,7 @@ class DistanceOracle:
         sum_h = sum(float(h.sum()) for h in hs)
         sum_g = sum(float((g**2).sum()) for g in gs) if is_sgd else sum_h
 
-        # The steps that weight decay has not forgotten
-        forgotten = [o.gamma * o.weight_decay * (o.gamma if o.corrected_decay else 1) for o in self.oracles]
-        share = sum(each * float(h.sum()) for each, h in zip(forgotten, hs, strict=True)) / sum_h if sum_h else 0.0
-        self.remembered = 1 + (1 - min(1, share)) * self.remembered
+        self.remembered += 1
         bound = self.factor * (1 + self.early / sqrt(t)) * self.r / (t * self.remembered) ** 0.25
 
         # The noise
@@ -224,8 +221,15 @@ class DistanceOracle:
         self.gamma = min(self.growth * self.gamma, bound)
         self.mean_square += (sum_g / sum_h - self.mean_square) / t
         step = self.gamma / sqrt(self.mean_square) if is_sgd else self.gamma
+        before = [o.gamma for o in self.oracles]
         for g, o in zip(gradients, self.oracles, strict=True):
             o.step(g, step)
+
+        # The steps that weight decay has not forgotten
+        lambdas = [o.weight_decay * (b if o.corrected_decay else 1) for b, o in zip(before, self.oracles, strict=True)]
+        forgotten = [o.gamma * each for each, o in zip(lambdas, self.oracles, strict=True)]
+        share = sum(each * float(h.sum()) for each, h in zip(forgotten, hs, strict=True)) / sum_h
+        self.remembered *= 1 - min(1, share)
         away = sum(float((h * (o.x - z0) ** 2).sum()) for h, o, z0 in zip(hs, self.oracles, self.z0, strict=True))
         self.r = max(self.r, sqrt(away / sum_h))
         return step

@@ -16,11 +16,13 @@ from unscheduled.state.buffers import StatePrecision
 class ScheduleFreePlus(AdamWScheduleFree):
     """Schedule-Free AdamW with the Polyak step: neither a schedule nor a learning rate.
 
-        s = max(0, f(y) - f* + <g, z - y>) / (sqrt(pi / 2) |g|_1),    gamma = lr s min(1, t / warmup_steps)
+        s = max(0, mean of f(y) - f* + <g, z - y>) / (mean of sqrt(pi / 2) |g|_1)
+        gamma = lr s min(1, t / warmup_steps)
         z' = z - gamma g / (sqrt(v' / (1 - beta2^t)) + eps) - gamma^2 lambda w
 
-    with x, y and v as in :class:`AdamWScheduleFree`, of which this is a set of defaults. ``step`` needs the loss:
-    ``optimizer.step(loss=loss)``, or a closure that returns it. Memory: the gap z - x and v.
+    with the means over all steps so far, and x, y and v as in :class:`AdamWScheduleFree`, of which this is a set of
+    defaults. ``step`` needs the loss: ``optimizer.step(loss=loss)``, or a closure that returns it. Memory: the gap
+    z - x and v. In the paper both means are those of the present step: ``PolyakStep(norm_beta=0)``.
 
     The step is as good as the bound of convexity and f*. Where the loss comes near f* = 0, it gets smaller and smaller;
     where the gradients are noisy, or were made smaller on the way, it gets too large. The results of the race, in the
@@ -38,7 +40,7 @@ class ScheduleFreePlus(AdamWScheduleFree):
         r: power of the step in the averaging weights, in (-1, 32]; None is 0. 1 for long runs.
         foreach: True is ``implementation="foreach"``, False is ``"loop"``.
         fused: True is ``implementation="fused"``, False is the fastest implementation beside it.
-        step_size: f*, the smoothing and the limit of the Polyak step. None is ``PolyakStep()``. With a
+        step_size: f*, the means and the limit of the Polyak step. None is ``PolyakStep()``. With a
             :class:`ConstantStep` the learning rate is the step size.
         inner_momentum: beta1, in [0, 1), Adam's own momentum; 0.75 to 0.9 for batches of millions of tokens, and 0 for
             others, which it ruins.

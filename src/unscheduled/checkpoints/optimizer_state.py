@@ -142,6 +142,9 @@ def decode(
             )
         _check_count(saved, group, index)
         fresh = param_groups.fresh_counters(0.0, loaded.training, group["step_size"])
+        for names in (param_groups.DISTANCE, param_groups.POLYAK):
+            if any(name in saved for name in names):  # then a missing one is damage
+                fresh = {name: number for name, number in fresh.items() if name not in names}
         described = options | param_groups.described_axes(options) | fresh
         try:
             saved = described | _known(saved, options)

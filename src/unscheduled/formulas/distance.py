@@ -23,8 +23,8 @@ class Sums(NamedTuple):
     previous_scale: float
     """sum h_{t-1}."""
 
-    forgotten: float
-    """sum h_t gamma_{t-1} lambda, with the step and the weight decay of the group of each element."""
+    decay: float
+    """sum h_t lr lambda, with the learning rate and the weight decay of the group of each element."""
 
     noise: float
     """sum m_t^2 / h_t, in units of what it is for uncorrelated gradients: see :func:`inverse_of_squared_weights`."""
@@ -49,7 +49,7 @@ class Estimates(NamedTuple):
     """R, the largest root mean square distance of x from its start, in the norm of h."""
 
     remembered: float
-    """S, the number of steps that weight decay has not forgotten."""
+    """(1 - gamma lambda) S, the number of steps that weight decay has not forgotten."""
 
     noise: float
     """The average of the sums of that name."""
@@ -89,20 +89,21 @@ class DistanceStep:
 
         R_t = max(R_{t-1}, sqrt(sum h (x_t - z_0)^2 / sum h)),    R_0 = start
         S_t = 1 + (1 - gamma_{t-1} lambda) S_{t-1},    S_0 = 0
-        m_t = b m_{t-1} + (1 - b) g_t,    V_t = EMA_b(sum m_t^2 / (h phi_t)) / EMA_b(sum h),    b = noise_beta
+        m_t = b m_{t-1} + (1 - b) g_t,    V_t = EMA_b(sum m_t^2 / (h phi_t)) / EMA_b(sum g_t^2 / h),    b = noise_beta
         D_t = factor (1 + early / sqrt(t)) R_{t-1} / (t S_t)^(1/4),    gamma_0 = factor start
         gamma_t = min(growth gamma_{t-1}, D_t / sqrt(clip(V_t, least_noise, 1)))
 
     over all parameters of the optimizer, with z_0 the weights at the start, h the denominator of Adam at step t, phi_t
-    the mean of m^2 / g^2 for uncorrelated gradients, and lambda the weight decay. Without decay S_t = t, and D_t falls
+    the mean of m^2 / g^2 for uncorrelated gradients, and lambda the weight decay, the mean over the elements with the
+    weights h. For Adam sum g^2 / h is about sum h, which is taken in its place. Without decay S_t = t, and D_t falls
     with sqrt(t). V, the share of the gradients' variance that is left in the long run, raises the step where they
     alternate. The learning rate of a group is a factor on gamma: 1.
 
-    For SGD, h is the same for all elements, and gamma is divided by the root mean square of all gradients so far, with
-    which D_t becomes the step of DoG. The sums are of the gradients as ``step()`` finds them: clipping, accumulation
-    and the scale of the loss need nothing. A gradient that is not finite refuses the step; with ``capturable=True`` it
-    leaves the estimates as they are, and the weights get it. Steps on a device wait for it, but with
-    ``capturable=True``.
+    For SGD h is 1, and gamma is divided by the root mean square of all gradients so far, as in DoG. The sums are of the
+    gradients as ``step()`` finds them: clipping, accumulation and the scale of the loss need nothing (but for SGD with
+    weight decay, which is relative to the step). A gradient that is not finite refuses the step; with
+    ``capturable=True`` it leaves the estimates as they are, and the weights get it. Steps on a device wait for it, but
+    with ``capturable=True``.
 
     Memory: z_0 in the precision of the parameter, and m in that of the buffers: 4 + 4 bytes a parameter of float32, 4
     without m (``noise_beta=None``).
@@ -110,8 +111,8 @@ class DistanceStep:
     Args:
         factor: on the distance, > 0.
         start: R_0, > 0, the least root mean square distance.
-        growth: the largest ratio of two steps, > 1; it takes the place of a warmup.
-        early: how much larger the factor is at first, where x lags behind z, >= 0.
+        growth: the largest ratio of a step to the one before, > 1; it takes the place of a warmup.
+        early: >= 0; the factor is 1 + early / sqrt(t) times as large, since x lags behind z at first.
         noise_beta: b, in (0, 1); None leaves V out, and keeps no m.
         least_noise: the least V, in (0, 1].
         partitioned: whether each process of torch.distributed has other plain parameters of one model, as with
@@ -169,20 +170,21 @@ class DistanceStep:
         steps = before.steps + 1.0
         reached = maximum(before.reached, sqrt(_ratio(sums.square, sums.previous_scale)))
         size = before.size + (_ratio(sums.energy, sums.scale) - before.size) / steps
-        forgotten = minimum(_ratio(sums.forgotten, sums.scale), 1.0)
-        remembered = 1.0 + (1.0 - forgotten) * before.remembered
+        counted = 1.0 + before.remembered
         factor = self.factor * (1.0 + self.early / sqrt(steps))
-        bound = factor * reached / sqrt(sqrt(steps * remembered))
+        bound = factor * reached / sqrt(sqrt(steps * counted))
         noise, energy = before.noise, before.energy
         if self.noise_beta is not None:
             noise = self.noise_beta * before.noise + (1.0 - self.noise_beta) * sums.noise
             energy = self.noise_beta * before.energy + (1.0 - self.noise_beta) * sums.energy
             bound = bound / sqrt(minimum(maximum(_ratio(noise, energy), self.least_noise), 1.0))
         gamma = minimum(self.growth * before.gamma, bound)
+        step = _ratio(gamma, sqrt(size))
+        remembered = (1.0 - minimum(step * _ratio(sums.decay, sums.scale), 1.0)) * counted
         after = Estimates(steps, gamma, reached, remembered, noise, energy, size)
         moves = sums.scale > 0.0
         after = Estimates(*(where(moves, new, old) for new, old in zip(after, before, strict=True)))
-        return where(moves, _ratio(gamma, sqrt(size)), 0.0), after
+        return where(moves, step, 0.0), after
 
 
 def _ratio(some: float, other: float) -> float:

@@ -106,8 +106,8 @@ class ConstantStep:
     buffers: ClassVar[tuple[str, ...]] = ()
 
 
-class PolyakAverages(NamedTuple):
-    """Weighted sums over the steps, whose ratio is the Polyak step, and the sum of their weights."""
+class PolyakSums(NamedTuple):
+    """Sums over the steps with a gradient, with weights: of the numerator, of the denominator, and of the weights."""
 
     excess: float = 0.0
     norm: float = 0.0
@@ -121,7 +121,7 @@ class PolyakStep:
         s_t = min(max_step, max(0, a_t) / (n_t + eps))
         a_t = mean of f(y_i) - f* + <g_i, z_i - y_i>,    n_t = mean of |g_i|
 
-    over the steps i up to t, with the weights norm_beta^(t - i).
+    over the steps i up to t in which there was a gradient, the last with weight 1, the one before norm_beta, and so on.
 
     |g| estimates <g, d>, the slope along the direction: for Adam sqrt(pi / 2) times the 1-norm (exact if the gradients
     of a parameter are normal with mean 0), for SGD the square of the 2-norm (exact). <g, z - y> = beta <g, f> with
@@ -134,7 +134,8 @@ class PolyakStep:
 
     Args:
         f_star: f*, a lower bound of the loss, finite: 0 for cross-entropy or squares; more if it is known to be.
-        norm_beta: decay rate of both means, in [0, 1]: 1 counts all steps alike, 0 the present one alone.
+        norm_beta: decay rate of both means, in [0, 1]: 1 counts all steps alike and forgets none, 0 the present one
+            alone. With 0.99 a single very large gradient is forgotten after some hundreds of steps.
         max_step: the largest s, > 0. A gradient that was made smaller on its way (by clipping of which ``step()`` was
             not told) makes s larger, and one very large s takes the weight from all later steps of the average: this is
             the limit.
@@ -147,7 +148,7 @@ class PolyakStep:
 
     Example:
         >>> rule = PolyakStep()
-        >>> step, averages = rule(loss=2.0, correlation=-0.5, norm=3.0, before=PolyakAverages())
+        >>> step, averages = rule(loss=2.0, correlation=-0.5, norm=3.0, before=PolyakSums())
         >>> round(step, 9)
         0.5
         >>> round(rule(loss=1.0, correlation=0.0, norm=2.0, before=averages)[0], 9)  # (1.5 + 1) / (3 + 2)
@@ -172,13 +173,11 @@ class PolyakStep:
         if not isinstance(self.all_processes, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"all_processes = {self.all_processes!r} is neither True nor False")
 
-    def begin(self) -> PolyakAverages:
+    def begin(self) -> PolyakSums:
         """The averages before the first step."""
-        return PolyakAverages()
+        return PolyakSums()
 
-    def __call__(
-        self, loss: float, correlation: float, norm: float, before: PolyakAverages
-    ) -> tuple[float, PolyakAverages]:
+    def __call__(self, loss: float, correlation: float, norm: float, before: PolyakSums) -> tuple[float, PolyakSums]:
         """The step s_t and the new averages.
 
         Args:
@@ -189,8 +188,8 @@ class PolyakStep:
         """
         if norm <= 0.0:
             return 0.0, before
-        here = PolyakAverages(loss - self.f_star + correlation, norm, 1.0)
-        after = PolyakAverages(*(self.norm_beta * old + new for old, new in zip(before, here, strict=True)))
+        here = PolyakSums(loss - self.f_star + correlation, norm, 1.0)
+        after = PolyakSums(*(self.norm_beta * old + new for old, new in zip(before, here, strict=True)))
         step = max(0.0, after.excess) / (after.norm + after.weight * self.eps)
         return min(step, self.max_step), after
 

@@ -158,7 +158,7 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         training = self.training
         counters = param_groups.fresh_counters(next_beta(self, group, 0), training, group["step_size"])
         for name in param_groups.OF_STEP_SIZE if self.param_groups else ():
-            if name in counters:
+            if name in counters and name in self.param_groups[0]:
                 counters[name] = on_host(self.param_groups[0][name])
         added = group | counters
         if self.capturable:  # while a step is captured this is refused, before anything is changed

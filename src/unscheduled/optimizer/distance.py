@@ -21,6 +21,7 @@ from unscheduled.kernels.foreach import Lists
 from unscheduled.optimizer.algorithm import Algorithm
 from unscheduled.optimizer.collectives import WHOLE, Sharding, added_up, local
 from unscheduled.optimizer.plan import Plan
+from unscheduled.state import param_groups
 from unscheduled.state.buffers import wide
 from unscheduled.state.device_math import as_tensor, on_host
 from unscheduled.state.param_groups import DISTANCE, Group
@@ -150,8 +151,8 @@ def _sums(step_size: DistanceStep, algorithm: Algorithm, plan: Plan, rule: Rule,
     if grads is not None:
         vector["scale"] = _sizes(h)
         vector["energy"] = vector["scale"] if isinstance(norm, Norm) else _sizes(grads * grads)
-        forgotten = _forgotten(plan.group)
-        vector["forgotten"] = [scale * forgotten for scale in vector["scale"]]
+        decay = _decay(algorithm, plan.group)
+        vector["decay"] = [scale * decay for scale in vector["scale"]]
         if step_size.noise_beta is not None:
             b = step_size.noise_beta
             average = b * lists(lambda each: each.state["grad_avg"]) + (1.0 - b) * grads
@@ -171,10 +172,11 @@ def _vector(sums: Mapping[str, list[Tensor]], like: Lists) -> Tensor:
     return torch.stack([torch.stack(sums[name]).sum() if name in sums else nothing for name in Sums._fields])
 
 
-def _forgotten(group: Group) -> float:
-    """The share of the weights that weight decay took away in the last step."""
-    decayed = group["effective_lr"] * group["weight_decay"]
-    return decayed * group["effective_lr"] if group.get("corrected_decay") else decayed
+def _decay(algorithm: Algorithm, group: Group) -> float:
+    """The weight decay of a step, as a factor on gamma; that of AdamC has the step before in it."""
+    step = group["step"] + 1
+    lr = param_groups.warm_lr(group, step) * algorithm._lr_factor(group, step)
+    return lr * group["weight_decay"] * (group["effective_lr"] if group.get("corrected_decay") else 1.0)
 
 
 @cache

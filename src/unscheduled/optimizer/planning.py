@@ -10,7 +10,7 @@ from typing import cast
 from torch import Tensor
 
 from unscheduled.formulas.rule import Rule
-from unscheduled.formulas.step_size import ConstantStep, DistanceStep, PolyakAverages
+from unscheduled.formulas.step_size import ConstantStep, DistanceStep, PolyakSums
 from unscheduled.optimizer import collectives
 from unscheduled.optimizer.algorithm import Algorithm
 from unscheduled.optimizer.distance import distance_factor
@@ -104,6 +104,6 @@ def step_factor(
         for plan in plans
         if plan.grads and (size := algorithm._rule(plan.group).size) is not None
     ]
-    before = PolyakAverages(*(first.get(name, 0.0) for name in POLYAK))
+    before = PolyakSums(*(first.get(name, 0.0) for name in POLYAK))
     factor, averages = polyak_step(step_size, parts, algorithm._rule(first).degree, loss, grad_norm, before)
     return factor, [dict(zip(POLYAK, averages, strict=True))] * len(plans)

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from unscheduled.formulas.step_size import PolyakAverages, PolyakStep
+from unscheduled.formulas.step_size import PolyakStep, PolyakSums
 from unscheduled.formulas.validation import require_number, require_within
 from unscheduled.kernels import Tensors, real
 from unscheduled.optimizer.collectives import Sharding, as_float, local, totals, whole
@@ -33,8 +33,8 @@ def polyak_step(
     degree: int,
     loss: Loss | None,
     grad_norm: Number | None,
-    before: PolyakAverages,
-) -> tuple[float, PolyakAverages]:
+    before: PolyakSums,
+) -> tuple[float, PolyakSums]:
     """The step s and the new averages.
 
     Args:

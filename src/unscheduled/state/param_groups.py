@@ -28,7 +28,7 @@ from unscheduled.formulas.averaging import PolynomialAveraging
 from unscheduled.formulas.distance import DistanceStep, Estimates
 from unscheduled.formulas.interpolation import ConstantInterpolation
 from unscheduled.formulas.scalar_math import where
-from unscheduled.formulas.step_size import ConstantStep, PolyakAverages, PolyakStep, StepSize, linear_warmup
+from unscheduled.formulas.step_size import ConstantStep, PolyakStep, PolyakSums, StepSize, linear_warmup
 from unscheduled.formulas.validation import require_count, require_within
 from unscheduled.state.device_math import as_tensor, is_capturing, on_host
 
@@ -115,10 +115,12 @@ def params_of(groups: Iterable[Group]) -> list[Tensor]:
 DISTANCE = tuple(f"distance_{name}" for name in Estimates._fields)
 """The counters of a :class:`DistanceStep`, which all groups have alike, in the order of its :class:`Estimates`."""
 
-POLYAK = tuple(f"polyak_{name}" for name in PolyakAverages._fields)
-"""Those of a :class:`PolyakStep`, in the order of its :class:`PolyakAverages`."""
+POLYAK = tuple(f"polyak_{name}" for name in PolyakSums._fields)
+"""Those of a :class:`PolyakStep`, in the order of its :class:`PolyakSums`."""
 
 OF_STEP_SIZE = (*DISTANCE, *POLYAK)
+RANGES = {"distance_gamma": "(0, inf)", "distance_reached": "(0, inf)", "polyak_excess": "(-inf, inf)"}
+"""Those of their values, where they are not [0, inf)."""
 
 
 def fresh_counters(beta: float, training: bool, step_size: StepSize | None = None) -> Group:
@@ -344,8 +346,17 @@ def check_counters(group: Group) -> None:
     require_within("[0, 1]", "beta", group["beta"], remedy)
     require_within("[0, 1]", "c", group["c"], remedy)
     require_within("[0, inf)", "effective_lr", group["effective_lr"], remedy)
-    for name in filter(group.__contains__, OF_STEP_SIZE):
-        require_within("(-inf, inf)" if name == "polyak_excess" else "[0, inf)", name, group[name], remedy)
+    for names in (DISTANCE, POLYAK):
+        missing = [name for name in names if name not in group]
+        if 0 < len(missing) < len(names):
+            raise ValueError(f"{missing[0]} is missing: {remedy}")
+        for name in names if not missing else ():
+            require_within(RANGES.get(name, "[0, inf)"), name, group[name], remedy)
+    if POLYAK[0] in group and (group["polyak_norm"] > 0.0) != (group["polyak_weight"] > 0.0):
+        raise ValueError(
+            f"polyak_norm = {group['polyak_norm']} and polyak_weight = {group['polyak_weight']} are not both 0 or "
+            f"both above 0: {remedy}"
+        )
 
 
 def described_axes(group: Group) -> Group:
