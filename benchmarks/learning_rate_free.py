@@ -1,9 +1,11 @@
 """Compares optimizers without a learning rate with tuned rates: ``python -m benchmarks.learning_rate_free``.
 
 The tasks are those of the battery, and some of them with batches of a quarter and of four times the size. The reference
-at a horizon is Schedule-Free AdamW at the learning rate that was best at that very horizon on the tuning seeds. All
-others run once, with their authors' defaults. All runs of a seed have the same weights and batches; finished runs are
-kept in the cache folder, and an interrupted comparison goes on where it was.
+at a horizon is one run of Schedule-Free AdamW, with the learning rate that was best at that very horizon on the tuning
+seeds, and with the warmup of the longest run. Prodigy and D-Adaptation, which have a schedule, run once for each
+horizon; the others run once for all. Each has its authors' defaults, and the task's weight decay where that is
+decoupled. All runs of a seed have the same weights and batches; finished runs are kept in the cache folder, and an
+interrupted comparison goes on where it was.
 """
 
 import argparse
@@ -24,8 +26,8 @@ from unscheduled.lab.forecast import with_trial
 from unscheduled.lab.plan import Plan, make_plan
 from unscheduled.lab.provenance import code_sha256, machine, versions
 from unscheduled.lab.statistics import compare, estimate, geometric_mean
-from unscheduled.lab.task import load_task
-from unscheduled.lab.tuning import TUNING_FILE, rates_in, read_rates, tune, value_at
+from unscheduled.lab.task import RaceError, load_task
+from unscheduled.lab.tuning import WIDEST, TunedRates, choose, read_rates, rounded, scores_of, tuning_jobs, value_at
 
 TUNED = "schedule-free"
 CONTENDERS = ("distance", "plus", "prodigy-plus", "prodigy", "d-adaptation", "dog")
@@ -47,17 +49,26 @@ def group_of(entry: Entry) -> str:
     return "convex" if entry.kind == "convex" else "networks"
 
 
-def best_rates(plan: Plan, out: Path, runner: Runner) -> dict[int, float]:
-    """The learning rate of the reference at each horizon; it is tuned if no file has it."""
-    folder = out / "tuning" / plan.loaded.name
-    tuned = read_rates(plan, folder)
-    if tuned.without([TUNED]):
-        found = tune({plan: [TUNED]}, runner)[plan]
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / TUNING_FILE, found, lines=False)
-        tuned = rates_in(found, TUNING_FILE)
-    best = tuned.choice(TUNED, plan.horizons[-1])["best_at"]
-    return {horizon: best[str(horizon)]["lr"] for horizon in plan.horizons}
+def best_rates(plan: Plan, out: Path, runner: Runner) -> tuple[dict[int, float], set[float]]:
+    """The best learning rate of the reference at each horizon, and those of them that are an end of the grid.
+
+    The grid goes on at an end at which a best rate lies, until it has ``WIDEST`` rates.
+    """
+    cell = (TUNED, plan.horizons[-1])
+    tuned: TunedRates = read_rates(plan, out)
+    scores = [score for score in tuned.scores if score["contender"] == TUNED]
+    more = [] if scores else plan.grid(TUNED)
+    while True:
+        scores += scores_of(plan, runner.run(tuning_jobs(plan, {cell: more}), f"tuning {plan.loaded.name}"))
+        best = choose(plan, scores, *cell)["best_at"]
+        if None in best.values():
+            raise RaceError(f"{plan.loaded.name}: {TUNED} diverged at every learning rate")
+        rates, found = sorted({score["lr"] for score in scores}), {each["lr"] for each in best.values()}
+        ends = {rates[0], rates[-1]} & found
+        beyond = {rates[0]: rates[0] ** 2 / rates[1], rates[-1]: rates[-1] ** 2 / rates[-2]}
+        more = [rounded(beyond[end]) for end in ends] if len(rates) < WIDEST else []
+        if not more:
+            return {horizon: best[str(horizon)]["lr"] for horizon in plan.horizons}, ends
 
 
 def jobs_of(plan: Plan, contender: str, length: int, lr: float) -> list[Job]:
@@ -67,10 +78,11 @@ def jobs_of(plan: Plan, contender: str, length: int, lr: float) -> list[Job]:
     return [Job(plan.loaded, each, plan.seconds_per_step) for each in settings]
 
 
-def cells_of(plan: Plan, best: Mapping[int, float], runner: Runner) -> list[dict[str, Any]]:
+def cells_of(plan: Plan, out: Path, runner: Runner) -> list[dict[str, Any]]:
     """For each horizon and contender: the values, their mean, the excess over the reference, and the verdict."""
-    wanted = {(TUNED, plan.horizons[-1], lr): lr for lr in {*best.values()}}
-    wanted |= {(name, length, 1.0): 1.0 for name in CONTENDERS for length in plan.runs_of(name)}
+    best, ends = best_rates(plan, out, runner)
+    wanted = [(TUNED, plan.horizons[-1], lr) for lr in sorted({*best.values()})]
+    wanted += [(name, length, 1.0) for name in CONTENDERS for length in plan.runs_of(name)]
     jobs = {key: jobs_of(plan, *key) for key in wanted}
     results = iter(runner.run([job for each in jobs.values() for job in each], plan.loaded.name))
     runs = {key: [next(results) for _ in each] for key, each in jobs.items()}
@@ -89,6 +101,7 @@ def cells_of(plan: Plan, best: Mapping[int, float], runner: Runner) -> list[dict
                     "horizon": horizon,
                     "contender": name,
                     "lr": best[horizon] if name == TUNED else None,
+                    "lr_is_an_end": best[horizon] in ends if name == TUNED else None,
                     "values": own,
                     "mean": mean,
                     "standard_error": estimate(own).standard_error,
@@ -110,7 +123,7 @@ def totals_of(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
                 for cell in task["cells"]
                 if task["group"] == group and cell["contender"] == name
             ]
-            excess = [cell["excess"] for cell in cells if cell["excess"] is not None]
+            excess = [cell["excess"] for cell in cells if cell["excess"] is not None and cell["excess"] > -1.0]
             totals.append(
                 {
                     "contender": name,
@@ -120,7 +133,7 @@ def totals_of(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "not_worse": sum(cell["verdict"] in ("better", "tie") for cell in cells),
                     "mean_excess": geometric_mean([1.0 + each for each in excess]) - 1.0 if excess else None,
                     "worst": max(excess, default=None),
-                    "diverged": len(cells) - len(excess),
+                    "diverged": sum(cell["mean"] is None for cell in cells),
                 }
             )
     return totals
@@ -150,7 +163,8 @@ def main() -> None:
         parser.error(f"no task {unknown[0]!r}: the tasks are {', '.join(known)}")
     console, file = Console(), arguments.out / "learning-rate-free.json"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    tasks: dict[str, Any] = json.loads(file.read_text("utf-8"))["tasks"] if file.exists() else {}
+    earlier = json.loads(file.read_text("utf-8")) if file.exists() else {"tasks": {}}
+    tasks = {name: task for name, task in earlier["tasks"].items() if task["code_sha256"] == code_sha256()}
     with Runner(Backend(jobs=arguments.jobs), console, "learning-rate-free") as runner:
         for name in arguments.tasks or known:
             group, reference = known[name]
@@ -160,19 +174,18 @@ def main() -> None:
             except DataMissing as error:
                 console.print(f"{name}: left out, {error}")
                 continue
-            best = best_rates(plan, arguments.out, runner)
             tasks[name] = {
                 "group": group,
                 "metric": plan.loaded.task.metric_name,
                 "source_sha256": plan.loaded.source_sha256,
                 "code_sha256": code_sha256(),
-                "cells": cells_of(plan, best, runner),
+                "cells": cells_of(plan, arguments.out, runner),
             }
             tasks = {name: tasks[name] for name in known if name in tasks}
             record = {
                 "seeds": SEEDS,
                 "machine": machine(),
-                "versions": versions(),
+                "versions": versions() | {name: plan.contender(name).library_version for name in CONTENDERS},
                 "contenders": {name: plan.contender(name).theory for name in (TUNED, *CONTENDERS)},
                 "totals": totals_of(tasks),
                 "tasks": tasks,

@@ -1,19 +1,24 @@
 """The contenders: their schedules, and that they start alike."""
 
+import dataclasses
 import json
 import math
 import re
-import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from unscheduled.lab import contender
 from unscheduled.lab.contender import Training
 from unscheduled.lab.contenders import CONTENDERS
+from unscheduled.lab.execution import Job
 from unscheduled.lab.peers import PEERS
+from unscheduled.lab.plan import make_plan
 from unscheduled.lab.run import described
+from unscheduled.lab.task import RaceError, load_task
 
 WARMUP_STEPS, HORIZON, LR = 5, 25, 0.1
 
@@ -174,6 +179,18 @@ def test_dog_starts_with_larger_steps_if_there_is_batch_norm() -> None:
 
 
 def test_a_peer_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "dog", None)
-    with pytest.raises(ModuleNotFoundError, match=re.escape("DoG needs an extra: pip install 'unscheduled[peers]'")):
-        CONTENDERS["dog"].prepare(OneWeight(), 1.0, {}, 0, HORIZON)
+    task = load_task("digits")
+    monkeypatch.setitem(task.task.contenders, "dog", dataclasses.replace(CONTENDERS["dog"], library="no-such-package"))
+    with pytest.raises(RaceError, match=re.escape("contender dog needs an extra: pip install 'unscheduled[peers]'")):
+        make_plan(task, contenders=["schedule-free", "dog"])
+
+
+def test_the_runs_of_a_peer_depend_on_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(load_task("digits"), contenders=["schedule-free", "dog"])
+
+    def files() -> list[Path]:
+        return [Job(plan.loaded, plan.settings(name, plan.steps, 1.0, 0)).file for name in plan.contenders]
+
+    before = files()
+    monkeypatch.setattr(contender, "version", lambda name: f"another version of {name}")
+    assert [old == new for old, new in zip(before, files(), strict=True)] == [True, False]

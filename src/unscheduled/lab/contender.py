@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
@@ -66,6 +67,7 @@ class Contender:
         prepare: given the model, the learning rate, the other options, the steps of warmup and the horizon, returns
             the ``Training``.
         lr: the learning rate of a contender that is not tuned; None if it is tuned.
+        library: the name of the package that has its optimizer, if that is neither this project nor torch.
 
     Example:
         >>> import torch
@@ -82,6 +84,16 @@ class Contender:
     anytime: bool
     prepare: Prepare
     lr: float | None = None
+    library: str | None = None
+
+    @property
+    def library_version(self) -> str | None:
+        """The version of that package, on which its runs depend.
+
+        Raises:
+            PackageNotFoundError: if it is not installed.
+        """
+        return None if self.library is None else version(self.library)
 
 
 def scheduled(theory: str, settings_of: str, make: Make, decay: Decay) -> Contender:

@@ -141,7 +141,9 @@ CONTENDERS: dict[str, Contender] = {
         "Schedule-Free AdamW with Adam's momentum 0.9 inside", of(AdamWScheduleFree, inner_momentum=0.9)
     ),
     "plus": schedule_free(
-        "ScheduleFree+: Schedule-Free AdamW with the Polyak step, no learning rate at all", make_plus, lr=1.0
+        "Schedule-Free AdamW with the Polyak step (ScheduleFree+, its means over all steps): no learning rate",
+        make_plus,
+        lr=1.0,
     ),
     "distance": schedule_free(
         "Schedule-Free AdamW with the distance step: no learning rate, no warmup, no loss", make_distance, lr=1.0

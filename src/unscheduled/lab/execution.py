@@ -20,7 +20,7 @@ from unscheduled.lab.backends import Backend
 from unscheduled.lab.cache import cache_folder
 from unscheduled.lab.progress import Watch
 from unscheduled.lab.provenance import code_sha256, versions
-from unscheduled.lab.run import RunSettings, train
+from unscheduled.lab.run import RunSettings, known_contenders, train
 from unscheduled.lab.task import LoadedTask, RaceError, describe_error, load_task
 
 SECONDS_BETWEEN_REPORTS = 0.5
@@ -44,8 +44,10 @@ class Job:
     def file(self) -> Path:
         """The file of its result; the file's name has a checksum of everything that the result depends on."""
         settings = self.settings
-        everything = json.dumps({"settings": asdict(settings), **identity(self.loaded)}, sort_keys=True)
-        digest = hashlib.sha256(everything.encode()).hexdigest()[:12]
+        everything = {"settings": asdict(settings), **identity(self.loaded)}
+        if library := known_contenders(self.loaded.task)[settings.contender].library_version:
+            everything["library"] = library
+        digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
         name = f"{settings.contender}-{settings.horizon}-lr{settings.lr:g}-seed{settings.seed}-{digest}.json"
         return runs_folder() / self.loaded.name / name
 

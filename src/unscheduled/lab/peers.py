@@ -20,17 +20,8 @@ from unscheduled.lab.schedules import cosine, warmup_then
 
 
 def of_peer(module: str, name: str) -> Callable[..., Any]:
-    """A class of another library; what it prints when it is called is left out.
-
-    Raises:
-        ModuleNotFoundError: if the library is not installed.
-    """
-    try:
-        cls = getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise ModuleNotFoundError(f"{name} needs an extra: pip install 'unscheduled[peers]'", name=module) from error
+    """A class of another library; what it prints when it is called is left out."""
+    cls = getattr(import_module(module), name)
 
     def make(*args: Any, **kwargs: Any) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -90,6 +81,7 @@ PEERS: Mapping[str, Contender] = {
         False,
         with_cosine(make_prodigy, False),
         1.0,
+        "prodigyopt",
     ),
     "d-adaptation": Contender(
         "DAdaptAdam with decoupled decay, linear warmup, then cosine decay to 0 at the horizon",
@@ -97,10 +89,18 @@ PEERS: Mapping[str, Contender] = {
         False,
         with_cosine(make_d_adaptation, True),
         1.0,
+        "dadaptation",
     ),
     "prodigy-plus": Contender(
-        "prodigy-plus-schedule-free: no schedule, judged at its average", "AdamW", True, prepare_prodigy_plus, 1.0
+        "prodigy-plus-schedule-free: no schedule, judged at its average",
+        "AdamW",
+        True,
+        prepare_prodigy_plus,
+        1.0,
+        "prodigy-plus-schedule-free",
     ),
-    "dog": Contender("DoG: no schedule, judged at its polynomial average", "AdamW", True, prepare_dog, 1.0),
+    "dog": Contender(
+        "DoG: no schedule, judged at its polynomial average", "AdamW", True, prepare_dog, 1.0, "dog-optimizer"
+    ),
 }
 """The contenders by name."""

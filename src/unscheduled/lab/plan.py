@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 from unscheduled.lab.contender import Contender
@@ -153,6 +154,10 @@ def make_plan(
         settings_of = known[contender].settings_of
         if settings_of not in task.optimizers:
             raise RaceError(f"{loaded.name} has no settings for {settings_of} (contender {contender}) in `optimizers`")
+        try:
+            _ = known[contender].library_version
+        except PackageNotFoundError as error:
+            raise RaceError(f"contender {contender} needs an extra: pip install 'unscheduled[peers]'") from error
     return Plan(loaded, steps, tuple(horizons), contenders, seeds, checked_rates(rates or {}, contenders, known))
 
 
