@@ -14,17 +14,7 @@ from torch import nn
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "learning-rate-free.md").read_text()
 RESULTS = ROOT / "docs" / "results" / "learning-rate-free"
-STUDY: dict[str, Any] = json.loads((RESULTS / "learning-rate-free.json").read_text())
 DEVELOPMENT: dict[str, Any] = json.loads((RESULTS / "development.json").read_text())
-SHOWN = {
-    "distance": "**distance step** (`AutoScheduleFree`)",
-    "plus": "Polyak step (`ScheduleFreePlus`)",
-    "prodigy-plus": "prodigy-plus-schedule-free",
-    "prodigy": "Prodigy, cosine",
-    "d-adaptation": "D-Adaptation (Adam), warmup and cosine",
-    "dog": "DoG, averaged",
-}
-SIGNS = {"better": "+", "tie": "=", "worse": "\N{MINUS SIGN}", "diverged": "\N{MINUS SIGN}"}
 COLUMNS = (
     "translation-lstm",
     "pubmed-gcn",
@@ -45,26 +35,6 @@ def percent(share: float) -> str:
     """A share as a signed number of two or three digits, in per cent."""
     shown = f"{100 * share:+.1f}" if abs(share) < 0.1 else f"{100 * share:+.0f}"
     return f"{shown}%".replace("-", "\N{MINUS SIGN}")
-
-
-def total_row(total: dict[str, Any]) -> str:
-    """A line of the table of totals."""
-    counts = " | ".join(str(each) for each in (*total["within"].values(), total["not_worse"]))
-    mean, worst = (percent(total[name]) for name in ("mean_excess", "worst"))
-    return (
-        f"| {SHOWN[total['contender']]} | {total['group']} | {total['cells']} | {counts} | {mean} | {worst} | "
-        f"{total['diverged']} |"
-    )
-
-
-def task_row(name: str) -> str:
-    """A line of the table of tasks: the excess of the distance step at each horizon."""
-    cells = [cell for cell in STUDY["tasks"][name]["cells"] if cell["contender"] == "distance"]
-    shown = [
-        "diverged" if cell["excess"] is None else f"{percent(cell['excess'])} {SIGNS[cell['verdict']]}"
-        for cell in cells
-    ]
-    return f"| {name} | {' | '.join(shown)} |"
 
 
 def mean_excess(tasks: dict[str, Any], name: str) -> str:
@@ -110,16 +80,6 @@ def test_the_examples_run_one_after_the_other() -> None:
     assert len(examples) == 2
     for example in examples:
         exec(example, names)
-
-
-@pytest.mark.parametrize("total", STUDY["totals"], ids=lambda total: f"{total['contender']}-{total['group']}")
-def test_the_totals_are_those_of_the_comparison(total: dict[str, Any]) -> None:
-    assert total_row(total) in PAGE
-
-
-@pytest.mark.parametrize("name", STUDY["tasks"])
-def test_the_tasks_are_those_of_the_comparison(name: str) -> None:
-    assert task_row(name) in PAGE
 
 
 @pytest.mark.parametrize("name", DEVELOPMENT["variants"])
