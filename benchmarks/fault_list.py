@@ -33,7 +33,7 @@ FAULTS = (
     Fault("formulas/interpolation.py", "self.start / maximum(step, 1)", "self.start / (step + 1)"),
     Fault("formulas/step_size.py", "minimum(1.0, step / warmup_steps)", "minimum(1.0, step / (warmup_steps + 1))"),
     Fault("formulas/step_size.py", "2.0 * step * decayed / (1.0 - decayed)", "step * decayed / (1.0 - decayed)"),
-    Fault("formulas/step_size.py", "loss - self.f_star + correlation)", "loss - self.f_star - correlation)"),
+    Fault("formulas/step_size.py", "loss - self.f_star + correlation, norm", "loss - self.f_star - correlation, norm"),
     # The algorithms.
     Fault(
         "algorithms/adamw.py",
@@ -49,8 +49,8 @@ FAULTS = (
     Fault("algorithms/adopt.py", "(step - 1) ** 0.25", "step ** 0.25"),
     Fault("algorithms/muon.py", "param.dim() >= 2 and not", "param.dim() > 2 and not"),
     Fault("formulas/distance.py", "maximum(before.reached, sqrt(", "maximum(before.reached, ("),
-    Fault("formulas/distance.py", "self.growth * before.dual, estimate", "self.growth * before.gamma, estimate"),
-    Fault("optimizer/distance.py", '(1.0 - group["c"]) * group.get', 'group["c"] * group.get'),
+    Fault("formulas/distance.py", "(1.0 - minimum(step * _ratio(sums.decay", "(1.0 + minimum(step * _ratio(sums.decay"),
+    Fault("optimizer/distance.py", 'return lr * group["weight_decay"] *', 'return group["weight_decay"] *'),
     # The kernels.
     Fault("kernels/foreach.py", "if direction is batch.grads:", "if False:"),
     Fault(
@@ -115,7 +115,7 @@ FAULTS = (
     ),
     Fault(
         "checkpoints/optimizer_state.py",
-        "if not param_groups.is_off(saved[name]) or name in KINDS:",
+        "if name in KINDS or (name not in FORMER and not param_groups.is_off(saved[name])):",
         "if name in KINDS:",
     ),
     Fault("checkpoints/importing.py", "if lr_max == 0.0:\n        weight_sum = 0.0\n", ""),
