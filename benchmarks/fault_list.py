@@ -89,7 +89,7 @@ FAULTS = (
     Fault("optimizer/weights.py", "put_gradient_points(to_x, written)\n            raise", "raise"),
     Fault("optimizer/weights.py", "at_x = at_x | self.given_up\n", "at_x = set(at_x)\n"),
     Fault("optimizer/weights.py", "return self.live.give_out(states)", "return states"),
-    Fault("optimizer/reconciliation.py", "self.written.clear()\n        return found", "return found"),
+    Fault("optimizer/reconciliation.py", "self.written[param] = written", "pass"),
     Fault("optimizer/gradient_origin.py", "and not _is_zero(grad):", "and _is_zero(grad):"),
     Fault("optimizer/base.py", "torch.clear_autocast_cache()", "pass"),
     Fault(
@@ -118,7 +118,7 @@ FAULTS = (
         "if name in KINDS or (name not in FORMER and not param_groups.is_off(saved[name])):",
         "if name in KINDS:",
     ),
-    Fault("checkpoints/importing.py", "if lr_max == 0.0:\n        weight_sum = 0.0\n", ""),
+    Fault("checkpoints/importing.py", "if lr_max == 0.0:", "if lr_max < 0.0:"),
     Fault("checkpoints/importing.py", '"step": step, "gap": torch', '"step": 0, "gap": torch'),
     Fault(
         "checkpoints/matching.py",
