@@ -46,7 +46,10 @@ def test_the_figures_of_the_family_are_those_of_its_race() -> None:
     figures = {name: f"{last[name]['mean']:.3f} ± {last[name]['standard_error']:.3f}" for name in last}
     text = " ".join(README.split())
     assert f"AMUSE's β reached {figures['amuse']} and" in text
-    assert f"without any learning rate (with `norm_beta=0`), {figures['plus']}, against {figures['schedule-free']} of" in text
+    assert (
+        f"without any learning rate (with `norm_beta=0`), {figures['plus']}, against {figures['schedule-free']} of"
+        in text
+    )
     assert f"and {figures['linear']} of AdamW with linear decay" in text
     digits = json.loads((ROOT / "docs/results/family/digits/race.json").read_text())
     ahead = [one["contender"] for one in digits["results"] if (one["horizon"], one.get("verdict")) == (1000, "worse")]

@@ -148,10 +148,10 @@ class PolyakStep:
 
     Example:
         >>> rule = PolyakStep()
-        >>> step, averages = rule(loss=2.0, correlation=-0.5, norm=3.0, before=PolyakSums())
+        >>> step, sums = rule(loss=2.0, correlation=-0.5, norm=3.0, before=PolyakSums())
         >>> round(step, 9)
         0.5
-        >>> round(rule(loss=1.0, correlation=0.0, norm=2.0, before=averages)[0], 9)  # (1.5 + 1) / (3 + 2)
+        >>> round(rule(loss=1.0, correlation=0.0, norm=2.0, before=sums)[0], 9)  # (1.5 + 1) / (3 + 2)
         0.5
 
     Source: Defazio, "ScheduleFree+", arXiv 2605.19095; Polyak, "Introduction to Optimization", 1987.
@@ -174,16 +174,16 @@ class PolyakStep:
             raise ValueError(f"all_processes = {self.all_processes!r} is neither True nor False")
 
     def begin(self) -> PolyakSums:
-        """The averages before the first step."""
+        """The sums before the first step."""
         return PolyakSums()
 
     def __call__(self, loss: float, correlation: float, norm: float, before: PolyakSums) -> tuple[float, PolyakSums]:
-        """The step s_t and the new averages.
+        """The step s_t and the new sums.
 
         Args:
             loss: f(y_t), at least f*.
             correlation: <g_t, z_t - y_t>.
-            norm: |g_t|, >= 0; where it is 0, so is s, and the averages stay as they are.
+            norm: |g_t|, >= 0; where it is 0, so is s, and the sums stay as they are.
             before: those after the step before.
         """
         if norm <= 0.0:

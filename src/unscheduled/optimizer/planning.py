@@ -105,5 +105,5 @@ def step_factor(
         if plan.grads and (size := algorithm._rule(plan.group).size) is not None
     ]
     before = PolyakSums(*(first.get(name, 0.0) for name in POLYAK))
-    factor, averages = polyak_step(step_size, parts, algorithm._rule(first).degree, loss, grad_norm, before)
-    return factor, [dict(zip(POLYAK, averages, strict=True))] * len(plans)
+    factor, sums = polyak_step(step_size, parts, algorithm._rule(first).degree, loss, grad_norm, before)
+    return factor, [dict(zip(POLYAK, sums, strict=True))] * len(plans)

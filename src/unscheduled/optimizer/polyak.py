@@ -35,7 +35,7 @@ def polyak_step(
     grad_norm: Number | None,
     before: PolyakSums,
 ) -> tuple[float, PolyakSums]:
-    """The step s and the new averages.
+    """The step s and the new sums.
 
     Args:
         step_size: the rule.
@@ -43,7 +43,7 @@ def polyak_step(
         degree: that of the size of the gradients: a g has the size a^degree |g|.
         loss: the loss at y, or the losses whose gradients were accumulated.
         grad_norm: the 2-norm of the gradient before it was clipped; None if it was not.
-        before: the averages after the step before.
+        before: the sums after the step before.
 
     Raises:
         ValueError: if the loss is missing, no scalar, not finite or below f*, ``grad_norm`` is no norm, or the
