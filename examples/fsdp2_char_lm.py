@@ -92,6 +92,7 @@ def main() -> None:
             save(model, optimizer, arguments.checkpoint / f"step-{step:08}")
             if dist.get_rank() == 0:
                 print(f"step {step} of {arguments.steps}: loss at x {loss:.5f}", flush=True)
+    dist.barrier()  # a process that ends before the others breaks their connections
     dist.destroy_process_group()
 
 
