@@ -130,7 +130,7 @@ def test_nothing_is_fetched_from_elsewhere(site: Path, pages: dict[str, Page]) -
 def test_nothing_of_a_docstring_is_left_unread(site: Path, pages: dict[str, Page]) -> None:
     reference = "".join((site / path).read_text() for path in pages if path.startswith("api/"))
     assert re.findall(r":(?:class|func|meth|mod):|&amp;lt;|&amp;gt;", reference) == []
-    assert "&lt;g_t, z_t - y_t&gt;" in reference
+    assert "&lt;g_i, z_i - y_i&gt;" in reference
 
 
 def test_the_pictures_are_in_the_page_in_the_colour_of_its_text(site: Path) -> None:
