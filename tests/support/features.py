@@ -40,3 +40,8 @@ def compiles_containers_with_untraced_hooks() -> bool:
     model.register_forward_pre_hook(torch.compiler.disable(lambda *_: None))
     torch.compile(model, backend=backend)(torch.ones(1))
     return bool(compiled)
+
+
+needs_gradients_of_other_dtypes = pytest.mark.skipif(
+    not hasattr(torch.Tensor, "grad_dtype"), reason="gradients of this torch have their parameter's dtype"
+)

@@ -11,38 +11,27 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 from numba import cfunc, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core.errors import NumbaError
 from numba.core.extending import overload
 
 from unscheduled.formulas import iterates, primitives
 from unscheduled.formulas.rule import Rule
+from unscheduled.kernels.definitions import Function, called, is_text, with_names
+from unscheduled.kernels.fused import SHARED, Kind
 from unscheduled.kernels.numba import streams
 from unscheduled.kernels.numba.streams import inlined
 from unscheduled.state.quantization import BLOCK, SMALLEST, seed
 
 CHUNK = 16_384  # elements: a multiple of BLOCK
-SHARED = 8  # the number of scalars that all rules have, the first ones of fused._numbers
-
-Function = Callable[..., Any]
 
 log = logging.getLogger("unscheduled")
-
-
-class Kind(NamedTuple):
-    """The dtypes of the tensors of a batch; bfloat16 parameters are split weights."""
-
-    param: torch.dtype
-    grad: torch.dtype
-    stored: tuple[torch.dtype, ...]  # of the gap and the buffers
 
 
 class Kernel(NamedTuple):
@@ -52,30 +41,29 @@ class Kernel(NamedTuple):
     owner: Any  # the object that owns the code
 
 
-def compiled_kernel(rule: Rule, kind: Kind, scalar_count: int) -> Kernel | None:
+def compiled_kernel(rule: Rule, kind: Kind) -> Kernel | None:
     """The kernel of a rule; None if Numba cannot compile the rule's direction.
 
     It is cached on disk, and compiled again if the definition has changed.
     """
-    direction = rule.direction
-    if not isinstance(direction, FunctionType) or direction.__closure__:
+    if not is_text(rule.direction):
         return None
-    found = _of_direction.setdefault(direction, {})
-    if (kind, scalar_count) not in found:
+    found = _of_direction.setdefault(rule.direction, {})
+    if kind not in found:
         with _lock:
-            fingerprint = fingerprint_of((kind, scalar_count), direction, iterates.base_move, iterates.advance, seed)
+            fingerprint = fingerprint_of(kind, rule.direction, iterates.base_move, iterates.advance, seed)
             if fingerprint not in _kernels:
-                _kernels[fingerprint] = _compile(rule, kind, scalar_count, fingerprint)
-            found[kind, scalar_count] = _kernels[fingerprint]
-    return found[kind, scalar_count]
+                _kernels[fingerprint] = _compile(rule, kind, fingerprint)
+            found[kind] = _kernels[fingerprint]
+    return found[kind]
 
 
-_of_direction: WeakKeyDictionary[Any, dict[tuple[Kind, int], Kernel | None]] = WeakKeyDictionary()
+_of_direction: WeakKeyDictionary[Any, dict[Kind, Kernel | None]] = WeakKeyDictionary()
 _kernels: dict[str, Kernel | None] = {}
 _lock = threading.Lock()
 
 
-def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Kernel | None:
+def _compile(rule: Rule, kind: Kind, fingerprint: str) -> Kernel | None:
     of_grads, of_params, *stored = streams.of(kind.param, kind.grad, kind.stored)
     has_codes = any(stream.has_codes for stream in stored)
     sizes = _item_sizes([of_grads, of_params, *stored])
@@ -92,8 +80,8 @@ def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Ker
         "memory_for_values": streams.scratch(types.float32, BLOCK, len(stored)),
         "memory_for_short_blocks": streams.scratch(types.uint8, 4 * BLOCK * len(sizes)),
         "shared_scalars": streams.numbers(types.float32, SHARED),
-        "own_scalars": streams.numbers(types.float32, scalar_count - SHARED),
-        "own_count": scalar_count - SHARED,
+        "own_scalars": streams.numbers(types.float32, len(rule.scalars)),
+        "own_count": len(rule.scalars),
         "open_stored": _open(stored),
         "load_stored": _each([stream.load for stream in stored]),
         "store_stored": _each([stream.store for stream in stored]),
@@ -103,7 +91,7 @@ def _compile(rule: Rule, kind: Kind, scalar_count: int, fingerprint: str) -> Ker
         "encode": _encode(stored) if has_codes else nothing,
         "take_back": _take_back(sizes) if has_codes else nothing,
     }
-    function = renamed(_kernel, names)
+    function = with_names(_kernel, _kernel.__globals__ | names)
     function.__name__ = function.__qualname__ = f"kernel_{fingerprint}"  # the name of its file in Numba's cache
     try:
         return c_function(function, types.void(types.CPointer(types.int64)))
@@ -282,21 +270,8 @@ OVERLOADED = (primitives.sqrt, primitives.where, primitives.sign)
 
 def _jitted(function: Function) -> Function:
     """A function of the definition, compiled with the functions that it calls."""
-    called = {name: _jitted(value) for name, value in _called(function).items() if value not in OVERLOADED}
-    return inlined(renamed(function, called))
-
-
-def _called(function: Any) -> dict[str, Any]:
-    """The functions that a function calls, by name."""
-    found = {name: function.__globals__.get(name) for name in function.__code__.co_names}
-    return {name: value for name, value in found.items() if isinstance(value, FunctionType)}
-
-
-def renamed(function: Any, names: dict[str, Any]) -> Any:
-    """A copy of the function with these values for some global names."""
-    return FunctionType(
-        function.__code__, function.__globals__ | names, function.__name__, function.__defaults__, function.__closure__
-    )
+    names = {name: _jitted(value) for name, value in called(function).items() if value not in OVERLOADED}
+    return inlined(with_names(function, function.__globals__ | names))
 
 
 def fingerprint_of(kind: object, *functions: Any) -> str:
