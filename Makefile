@@ -47,7 +47,7 @@ docs: $(DOCS)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[lint,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gpu-test,lint]'
 	touch $@
 
 $(FRAMEWORKS): $(INSTALLED)

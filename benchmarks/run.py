@@ -59,7 +59,7 @@ TENSORS = tuple(
 )
 WIDTH_OF_FILE = 140
 PARTS = ("parameters", "tensors", "memory", "switching", "start")
-LIBRARIES = ("numpy", "numba", "schedulefree", "pytorch_optimizer", "heavyball")
+LIBRARIES = ("numpy", "numba", "triton", "schedulefree", "pytorch_optimizer", "heavyball")
 
 Shown = Callable[[int, int], None]
 

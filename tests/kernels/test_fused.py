@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from features import needs_gradients_of_other_dtypes
 from forked import in_a_forked_child
 from problems import copies, equal, make_params, set_gradients, train
 from registry import Configuration, OptimizerInfo, configurations, optimizers
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from unscheduled import AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree, kernels
+from unscheduled.kernels.fused import Kind, say_once
 from unscheduled.kernels.numba import fused, jit
 
 SHAPES = ((4, 3), (7,), (1,), (), (0,), (129,), (70_000,))
@@ -85,7 +87,7 @@ def test_dense_tensors_in_any_order_take_the_fast_way(info: OptimizerInfo, left:
 def test_what_it_cannot_take_is_left_to_the_loop(
     info: OptimizerInfo, left: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    fused._say_once.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    say_once.cache_clear()
     params = [
         Parameter(torch.randn(4, 6)[:, ::2]),
         Parameter(torch.randn(3, dtype=torch.complex64)),
@@ -305,7 +307,7 @@ def test_importing_does_not_import_numba() -> None:
 
 
 def test_without_numba_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "has_numba", lambda: False)
+    monkeypatch.setattr(kernels, "has_compiler", lambda device_type: False)
     with pytest.raises(
         ImportError, match=r"'fused' needs Numba: pip install 'unscheduled\[fused\]', or use implementation = 'auto'"
     ):
@@ -366,7 +368,7 @@ def test_off_the_cpu_numba_is_not_imported() -> None:
 
 def test_parameters_on_another_device_are_refused() -> None:
     params = [Parameter(torch.zeros(3, device="meta"))]
-    with pytest.raises(ValueError, match="group 0: implementation = 'fused' is for the CPU, but the parameters are on"):
+    with pytest.raises(ValueError, match="group 0: implementation = 'fused' is for the CPU and for CUDA and HIP, but"):
         AdamWScheduleFree(params, implementation="fused")
 
 
@@ -376,8 +378,8 @@ def test_a_direction_that_numba_cannot_compile_runs_as_the_loop(
     monkeypatch.setattr(jit, "_kernels", {})
     rule = kernels.Rule(lambda grad: (grad.sign(),))
     with caplog.at_level(logging.DEBUG, "unscheduled"):
-        kind = jit.Kind(torch.float32, torch.float32, (torch.float32,))
-        assert jit.compiled_kernel(rule, kind, jit.SHARED) is None
+        kind = Kind(torch.device("cpu"), torch.float32, torch.float32, (torch.float32,))
+        assert jit.compiled_kernel(rule, kind) is None
     assert "Numba cannot compile" in caplog.text
 
 
@@ -394,3 +396,21 @@ def test_a_changed_definition_is_compiled_anew() -> None:
     assert of(text) != of(text.replace("K = 1.0", "K = 2.0"))
     assert of(text) != of(text.replace("2 * g", "3 * g"))
     assert of(text) != of(text.replace("(half(g),)", "(half(-g),)"))
+
+
+@needs_gradients_of_other_dtypes
+@pytest.mark.parametrize(
+    ("dtype", "grad_dtype"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str
+)
+def test_a_gradient_of_another_dtype_and_layout(dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
+    results: list[list[Tensor]] = []
+    for implementation in ("fused", "loop"):
+        param: Any = Parameter(torch.ones(40, 30, dtype=dtype))
+        param.grad_dtype = grad_dtype
+        optimizer = SGDScheduleFree([param], lr=0.1, implementation=implementation)
+        for step in range(3):
+            param.grad = torch.randn(30, 40, generator=torch.Generator().manual_seed(step)).to(grad_dtype).t()
+            optimizer.step()
+        results.append(list(optimizer.iterates(param)))
+    for some, reference in zip(*results, strict=True):
+        torch.testing.assert_close(some, reference)

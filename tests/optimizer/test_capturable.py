@@ -712,7 +712,7 @@ def test_a_recorded_call_of_the_graph_that_is_made_again_is_the_next_step(
     [
         ({"implementation": "foreach"}, "capturable = True, implementation = 'foreach' exclude each other"),
         ({"foreach": True}, "capturable = True, foreach = True exclude each other: use implementation = 'auto'"),
-        ({"fused": True}, "capturable = True, fused = True exclude each other: use implementation = 'auto'"),
+        ({"fused": True}, "capturable = True, fused = True exclude each other on the CPU: use implementation = 'auto'"),
         ({"implementation": "fused"}, "capturable = True, implementation = 'fused' exclude each other"),
         ({"state_precision": "compact"}, "capturable = True, state_precision = 'compact' exclude each other"),
         ({"step_size": PolyakStep()}, r"capturable = True, step_size = PolyakStep\(.* use ConstantStep\(\)"),

@@ -31,7 +31,7 @@ from unscheduled import (
     update_bn,
 )
 from unscheduled.formulas.rule import Rule
-from unscheduled.kernels import compiled, has_numba
+from unscheduled.kernels import compiled, has_compiler
 from unscheduled.state.param_groups import COUNTERS, unknown_entries
 
 IMPLEMENTATIONS = ["auto", "loop", "foreach", "compiled"]
@@ -236,9 +236,11 @@ classes = pytest.mark.parametrize("cls", CLASSES)
         ({"fused": False, "foreach": False}, "loop"),
         ({"fused": False, "capturable": True}, "auto"),
         ({"foreach": False, "capturable": True}, "loop"),
-        pytest.param({"fused": True}, "fused", marks=pytest.mark.skipif(not has_numba(), reason="needs Numba")),
+        pytest.param({"fused": True}, "fused", marks=pytest.mark.skipif(not has_compiler("cpu"), reason="needs Numba")),
         pytest.param(
-            {"fused": True, "foreach": False}, "fused", marks=pytest.mark.skipif(not has_numba(), reason="needs Numba")
+            {"fused": True, "foreach": False},
+            "fused",
+            marks=pytest.mark.skipif(not has_compiler("cpu"), reason="needs Numba"),
         ),
     ],
 )
@@ -275,7 +277,10 @@ def test_without_the_fused_kernel_a_rule_without_foreach_is_a_loop() -> None:
         ({"foreach": "yes"}, "foreach = 'yes' is neither True, False nor None"),
         ({"capturable": 1}, "capturable = 1 is neither True nor False"),
         ({"capturable": None}, "capturable = None is neither True nor False"),
-        ({"capturable": True, "fused": True}, "capturable = True, fused = True exclude each other"),
+        (
+            {"capturable": True, "fused": True},
+            "parameter group 0: capturable = True, fused = True exclude each other on the CPU",
+        ),
         ({"step_size": ConstantStep}, "step_size = ConstantStep is a class: make an object of it"),
     ],
 )
@@ -286,16 +291,15 @@ def test_arguments_that_exclude_each_other(cls: Any, arguments: dict[str, Any], 
 
 def test_what_is_not_there_is_called_by_what_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
     params = [Parameter(torch.zeros(2, device="meta"))]
-    if has_numba():
-        with pytest.raises(ValueError, match="fused = True is for the CPU, but the parameters are on meta"):
-            AdamWScheduleFree(params, fused=True)
+    with pytest.raises(ValueError, match=r"fused = True is for the CPU and for CUDA and HIP, but .* are on meta"):
+        AdamWScheduleFree(params, fused=True)
     optimizer = AdamWScheduleFree(params, foreach=True)
     optimizer.implementation = "unknown"  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ValueError, match="implementation = 'unknown' is unknown"):
         optimizer.add_param_group({"params": make_params()})
-    monkeypatch.setattr("unscheduled.kernels.has_numba", lambda: False)
+    monkeypatch.setattr("unscheduled.kernels.has_compiler", lambda device_type: False)
     with pytest.raises(ImportError, match=r"^fused = True needs Numba"):
-        AdamWScheduleFree(params, fused=True)
+        AdamWScheduleFree(make_params(), fused=True)
 
 
 @pytest.mark.parametrize("info", [info for info in OPTIMIZERS if not info.polyak], ids=lambda info: info.cls.__name__)

@@ -5,13 +5,13 @@
 | ``loop`` | the definition on each tensor | any rule, device and dtype |
 | ``foreach`` | ``torch._foreach_*``, by hand | the default without the fused kernel, for rules that have it |
 | ``compiled`` | the definition compiled by ``torch.compile`` into one graph | accelerators, if chosen |
-| ``fused`` | the definition compiled by Numba into one pass over the memory | the default on the CPU, with Numba |
+| ``fused`` | the definition compiled by Numba or Triton into one pass | the default on the CPU, with Numba |
 
 A direction that is not elementwise, such as Muon's, is computed tensor by tensor first; then the chosen implementation
 makes the rest of the step. It also makes the rest of the step of a wrapped optimizer, whose base moves z first.
 
-With ``capturable=True``, ``loop`` or ``compiled`` makes the steps, with scalars on the device that the host does not
-know: see :mod:`unscheduled.optimizer.capture`.
+With ``capturable=True``, ``loop``, ``compiled`` or, on a GPU, ``fused`` makes the steps, with scalars on the device
+that the host does not know: see :mod:`unscheduled.optimizer.capture`.
 
 ``torch.compile(optimizer.step)`` compiles the step of ``loop``, ``foreach`` or ``compiled`` as ``compiled`` does.
 """
@@ -47,19 +47,32 @@ log = logging.getLogger("unscheduled")
 IMPLEMENTATIONS = ("loop", "foreach", "compiled", "fused")
 
 
-@functools.cache
-def has_numba() -> bool:
-    """Whether Numba is installed; the first step that uses it imports it."""
-    return importlib.util.find_spec("numba") is not None
+FUSED = {"cpu": ("numba", "unscheduled.kernels.numba.fused"), "cuda": ("triton", "unscheduled.kernels.triton.fused")}
+"""For each type of device the library that compiles the fused kernel, and the module; that of HIP is "cuda", too."""
+
+BY_DEFAULT = {"cpu"}
+"""The types of devices on which ``"auto"`` is fused. "cuda" is to follow when its kernel has run on a GPU."""
+
+NEEDED = {
+    "cpu": "Numba: pip install 'unscheduled[fused]'",
+    "cuda": "Triton 3.4 or newer, which torch for GPUs brings along on Linux: pip install triton",
+}
 
 
 @functools.cache
-def import_fused() -> ModuleType | ImportError:
-    """The module of the fused implementation, or the error if the installed Numba fails to import."""
+def has_compiler(device_type: str) -> bool:
+    """Whether the library of the fused kernel is installed; the first step that uses it imports it."""
+    return device_type in FUSED and importlib.util.find_spec(FUSED[device_type][0]) is not None
+
+
+@functools.cache
+def import_fused(device_type: str) -> ModuleType | ImportError:
+    """The module of the fused implementation, or the error if the installed library fails to import."""
+    library, module = FUSED[device_type]
     try:
-        return importlib.import_module("unscheduled.kernels.numba.fused")
+        return importlib.import_module(module)
     except ImportError as error:
-        log.debug("Numba does not import, so that implementation = 'fused' is not used: %s", error)
+        log.debug("%s does not import, so that implementation = 'fused' is not used: %s", library.capitalize(), error)
         return error
 
 
@@ -111,44 +124,57 @@ def check(implementation: str, rule: Rule, params: Iterable[Tensor] = (), writte
     if implementation == "foreach" and rule.foreach is None and rule.elementwise:
         raise ValueError(f"{written} is not there for this rule: use implementation = 'auto' or 'loop'")
     if implementation == "fused":
-        if not has_numba():
-            raise ImportError(
-                f"{written} needs Numba: pip install 'unscheduled[fused]', or use implementation = 'auto', which "
-                "works without it"
-            )
         devices = {param.device.type for param in params}
-        if devices and "cpu" not in devices:
+        if devices and not devices & FUSED.keys():
             raise ValueError(
-                f"{written} is for the CPU, but the parameters are on {' and '.join(sorted(devices))}: "
-                "use implementation = 'auto' or 'foreach'"
+                f"{written} is for the CPU and for CUDA and HIP, but the parameters are on "
+                f"{' and '.join(sorted(devices))}: use implementation = 'auto' or 'foreach'"
             )
+        for device in sorted(devices & FUSED.keys()):
+            if not has_compiler(device):
+                raise ImportError(
+                    f"{written} needs {NEEDED[device]}, or use implementation = 'auto', which works without it"
+                )
 
 
-def check_capturable(implementation: str, written: str = "") -> None:
-    """Raise ValueError unless an implementation, chosen by the argument ``written``, can make captured steps."""
-    if implementation not in ("auto", "compiled", "loop"):
+def check_capturable(implementation: str, params: Iterable[Tensor] = (), written: str = "") -> None:
+    """Raise ValueError unless an implementation can make captured steps.
+
+    Args:
+        implementation: the name of the implementation.
+        params: some of the parameters.
+        written: the argument that chooses the implementation as text, if it is not ``implementation`` itself.
+    """
+    if implementation == "foreach" or (implementation == "fused" and any(param.is_cpu for param in params)):
+        on_gpu = ", or on a GPU 'fused'" if implementation == "foreach" else ""
         raise ValueError(
-            f"capturable = True, {written or f'implementation = {implementation!r}'} exclude each other: "
-            "use implementation = 'auto', 'compiled' or 'loop'"
+            f"capturable = True, {written or f'implementation = {implementation!r}'} exclude each other"
+            f"{'' if on_gpu else ' on the CPU'}: use implementation = 'auto', 'compiled' or 'loop'{on_gpu}"
         )
 
 
 def of_capturable(implementation: str, works: list[Work]) -> str:
     """The implementation that makes a capturable step; ``"auto"`` is ``loop`` on the CPU and else ``compiled``."""
-    check_capturable(implementation)
+    params = [batch.params[0] for batch, _ in works]
+    check_capturable(implementation, params)
     if implementation != "auto":
         return implementation
-    return "loop" if any(batch.params[0].is_cpu for batch, _ in works) else "compiled"
+    return "loop" if any(param.is_cpu for param in params) else "compiled"
 
 
 def update(implementation: str, rule: Rule, works: list[Work]) -> None:
     """Make one step of all parameters of a rule."""
     rule, works = _elementwise(implementation, rule, works)
-    by_foreach = rule.foreach is not None and implementation in ("auto", "foreach")
-    lowering = compiled if implementation == "compiled" else foreach if by_foreach else loop
     for batch, scalars in works:
+        on_host = not isinstance(scalars.step, Tensor)
+        by_foreach = implementation in ("auto", "foreach") or (implementation == "fused" and not batch.params[0].is_cpu)
+        lowering = loop
+        if implementation == "compiled":
+            lowering = compiled
+        elif by_foreach and on_host and rule.foreach is not None:
+            lowering = foreach
         with widened(rule, batch, scalars.step) as wide:
-            if lowering is loop and isinstance(scalars.step, Tensor):
+            if lowering is loop and not on_host:
                 loop.update_all(compiled.traceable(rule, wide, scalars))
             else:
                 lowering.update(rule, wide, scalars)
@@ -171,11 +197,14 @@ def _elementwise(implementation: str, rule: Rule, works: list[Work]) -> tuple[Ru
     """An elementwise rule and the work that is left for it, after the fused kernel where it is used."""
     if not rule.elementwise:
         rule, works = GIVEN, [tensorwise.directed(rule, work) for work in works]
-    on_cpu = any(batch.params[0].is_cpu for batch, _ in works)
-    if on_cpu and (implementation == "fused" or (implementation == "auto" and has_numba())):
-        fused = import_fused()
-        if not isinstance(fused, ImportError):
-            works = fused.update(rule, works)
-        elif implementation == "fused":
-            raise ImportError(f"implementation = 'fused' needs Numba, which does not import: {fused}") from fused
+    for device in sorted({batch.params[0].device.type for batch, _ in works} & FUSED.keys()):
+        if implementation == "fused" or (implementation == "auto" and device in BY_DEFAULT and has_compiler(device)):
+            fused = import_fused(device)
+            if not isinstance(fused, ImportError):
+                works = fused.update(rule, works)
+            elif implementation == "fused":
+                library = FUSED[device][0].capitalize()
+                raise ImportError(
+                    f"implementation = 'fused' needs {library}, which does not import: {fused}"
+                ) from fused
     return rule, works

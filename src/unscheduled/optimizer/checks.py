@@ -60,7 +60,7 @@ def check_group(
     check_precision(algorithm.state_precision, params, rule.compact is not None)
     _check_beta(algorithm, group)
     if algorithm.capturable:
-        kernels.check_capturable(algorithm.implementation, written)
+        kernels.check_capturable(algorithm.implementation, params, written)
         _check_capturable(algorithm, group, params)
 
 
