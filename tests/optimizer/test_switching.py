@@ -14,10 +14,18 @@ from torch.nn import Parameter
 from unscheduled import AdamWScheduleFree, AnnealedInterpolation
 from unscheduled.formulas import iterates
 from unscheduled.optimizer import weights
+from unscheduled.state import parameter
 from unscheduled.state.parameter import PIECE
 
 SHAPES = ((4, 3), (1,), (), (0,), (129,), (PIECE,), (PIECE + 1,))
 SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 0.0, 1e-40, -1e-45, 3e38, 1.0])
+
+
+@pytest.fixture(autouse=True, params=["one by one", "together"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters are switched one by one, as on the CPU, or many together, as on a GPU."""
+    if request.param == "together":
+        monkeypatch.setattr(parameter, "ONE_BY_ONE", set[str]())
 
 
 def bits(tensors: list[Parameter]) -> list[Tensor]:

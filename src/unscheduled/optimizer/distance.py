@@ -17,13 +17,13 @@ from unscheduled.formulas.distance import DistanceStep, Estimates, Sums, from_st
 from unscheduled.formulas.rule import Norm, Rule
 from unscheduled.formulas.scalar_math import maximum, where
 from unscheduled.kernels import real
-from unscheduled.kernels.foreach import Lists
 from unscheduled.optimizer.algorithm import Algorithm
 from unscheduled.optimizer.collectives import WHOLE, Sharding, added_up, local
 from unscheduled.optimizer.plan import Plan
 from unscheduled.state import param_groups
 from unscheduled.state.buffers import wide
 from unscheduled.state.device_math import as_tensor, on_host
+from unscheduled.state.lists import Lists
 from unscheduled.state.param_groups import DISTANCE, Group
 from unscheduled.state.parameter import State, fresh_state, state_dtype, whole_y
 from unscheduled.state.split_weights import shard

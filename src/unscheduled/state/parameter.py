@@ -18,20 +18,28 @@ itself has the parameter's dtype, or float32 where that has 16 bits.
 A parameter without state has seen no gradient: x = y = z.
 """
 
-from collections.abc import Iterator, Sequence
+# torch publishes its foreach operations under names with an underscore:
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from unscheduled.formulas import iterates
 from unscheduled.formulas.rule import Rule
 from unscheduled.state.buffers import fresh_buffer, store, wide
+from unscheduled.state.lists import Lists
 from unscheduled.state.quantization import CODES
 from unscheduled.state.split_weights import is_split, joined, narrowed, shard, split
 
 State: TypeAlias = dict[str, Any]
 PIECE = 1 << 18  # numbers
+MANY = 1 << 26  # numbers of parameters that are computed together: there are temporaries of twice their size
+ONE_BY_ONE = {"cpu"}
+"""The types of devices on which switches compute parameter by parameter, since a launch costs little there."""
 
 
 class Entry(NamedTuple):
@@ -172,11 +180,11 @@ def _formed(param: Tensor, state: State, beta: float) -> Tensor:
 def _pieces_with_average(param: Tensor, y: Tensor, state: State, beta: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Pieces of a parameter, and the x that belongs to y there: rounded once, to the nearest.
 
-    A piece and what is computed of it stay in the cache.
+    A piece and what is computed of it stay in the cache of the CPU.
     """
     tensors = param.detach(), y, wide(state, "gap")
     dtype = state_dtype(param)
-    whole = not all(type(each) is Tensor and each.is_contiguous() for each in tensors)
+    whole = not all(type(each) is Tensor and each.is_cpu and each.is_contiguous() for each in tensors)
     columns = [[each] if whole else list(cast(Any, each.view(-1)).split(PIECE)) for each in tensors]
     for here, there, gap in zip(*columns, strict=True):
         yield here, narrowed(iterates.averaged(there.to(dtype), gap, beta), param.dtype)
@@ -206,6 +214,48 @@ def _same_bits(some: Tensor, other: Tensor) -> bool:
     return bool(((some == other) | ((some != some) & (other != other))).all())  # NaN is the same as NaN
 
 
+# Many parameters at once.
+
+
+def _together(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Lists of those entries whose x a few launches compute: off the CPU, plain, of one device, dtype and beta."""
+    kinds: dict[tuple[torch.device, torch.dtype, float], list[Entry]] = {}
+    for entry in entries:
+        param, gap, beta = entry.param, entry.state["gap"], entry.beta
+        if (
+            param.device.type not in ONE_BY_ONE
+            and {type(param), type(gap)} <= {Tensor, Parameter}
+            and param.dtype == gap.dtype
+            and param.is_floating_point()
+            and param.numel()
+        ):
+            kinds.setdefault((param.device, param.dtype, beta), []).append(entry)
+    for found in kinds.values():
+        some: list[Entry] = []
+        for entry in found:
+            if some and sum(each.param.numel() for each in some) + entry.param.numel() > MANY:
+                yield some
+                some = []
+            some.append(entry)
+        yield some
+
+
+def _averages(some: list[Entry], ys: list[Tensor]) -> list[Tensor]:
+    """The x that belong to y of parameters of one beta."""
+    return iterates.averaged(Lists(ys), Lists([entry.state["gap"] for entry in some]), some[0].beta).tensors
+
+
+def _seen_together(entries: list[Entry]) -> dict[Tensor, Tensor]:
+    """The y kept aside of parameters that hold the x that belongs to it, as far as one look at the device tells."""
+    found: dict[Tensor, Tensor] = {}
+    for some in _together(entry for entry in entries if "kept" in entry.state):
+        kept: list[Tensor] = [entry.state["kept"] for entry in some]
+        away = torch._foreach_sub(_averages(some, kept), [entry.param.detach() for entry in some])
+        largest = cast("list[float]", cast(Any, torch.stack(list(torch._foreach_norm(away, float("inf"))))).tolist())
+        found |= {entry.param: y for entry, y, size in zip(some, kept, largest, strict=True) if size == 0.0}
+    return found
+
+
 # Switching.
 
 
@@ -217,7 +267,14 @@ def put_averages(started: list[Entry], written: dict[Tensor, Tensor]) -> None:
     kept: list[Tensor] = []
     try:
         kept.extend(param.detach().clone() for param, _, _ in started)
+        done: set[Tensor] = set()
+        for some in _together([entry for entry in started if entry.param not in written]):
+            params = [entry.param.detach() for entry in some]
+            torch._foreach_copy_(params, _averages(some, params))
+            done.update(entry.param for entry in some)
         for (param, state, beta), same in zip(started, kept, strict=True):
+            if param in done:
+                continue
             weights = written_average(param, written, state, beta, training=True)
             if weights is None:
                 _put_average(param, whole_y(state, same), state, beta)
@@ -245,8 +302,9 @@ def put_gradient_points(started: list[Entry], written: dict[Tensor, Tensor], loa
     What was written is the new x, and is noted, unless y tells it; but what is loaded is noted even then, since another
     state may come that belongs to it. If it fails, all hold x again, and it can be done again.
     """
+    seen = _seen_together(started)
     for param, state, beta in started:
-        y = known_gradient_point(param, state, beta)
+        y = seen[param] if param in seen else known_gradient_point(param, state, beta)
         if y is None:
             written[param] = param.detach().clone()
             y = _formed(param, state, beta)
