@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from math import exp, inf, log
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +15,17 @@ from torch import nn
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "learning-rate-free.md").read_text()
 RESULTS = ROOT / "docs" / "results" / "learning-rate-free"
+STUDY: dict[str, Any] = json.loads((RESULTS / "learning-rate-free.json").read_text())
 DEVELOPMENT: dict[str, Any] = json.loads((RESULTS / "development.json").read_text())
+SHOWN = {
+    "distance": "**distance step** (`AutoScheduleFree`)",
+    "plus": "Polyak step (`ScheduleFreePlus`)",
+    "prodigy-plus": "prodigy-plus-schedule-free",
+    "prodigy": "Prodigy, cosine",
+    "d-adaptation": "D-Adaptation (Adam), warmup and cosine",
+    "dog": "DoG, averaged",
+}
+SIGNS = {"better": "+", "tie": "=", "worse": "\N{MINUS SIGN}", "diverged": "\N{MINUS SIGN}"}
 COLUMNS = (
     "translation-lstm",
     "pubmed-gcn",
@@ -35,6 +46,26 @@ def percent(share: float) -> str:
     """A share as a signed number of two or three digits, in per cent."""
     shown = f"{100 * share:+.1f}" if abs(share) < 0.1 else f"{100 * share:+.0f}"
     return f"{shown}%".replace("-", "\N{MINUS SIGN}")
+
+
+def total_row(total: dict[str, Any]) -> str:
+    """A line of the table of totals."""
+    counts = " | ".join(str(each) for each in (*total["within"].values(), total["not_worse"]))
+    mean, worst = (percent(total[name]) for name in ("mean_excess", "worst"))
+    return (
+        f"| {SHOWN[total['contender']]} | {total['group']} | {total['cells']} | {counts} | {mean} | {worst} | "
+        f"{total['diverged']} |"
+    )
+
+
+def task_row(name: str, contender: str) -> str:
+    """A line of a table of tasks: the excess of a contender at each horizon."""
+    cells = [cell for cell in STUDY["tasks"][name]["cells"] if cell["contender"] == contender]
+    shown = [
+        "diverged" if cell["excess"] is None else f"{percent(cell['excess'])} {SIGNS[cell['verdict']]}"
+        for cell in cells
+    ]
+    return f"| {name} | {' | '.join(shown)} |"
 
 
 def mean_excess(tasks: dict[str, Any], name: str) -> str:
@@ -92,20 +123,37 @@ def test_the_tasks_that_were_held_back_are_those_of_the_record(name: str) -> Non
     assert held_back_row(name) in PAGE
 
 
-def test_the_figures_of_the_polyak_step_are_those_of_the_benchmark() -> None:
-    assert "](benchmarks/polyak.json)" in PAGE
-    record = json.loads((ROOT / "docs" / "benchmarks" / "polyak.json").read_text())
-    for found in record["comparisons"]:
-        best = found["best_rate"]
-        assert f"| {found['task']} | {found['batch']} | {shown(found, best)} " in PAGE
-        assert f"| {shown(found, 'defaults')} | {shown(found, 'inner momentum 0.9')} |" in PAGE
-        if found["batch"] == "usual":
-            for variant in found["minus_best_rate"]:
-                if variant.startswith(("factor", "no")):
-                    assert shown(found, variant) in PAGE
+@pytest.mark.parametrize("total", STUDY["totals"], ids=lambda total: f"{total['contender']}-{total['group']}")
+def test_the_totals_are_those_of_the_comparison(total: dict[str, Any]) -> None:
+    assert total_row(total) in PAGE
 
 
-def shown(found: dict[str, Any], name: str) -> str:
-    if found["mean"][name] is None or found["mean"][name] > 100.0:
-        return "diverged"
-    return f"{found['mean'][name]:.3f} ± {found['standard_error'][name]:.3f}"
+@pytest.mark.parametrize("name", STUDY["tasks"])
+def test_the_tasks_are_those_of_the_comparison(name: str) -> None:
+    assert task_row(name, "distance") in PAGE
+    assert (task_row(name, "plus") in PAGE) == (STUDY["tasks"][name]["group"] != "convex")
+
+
+def near(limit: float, names: Iterable[str]) -> int:
+    """In how many cells of these tasks the distance step is within a limit."""
+    cells = [cell for name in names for cell in STUDY["tasks"][name]["cells"] if cell["contender"] == "distance"]
+    return sum(cell["excess"] <= limit for cell in cells)
+
+
+def test_the_counts_in_the_text_are_those_of_the_comparison() -> None:
+    tasks, networks = STUDY["tasks"], [name for name, task in STUDY["tasks"].items() if task["group"] == "networks"]
+    total = sum(cell["contender"] == "distance" for task in tasks.values() for cell in task["cells"])
+    text = " ".join(PAGE.split())
+    assert f"in {near(0.02, tasks)} of {total} cells, and 5% in {near(0.05, tasks)}; it never diverged" in text
+    developed_on = [name for name in tasks if name in DEVELOPMENT["developed_on"]]
+    assert len(developed_on) == 11
+    held_back_networks = [name for name in networks if name not in developed_on]
+    assert f"{near(0.02, held_back_networks)} of {4 * len(held_back_networks)} cells are within 2%" in text
+
+
+def test_the_headline_is_that_of_the_comparison() -> None:
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    (own,) = [each for each in STUDY["totals"] if (each["contender"], each["group"]) == ("distance", "networks")]
+    within = own["within"]["5%"]
+    assert f"within 5% of the loss in {within} of {own['cells']} cells" in readme
+    assert "learning-rate-free.json](docs/results/learning-rate-free/learning-rate-free.json)" in readme
