@@ -7,12 +7,12 @@ from typing import Any
 from unscheduled.lab.battery.ablations import BETAS, DEFAULT, VARIANTS, WITHOUT_BATCH_NORM, Variant
 
 SCHEDULES = ("cosine", "linear", "step", "wsd")
-FAMILY = ("polyak-ruppert", "primal", "river", "constant", "plus")
+FAMILY = ("polyak-ruppert", "primal", "river", "constant", "plus", "distance")
 ADAMW = ("schedule-free", "schedule-free-r1", *SCHEDULES, *FAMILY)
 MUON = (*ADAMW, "muon-r1", "amuse-slow", "muon-linear")
 SGD = ("sgd", "sgd-r1", "sgd-cosine", "sgd-step")
 LONG_CONTENDERS = ("schedule-free", "schedule-free-r1", "cosine", "linear")
-CONVEX = ("schedule-free", "schedule-free-r1", "linear", "polyak-ruppert", "primal")
+CONVEX = ("schedule-free", "schedule-free-r1", "linear", "polyak-ruppert", "primal", "distance")
 
 
 @dataclass(frozen=True)

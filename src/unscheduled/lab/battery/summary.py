@@ -21,6 +21,7 @@ CHAMPIONS = {
     "primal": ADAMW_SCHEDULES,
     "river": ADAMW_SCHEDULES,
     "plus": ADAMW_SCHEDULES,
+    "distance": ADAMW_SCHEDULES,
     "constant": ADAMW_SCHEDULES,
     "muon-r1": (*ADAMW_SCHEDULES, "muon-linear"),
     "amuse-slow": (*ADAMW_SCHEDULES, "muon-linear"),
