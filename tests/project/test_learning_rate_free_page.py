@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "learning-rate-free.md").read_text()
 RESULTS = ROOT / "docs" / "results" / "learning-rate-free"
 STUDY: dict[str, Any] = json.loads((RESULTS / "learning-rate-free.json").read_text())
+SETTINGS: dict[str, Any] = json.loads((RESULTS / "settings.json").read_text())
 DEVELOPMENT: dict[str, Any] = json.loads((RESULTS / "development.json").read_text())
 SHOWN = {
     "distance": "**distance step** (`AutoScheduleFree`)",
@@ -132,6 +133,12 @@ def test_the_totals_are_those_of_the_comparison(total: dict[str, Any]) -> None:
 def test_the_tasks_are_those_of_the_comparison(name: str) -> None:
     assert task_row(name, "distance") in PAGE
     assert (task_row(name, "plus") in PAGE) == (STUDY["tasks"][name]["group"] != "convex")
+
+
+@pytest.mark.parametrize("run", SETTINGS["runs"], ids=lambda run: f"{run['task']}-{run['start']}-{run['lr']}")
+def test_other_settings_are_those_of_the_record(run: dict[str, Any]) -> None:
+    shown = " | ".join(percent(cell["excess"]) for cell in run["cells"].values())
+    assert f"| {run['task']} | {run['start']:g} | {run['lr']:g} | {shown} |" in PAGE
 
 
 def near(limit: float, names: Iterable[str]) -> int:
