@@ -46,8 +46,8 @@ def kernel_of(rule: Rule) -> Any:
         OSError, ValueError: if a function of the rule is not in a file.
     """
     definitions = {"direction": rule.direction, "base_move": iterates.base_move, "advance": iterates.advance}
-    pointers = ("table", "tensor_of", "tensors", "grads", "keys", "scalars")  # of which nothing is assumed
-    return triton.jit(_copied(step, definitions, {}), do_not_specialize=pointers)
+    assumed_nothing_of = ("table", "tensor_of", "tensors", "grads", "keys", "scalars")
+    return triton.jit(_copied(step, definitions, {}), do_not_specialize=assumed_nothing_of)
 
 
 def _copied(function: Any, definitions: Mapping[str, Function], known: dict[Function, Any]) -> Function:

@@ -75,7 +75,7 @@ def split(values, KIND: tl.constexpr):
         values = tl.where(tl.abs(values) < 6.103515625e-05, fine, values)
         near = values.to(tl.float16)
         high = near.to(tl.int16, bitcast=True)
-        rest = (values - near.to(tl.float32)) / unit(high.to(tl.int32))  # a power of 2, so that nothing is rounded
+        rest = tl.div_rn(values - near.to(tl.float32), unit(high.to(tl.int32)))
         rest = tl.where(rest == rest, rest, 0.0)
         rest = tl.where(rest > 16384.0, 16384.0, tl.where(rest < -16384.0, -16384.0, rest))
         low = nearest_even(rest).to(tl.int16)
