@@ -8,10 +8,10 @@ import pytest
 import torch
 from forked import in_a_forked_child
 from problems import copies, equal, make_params, train
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
-from unscheduled import AdamWScheduleFree, AnnealedInterpolation
+from unscheduled import AdamWScheduleFree, AnnealedInterpolation, averaged_state_dict
 from unscheduled.formulas import iterates
 from unscheduled.optimizer import weights
 from unscheduled.state import parameter
@@ -263,3 +263,24 @@ def test_a_forked_child_switches_too() -> None:
     finally:
         torch.set_num_threads(before)
     assert in_a_forked_child(switched) == ours
+
+
+def test_averages_that_are_asked_for_in_either_mode() -> None:
+    """Of parameters with and without a state, tied ones, and where weights were written as x."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    model[2].requires_grad_(False)
+    optimizer = trained([param for param in model.parameters() if param.requires_grad])
+    expected = {name: optimizer.iterates(param).x for name, param in model[:2].named_parameters()}
+    found = averaged_state_dict(model, optimizer)
+    assert found["1.weight"] is found["0.weight"]
+    assert all(torch.equal(found[name], x) for name, x in expected.items())
+    assert torch.equal(found["2.weight"], model[2].weight)
+    optimizer.eval()
+    assert all(torch.equal(each, found[name]) for name, each in averaged_state_dict(model, optimizer).items())
+    with torch.no_grad():
+        model[0].bias.fill_(5.0)
+    optimizer.train()
+    found = averaged_state_dict(model, optimizer)
+    assert torch.equal(found["0.bias"], torch.full((3,), 5.0))
+    assert all(torch.equal(found[name], x) for name, x in expected.items() if name != "0.bias")

@@ -1,6 +1,6 @@
 """The state dict of a model at the average x."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class HasAverages(Protocol):
     """The part of a :class:`unscheduled.ScheduleFreeOptimizer` that returns the averages."""
 
-    def _averages(self) -> Callable[[Tensor], Tensor | None]: ...
+    def _averages(self, wanted: Iterable[Tensor] = ()) -> Callable[[Tensor], Tensor | None]: ...
 
 
 def averaged_state_dict(model: nn.Module, optimizer: HasAverages) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def averaged_state_dict(model: nn.Module, optimizer: HasAverages) -> dict[str, A
         >>> sorted(unscheduled.averaged_state_dict(model, optimizer))
         ['bias', 'weight']
     """
-    average_of = optimizer._averages()  # pyright: ignore[reportPrivateUsage]  (of this package)
+    average_of = optimizer._averages(model.parameters())  # pyright: ignore[reportPrivateUsage]  (of this package)
     snapshots: dict[int, Tensor] = {}
 
     def snapshot(entry: Any) -> Any:

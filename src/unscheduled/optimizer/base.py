@@ -9,7 +9,7 @@ replaces when a state dict is loaded.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
 
@@ -568,12 +568,12 @@ class ScheduleFreeOptimizer(Algorithm, torch.optim.Optimizer):
         return self._weights.iterates(param, self.state.get(param), on_host(group["beta"]))
 
     @torch.no_grad()
-    def _averages(self) -> Callable[[Tensor], Tensor | None]:
+    def _averages(self, wanted: Iterable[Tensor] = ()) -> Callable[[Tensor], Tensor | None]:
         """A function that returns a snapshot of x of a parameter, or None: see :meth:`Weights.average_reader`."""
         entries = self._entries()
         self._weights.reconciliation.settle_state(entries, self._weights.at_x)
         self._notice_replaced(self._params())
-        return self._weights.average_reader(entries)
+        return self._weights.average_reader(entries, wanted)
 
     # Looking at it.
 

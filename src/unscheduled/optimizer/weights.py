@@ -18,6 +18,7 @@ from unscheduled.state.parameter import (
     Iterates,
     State,
     average,
+    averages_together,
     gradient_point,
     known_gradient_point,
     live_y,
@@ -121,14 +122,16 @@ class Weights:
             return found._replace(x=written.to(found.x.dtype, copy=True))
         return found
 
-    def average_reader(self, entries: list[Entry]) -> Callable[[Tensor], Tensor | None]:
+    def average_reader(self, entries: list[Entry], wanted: Iterable[Tensor] = ()) -> Callable[[Tensor], Tensor | None]:
         """A function that returns a snapshot of x of a parameter, each time the same tensor; None if it has no state.
 
-        Call this after the state was settled and before anything is changed. The function may be called while weights
-        are loaded, as by a user's hook.
+        Those of the ``wanted`` parameters are computed now, where a few launches compute many of them. Call
+        this after the state was settled and before anything is changed. The function may be called while
+        weights are loaded, as by a user's hook.
         """
         known = {entry.param: entry for entry in entries}
-        found: dict[Tensor, Tensor] = {}
+        at_y = set(wanted) - self.at_x - set(self.reconciliation.written)
+        found = averages_together(known[param] for param in at_y & known.keys())
 
         @torch.no_grad()
         def average_of(param: Tensor) -> Tensor | None:

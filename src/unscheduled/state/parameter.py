@@ -245,6 +245,15 @@ def _averages(some: list[Entry], ys: list[Tensor]) -> list[Tensor]:
     return iterates.averaged(Lists(ys), Lists([entry.state["gap"] for entry in some]), some[0].beta).tensors
 
 
+def averages_together(entries: Iterable[Entry]) -> dict[Tensor, Tensor]:
+    """The x of parameters that hold y, as new tensors: of those whose x a few launches compute."""
+    found: dict[Tensor, Tensor] = {}
+    for some in _together(entry for entry in entries if not {"kept", "y"} & entry.state.keys()):
+        params = [entry.param for entry in some]
+        found |= zip(params, _averages(some, [param.detach() for param in params]), strict=True)
+    return found
+
+
 def _seen_together(entries: list[Entry]) -> dict[Tensor, Tensor]:
     """The y kept aside of parameters that hold the x that belongs to it, as far as one look at the device tells."""
     found: dict[Tensor, Tensor] = {}
