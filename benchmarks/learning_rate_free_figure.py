@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 LEAST, MOST = -10.0, 50.0
 """The ends of the colours, in per cent."""
+DARK = 0.36
+"""How far from the middle of the colours, from 0 to 1, they are so dark that numbers on them are white."""
 
 
 def draw(record: Mapping[str, Any], file: Path) -> None:
@@ -35,7 +37,8 @@ def draw(record: Mapping[str, Any], file: Path) -> None:
     axes.imshow([[min(MOST, value) for value in row] for row in table], cmap="RdYlGn_r", norm=colours, aspect="auto")
     for y, row in enumerate(table):
         for x, value in enumerate(row):
-            axes.text(x, y, shown(value), ha="center", va="center", fontsize=6.5)
+            ink = "white" if abs(colours(min(MOST, value)) - 0.5) > DARK else "black"
+            axes.text(x, y, shown(value), ha="center", va="center", fontsize=6.5, color=ink)
     for edge in range(1, len(contenders)):
         axes.axvline(edge * horizons - 0.5, color="white", linewidth=3.0)
     axes.set_yticks(range(len(table)), list(record["tasks"]), fontsize="small")
