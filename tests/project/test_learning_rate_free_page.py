@@ -216,6 +216,24 @@ def test_where_it_fails_is_that_of_the_comparison() -> None:
     early = [cells_of("distance", f"logistic-{name}")[0]["excess"] for name in ("glass", "vehicle", "segment")]
     assert f"by {100 * min(early):.0f} to {100 * max(early):.0f}%" in text
     assert [cell["verdict"] for cell in cells_of("distance", "mnist-cnn")].count("worse") == 1
+    assert {round(100 * cell["excess"]) for cell in cells_of("distance", "translation-lstm")} == {3}
+    assert "On `translation-lstm` it is 3% behind at all horizons" in text
+    assert cells_of("schedule-free", "logistic-iris")[0]["lr"] == 2.0
+    assert "a rate of 2 at first" in text
+    assert text.count(f"{STUDY['seeds']} seeds") == len(re.findall(r"\d seeds", text)) == 3
+
+
+def test_what_the_page_says_of_other_settings_is_that_of_the_record() -> None:
+    text = " ".join(PAGE.split())
+    better: dict[str, list[bool]] = {"convex": [], "networks": [], "half": []}
+    for run in SETTINGS["runs"]:
+        group = "half" if run["lr"] == 0.5 else STUDY["tasks"][run["task"]]["group"]
+        usual = cells_of("distance", run["task"])
+        better[group] += [new["excess"] < old["excess"] for new, old in zip(run["cells"].values(), usual, strict=True)]
+    convex, half = better["convex"], better["half"]
+    assert f"`DistanceStep(start=0.03)` is better in {sum(convex)} of {len(convex)} cells" in text
+    assert f"better in {sum(half)} of the {len(half)} cells in which it was tried" in text
+    assert not any(better["networks"][::4])
 
 
 def test_the_headline_is_that_of_the_comparison() -> None:
