@@ -10,22 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from problems import make_params, train
 from registry import ALL, OptimizerInfo
 from torch.nn import Parameter
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.compiler import ASTSource
 
 from unscheduled import AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree, kernels
 from unscheduled.formulas.rule import Rule
+from unscheduled.kernels.triton import fused, jit
 from unscheduled.state.quantization import CODES
-
-triton = pytest.importorskip("triton")
-
-import triton.language as tl  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.backends.driver import DriverBase  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
-from unscheduled.kernels.triton import fused, jit  # noqa: E402
 
 TARGETS = (GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64))
 POINTERS = {"table": "*i64", "tensor_of": "*i64", "tensors": "i32", "grads": "*i64", "keys": "*i64", "scalars": "*fp32"}
@@ -254,6 +251,36 @@ def test_integers_of_a_graph_are_constants(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(fused, "is_capturing", lambda device: True)
     made.append(fused._vector(numbers, torch.device("cpu")))  # pyright: ignore[reportPrivateUsage]
     assert [each.tolist() for each in made] == [numbers, numbers]
+
+
+def test_numbers_are_sent_whatever_the_default_device_is(driver: Launches) -> None:
+    torch.set_default_device("meta")
+    try:
+        made = fused._sent([1, 2], [0.5], torch.device("cpu"))  # pyright: ignore[reportPrivateUsage]
+    finally:
+        torch.set_default_device(None)
+    assert [each.tolist()[:2] for each in made] == [[1, 2], [0.5, 0.0]]
+
+
+def test_a_kernel_that_is_not_there_is_not_made_in_a_capture(driver: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "is_capturing", lambda device: True)
+    optimizer = AdamWScheduleFree(make_params(), implementation="fused")
+    with pytest.raises(RuntimeError, match="is captured, but there is no kernel yet for gradients of torch"):
+        train(optimizer, [0])
+    assert not driver.launches
+
+
+def test_triton_that_fails_otherwise_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "triton.py").write_text("raise RuntimeError('no driver')\n")
+    code = "from unscheduled import kernels; print(repr(kernels.import_fused('cuda')))"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == "RuntimeError('no driver')\n"
 
 
 def test_triton_that_is_too_old_is_done_without() -> None:

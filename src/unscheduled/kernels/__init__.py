@@ -55,7 +55,7 @@ BY_DEFAULT = {"cpu"}
 
 NEEDED = {
     "cpu": "Numba: pip install 'unscheduled[fused]'",
-    "cuda": "Triton 3.4 or newer, which torch for GPUs brings along on Linux: pip install triton",
+    "cuda": "Triton 3.4 or newer, which comes with newer versions of torch for GPUs on Linux",
 }
 
 
@@ -66,12 +66,12 @@ def has_compiler(device_type: str) -> bool:
 
 
 @functools.cache
-def import_fused(device_type: str) -> ModuleType | ImportError:
+def import_fused(device_type: str) -> ModuleType | Exception:
     """The module of the fused implementation, or the error if the installed library fails to import."""
     library, module = FUSED[device_type]
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # whatever a library that is not whole, or too old, may raise
         log.debug("%s does not import, so that implementation = 'fused' is not used: %s", library.capitalize(), error)
         return error
 
@@ -200,7 +200,7 @@ def _elementwise(implementation: str, rule: Rule, works: list[Work]) -> tuple[Ru
     for device in sorted({batch.params[0].device.type for batch, _ in works} & FUSED.keys()):
         if implementation == "fused" or (implementation == "auto" and device in BY_DEFAULT and has_compiler(device)):
             fused = import_fused(device)
-            if not isinstance(fused, ImportError):
+            if not isinstance(fused, Exception):
                 works = fused.update(rule, works)
             elif implementation == "fused":
                 library = FUSED[device][0].capitalize()

@@ -26,7 +26,10 @@ def on_host(number: float | Tensor) -> float:
 
 def is_capturing(device: torch.device) -> bool:
     """Whether what is done on a device is recorded in a CUDA graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def where(condition: Tensor, some: float | Tensor, other: float | Tensor) -> Tensor:

@@ -67,14 +67,24 @@ class Call:
 
 
 def compiled_kernel(rule: Rule, kind: Kind) -> Any:
-    """The kernel of a rule; None if Triton cannot compile it for tensors of this kind, or cannot launch it."""
+    """The kernel of a rule; None if Triton cannot compile it for tensors of this kind, or cannot launch it.
+
+    Raises:
+        RuntimeError: if it is not there yet, and a CUDA graph is captured.
+        torch.OutOfMemoryError: if there is no memory on the device.
+    """
     if not is_text(rule.direction):
         return None
-    found = _of_direction.setdefault(rule.direction, {})
-    if kind not in found:
-        with _lock:
+    with _lock:
+        found = _of_direction.setdefault(rule.direction, {})
+        if kind not in found:
+            if is_capturing(kind.device):
+                raise RuntimeError(
+                    f"step() is captured, but there is no kernel yet for gradients of {kind.grad} and parameters of "
+                    f"{kind.param}: make a step with these gradients before the capture"
+                )
             found[kind] = _tried(rule, kind)
-    return found[kind]
+        return found[kind]
 
 
 _of_direction: WeakKeyDictionary[Any, dict[Kind, Any]] = WeakKeyDictionary()
@@ -88,6 +98,8 @@ def _tried(rule: Rule, kind: Kind) -> Any:
         table, scalars = _sent(zeros, [1.0] * (SHARED + len(rule.scalars)), kind.device)
         kernel = kernel_of(rule)
         _launch(rule, kind, kernel, Call([], 0, table, table[:1], 1, [], table), table, scalars)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # of the compiler, of the driver, or since there is no C compiler
         log.debug("Triton does not run %s, so that it is not fused: %s", rule.direction.__name__, error)
         return None
@@ -163,17 +175,16 @@ def _numbers(rule: Rule, kind: Kind, works: list[Taken], call: Call) -> tuple[Te
     """The keys and the scalars of a step on the device, where the addresses of the gradients are, too, after this."""
     addresses = [address for work in works for address in work.grads]
     moved = addresses if addresses != call.addresses else []
-    call.addresses = addresses
     if _are_on_device(works):
         if moved:
-            call.grads = _vector(moved, kind.device)
+            call.grads, call.addresses = _vector(moved, kind.device), addresses
         scalars = torch.cat([_scalars_of_each(rule, work) for work in works])
         return call.grads, scalars  # no keys are read, since compact states are not captured
     keys = [key(work.scalars.step) for work in works]
     scalars = [number for work in works for number in numbers_of(rule, work.scalars)]
     whole, rows = _sent([*keys, *moved], scalars, kind.device)
     if moved:
-        call.grads = whole[len(keys) :]
+        call.grads, call.addresses = whole[len(keys) :], addresses
     return whole, rows
 
 
@@ -200,8 +211,8 @@ def _vector(numbers: list[int], device: torch.device) -> Tensor:
 
 def _sent(whole: list[int], others: list[float], device: torch.device) -> tuple[Tensor, Tensor]:
     """Integers (int64) and floats (float32), copied to the device together, which does not wait for it."""
-    bits = torch.tensor([*others, *[0.0] * (len(others) % 2)], dtype=torch.float32).view(torch.int64)
-    both = torch.cat([torch.tensor(whole, dtype=torch.int64), bits])
+    bits = torch.tensor([*others, *[0.0] * (len(others) % 2)], dtype=torch.float32, device="cpu").view(torch.int64)
+    both = torch.cat([torch.tensor(whole, dtype=torch.int64, device="cpu"), bits])
     if DEVICE == "cuda":
         both = both.pin_memory().to(device, non_blocking=True)
     return both[: len(whole)], both[len(whole) :].view(torch.float32)
