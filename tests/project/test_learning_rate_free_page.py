@@ -12,6 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from unscheduled import AutoScheduleFree
+from unscheduled.lab.battery.entries import ENTRIES
+from unscheduled.lab.task import load_task
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "learning-rate-free.md").read_text()
 RESULTS = ROOT / "docs" / "results" / "learning-rate-free"
@@ -147,8 +151,18 @@ def near(limit: float, names: Iterable[str]) -> int:
     return sum(cell["excess"] <= limit for cell in cells)
 
 
+def cells_of(contender: str, *names: str) -> list[dict[str, Any]]:
+    """The cells of a contender on these tasks, in the order of the tasks and horizons."""
+    return [cell for name in names for cell in STUDY["tasks"][name]["cells"] if cell["contender"] == contender]
+
+
+def mean_of(contender: str, names: Iterable[str]) -> str:
+    """The geometric mean of the excess of a contender on these tasks."""
+    return percent(exp(fmean(log(1.0 + cell["excess"]) for cell in cells_of(contender, *names))) - 1.0)
+
+
 def test_the_counts_in_the_text_are_those_of_the_comparison() -> None:
-    tasks, networks = STUDY["tasks"], [name for name, task in STUDY["tasks"].items() if task["group"] == "networks"]
+    tasks = STUDY["tasks"]
     total = sum(cell["contender"] == "distance" for task in tasks.values() for cell in task["cells"])
     text = " ".join(PAGE.split())
     counts = f"is within 2% in {near(0.02, tasks)} of {total} cells"
@@ -156,13 +170,62 @@ def test_the_counts_in_the_text_are_those_of_the_comparison() -> None:
     assert counts in " ".join((ROOT / "CHANGELOG.md").read_text().split())
     developed_on = [name for name in tasks if name in DEVELOPMENT["developed_on"]]
     assert len(developed_on) == 11
-    held_back_networks = [name for name in networks if name not in developed_on]
-    assert f"{near(0.02, held_back_networks)} of {4 * len(held_back_networks)} cells are within 2%" in text
+    halves = {
+        (group, held_back): [
+            name for name, task in tasks.items() if task["group"] == group and (name not in developed_on) == held_back
+        ]
+        for group in ("networks", "convex")
+        for held_back in (True, False)
+    }
+    assert [len(names) for names in halves.values()] == [6, 6, 5, 5]
+    new, old, new_convex, old_convex = (
+        (near(0.02, names), 4 * len(names), mean_of("distance", names)) for names in halves.values()
+    )
+    assert (
+        f"On the six networks on which it was not, {new[0]} of {new[1]} cells are within 2%, and the mean is {new[2]}; "
+        f"on the six on which it was, {old[0]} and {old[2]}."
+    ) in text
+    assert (
+        f"On the five convex problems on which it was not, {new_convex[0]} of {new_convex[1]} cells are within 2%, and "
+        f"the mean is {new_convex[2]}; on the other five {old_convex[0]} and {old_convex[2]}."
+    ) in text
 
 
-def cells_of(contender: str, *names: str) -> list[dict[str, Any]]:
-    """The cells of a contender on these tasks, in the order of the tasks and horizons."""
-    return [cell for name in names for cell in STUDY["tasks"][name]["cells"] if cell["contender"] == contender]
+def test_what_the_text_says_of_ranks_is_that_of_the_comparison() -> None:
+    text = " ".join(PAGE.split())
+    assert "Its mean is the lowest in each group." in text
+    assert "its mean excess is the lowest in each group of tasks" in " ".join(
+        (ROOT / "CHANGELOG.md").read_text().split()
+    )
+    groups = {total["group"]: {} for total in STUDY["totals"]}
+    for total in STUDY["totals"]:
+        groups[total["group"]][total["contender"]] = total
+    for totals in groups.values():
+        assert min(totals, key=lambda name: totals[name]["mean_excess"]) == "distance"
+    assert max(groups["convex"], key=lambda name: groups["convex"][name]["not_worse"]) == "prodigy-plus"
+    assert min(groups["convex"], key=lambda name: groups["convex"][name]["worst"]) == "prodigy"
+    near_own, near_plus = (groups["networks"][name]["within"]["2%"] for name in ("distance", "plus"))
+    assert 0 < near_own - near_plus <= 2
+
+
+def test_what_the_page_says_was_set_is_what_the_tasks_set() -> None:
+    text = " ".join(PAGE.split())
+    tasks = {entry.name: load_task(entry.task).task for entry in ENTRIES if entry.name in STUDY["tasks"]}
+    options = {name: task.optimizers["AdamWScheduleFree"].options for name, task in tasks.items()}
+    networks = {name: found for name, found in options.items() if STUDY["tasks"][name]["group"] == "networks"}
+    decays = [found["weight_decay"] for found in networks.values()]
+    assert f"the weight decay of the task, {min(decays):g} to {max(decays):g}" in text
+    own, *parts = AutoScheduleFree([nn.Parameter(torch.zeros(1))]).param_groups
+    assert not parts
+    assert (own["weight_decay"], own["betas"]) == (0.0, (0.9, 0.99))
+    assert "the default of `AutoScheduleFree` is 0" in text
+    others = {name: found["betas"] for name, found in networks.items() if found["betas"] != own["betas"]}
+    assert others == {"fashion-mae": (0.9, 0.999)}
+    convex = [found for name, found in options.items() if name not in networks]
+    assert [(found["weight_decay"], found["betas"]) for found in convex] == [(0.0, (0.9, 0.95))] * 10
+    assert {task.warmup_steps / task.steps for task in tasks.values()} == {0.05}
+    assert "of 5% of all steps: that is 40% of an eighth of them" in text
+    assert "and with the weight decay of each task, its loss" in " ".join((ROOT / "README.md").read_text().split())
 
 
 def total_of(contender: str) -> dict[str, Any]:
@@ -194,9 +257,7 @@ def test_what_the_page_says_of_verdicts_and_means_is_that_of_the_comparison() ->
     assert f"{prodigy} of 20 losses of Prodigy, {adaptation} of D-Adaptation and {dog} of DoG are still" in text
 
     others = [name for name in networks if name != "mnist-cnn"]
-    means = {
-        name: percent(exp(fmean(log(1.0 + cell["excess"]) for cell in cells_of(name, *others))) - 1.0) for name in SHOWN
-    }
+    means = {name: mean_of(name, others) for name in SHOWN}
     assert (
         f"the means on the networks are {means['distance']} for the distance step, {means['prodigy-plus']} for "
         f"prodigy-plus-schedule-free, {means['prodigy']} for Prodigy, {means['d-adaptation']} for D-Adaptation and "
